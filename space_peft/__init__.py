@@ -1,0 +1,57 @@
+"""Make a deployed multimodal LLM forget a concept without a single picture of it.
+
+Importing this package imports nothing heavy: every public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "SpaceLoraConfig": "config",
+    "NullSpace": "null_space",
+    "NullSpaceFitter": "null_space",
+    "load_null_spaces": "null_space",
+    "save_null_spaces": "null_space",
+    "fit_null_space": "fitting",
+    "NullSpaceCallback": "projection",
+    "attach_null_space": "projection",
+    "RetentionCertificate": "certificate",
+    "measure_certificate": "certificate",
+    "QuestionSet": "questions",
+    "anchor_info": "anchors",
+    "refine_anchors": "anchors",
+    "select_anchors": "anchors",
+    "select_random_anchors": "anchors",
+    "SpaceConfig": "trainers",
+    "SpaceTrainer": "trainers",
+}
+
+__all__ = sorted([*_EXPORTS, "__version__"])
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return __all__
+
+
+if TYPE_CHECKING:
+    from .anchors import anchor_info, refine_anchors, select_anchors, select_random_anchors
+    from .certificate import RetentionCertificate, measure_certificate
+    from .config import SpaceLoraConfig
+    from .fitting import fit_null_space
+    from .null_space import NullSpace, NullSpaceFitter, load_null_spaces, save_null_spaces
+    from .projection import NullSpaceCallback, attach_null_space
+    from .questions import QuestionSet
+    from .trainers import SpaceConfig, SpaceTrainer

@@ -1,0 +1,246 @@
+"""From questions, images and answers to model inputs, through the processor's own chat template.
+
+Every part of the library that talks to a model (refinement, fitting, training, evaluation) goes through
+`encode_conversations`, so that all of them show the model the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+
+IGNORE_INDEX = -100
+
+
+def load_rgb(image) -> Image.Image:
+    """Returns a decoded RGB image, transparent parts on white.
+
+    Args:
+        image (`PIL.Image.Image`): In any mode (L, P, RGBA, CMYK, ...).
+
+    Raises:
+        TypeError: If it is no PIL image.
+        ValueError: If its file does not decode.
+    """
+    if not isinstance(image, Image.Image):
+        raise TypeError(
+            f"expected a PIL image, got {type(image).__name__}; cast the column with `dataset.cast_column('image', Image())`."
+        )
+    try:
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            canvas = Image.new("RGBA", image.size, "white")
+            canvas.alpha_composite(image)
+            image = canvas
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image {getattr(image, 'filename', '') or image!r} does not decode: {error}.") from error
+
+
+def conversation(question: str, *, answer: str | None = None, image: Image.Image | None = None) -> dict:
+    """One question about at most one image, in TRL's prompt-completion format.
+
+    Args:
+        question (`str`): The user's turn.
+        answer (`str`, *optional*): The assistant's turn; without it the conversation is a prompt to be answered.
+        image (`PIL.Image.Image`, *optional*): The image, put before the question.
+
+    Returns:
+        `dict`: `prompt` and `completion` (lists of messages) and `images` (list of PIL images).
+    """
+    content = [{"type": "text", "text": question}]
+    if image is not None:
+        content.insert(0, {"type": "image"})
+    completion = [] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    return {
+        "prompt": [{"role": "user", "content": content}],
+        "completion": completion,
+        "images": [] if image is None else [image],
+    }
+
+
+def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """Tokenises prompt-completion conversations into one batch whose answers start in the same column.
+
+    Prompts are padded on the left and completions on the right: a row is `[pad] prompt completion [pad]`, so the
+    logits that predict the answers are one slice of columns for the whole batch (see `answer_columns`).
+
+    Args:
+        processor (`ProcessorMixin`): With a chat template; `tokenizer` and `image_processor` are its own.
+        rows (`list[dict]`): As made by `conversation`; rows with and without images may be mixed.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` `(n, length)`, `labels` `(n, length)` with -100
+        outside the completions, and what the processor adds (`pixel_values`, ...).
+
+    Raises:
+        ValueError: If the chat template does not extend the prompt by the completion, or there are no rows.
+    """
+    if len(rows) == 0:
+        raise ValueError("got no rows to encode; expected at least one conversation.")
+    tokenizer = processor.tokenizer
+    prompts, answers = [], []
+    for row in rows:
+        prompt = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        answer = ""
+        if row["completion"]:
+            whole = processor.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+            if not whole.startswith(prompt):
+                raise ValueError(
+                    "the chat template does not extend the prompt by the completion, so the answer cannot be told "
+                    f"apart: prompt {prompt[-60:]!r}, whole conversation {whole[-120:]!r}. Use a template whose "
+                    "generation prompt is the beginning of the assistant's turn."
+                )
+            answer = whole[len(prompt) :]
+        prompts.append(prompt)
+        answers.append(answer)
+    images = [load_rgb(image) for row in rows for image in row["images"]]
+    # The template has already written the special tokens; adding them again would put two BOS in front.
+    inputs = processor(
+        images=images or None,
+        text=prompts,
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    batch = dict(inputs)
+    completions = [tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in answers]
+    width = max(len(ids) for ids in completions)
+    shape = batch["input_ids"].shape  # (n, length of the prompts)
+    tail = torch.full((shape[0], width), tokenizer.pad_token_id)
+    tail_mask = torch.zeros(shape[0], width, dtype=batch["attention_mask"].dtype)
+    for i, ids in enumerate(completions):
+        tail[i, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        tail_mask[i, : len(ids)] = 1
+    labels = torch.full(shape, IGNORE_INDEX)
+    for key, value in batch.items():
+        if key == "input_ids":
+            batch[key] = torch.cat([value, tail], dim=1)
+        elif key == "attention_mask":
+            batch[key] = torch.cat([value, tail_mask], dim=1)
+        elif isinstance(value, torch.Tensor) and value.shape == shape:
+            # token_type_ids and the like mark images; an answer is text, which they mark with 0.
+            batch[key] = torch.cat([value, value.new_zeros(shape[0], width)], dim=1)
+    batch["labels"] = torch.cat([labels, tail.masked_fill(tail_mask == 0, IGNORE_INDEX)], dim=1)
+    return batch
+
+
+def build_batch(
+    processor,
+    questions: Sequence[str],
+    *,
+    images: Sequence[Image.Image] | None = None,
+    answers: Sequence[str] | None = None,
+) -> dict[str, torch.Tensor]:
+    """`encode_conversations` for single questions: row i is `questions[i]` about `images[i]`, answered `answers[i]`.
+
+    Args:
+        processor (`ProcessorMixin`): See `encode_conversations`.
+        questions (`list[str]`): One question a row.
+        images (`list[PIL.Image.Image]`, *optional*): One image a row; `None` for text-only questions.
+        answers (`list[str]`, *optional*): One answer a row; `None` for prompts to be answered.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The batch.
+    """
+    n = len(questions)
+    for name, column in (("images", images), ("answers", answers)):
+        if column is not None and len(column) != n:
+            raise ValueError(f"got {n} questions but {len(column)} {name}; expected one a question.")
+    rows = [
+        conversation(
+            questions[i],
+            answer=None if answers is None else answers[i],
+            image=None if images is None else images[i],
+        )
+        for i in range(n)
+    ]
+    return encode_conversations(processor, rows)
+
+
+def answer_columns(labels: torch.Tensor) -> int:
+    """How many trailing logits predict the answers: pass it as `logits_to_keep`; the last logit predicts nothing.
+
+    Args:
+        labels (`torch.Tensor`): `(n, length)` as `encode_conversations` makes them.
+
+    Returns:
+        `int`: Number of trailing columns, from the one that predicts the first answer token to the end.
+    """
+    has_label = (labels != IGNORE_INDEX).any(dim=0)
+    if not has_label.any():
+        raise ValueError("no row of the batch has an answer: `labels` is -100 everywhere.")
+    return labels.shape[1] - int(has_label.int().argmax()) + 1
+
+
+def to_device(batch: dict, model) -> dict:
+    """Moves a batch to the model's device, floating-point inputs to its dtype."""
+    parameter = next(model.parameters())
+    moved = {}
+    for key, value in batch.items():
+        if isinstance(value, torch.Tensor):
+            value = value.to(parameter.device)
+            value = value.to(parameter.dtype) if value.is_floating_point() else value
+        moved[key] = value
+    return moved
+
+
+@torch.no_grad()
+def generate_answers(
+    model,
+    processor,
+    questions: Sequence[str],
+    *,
+    images: Sequence[Image.Image] | None = None,
+    batch_size: int = 64,
+    max_new_tokens: int = 12,
+    desc: str | None = None,
+) -> list[str]:
+    """Greedy answers to questions, the same for any `batch_size` up to rounding.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model; its training mode is restored afterwards.
+        processor (`ProcessorMixin`): Its processor.
+        questions (`list[str]`): One question a row.
+        images (`list[PIL.Image.Image]`, *optional*): One image a row; `None` for text-only questions.
+        batch_size (`int`, defaults to 64): Rows a forward pass.
+        max_new_tokens (`int`, defaults to 12): Longest answer, in tokens.
+        desc (`str`, *optional*): Label of the progress bar; no bar without it.
+
+    Returns:
+        `list[str]`: The answers, special tokens and surrounding blanks removed.
+    """
+    was_training = model.training
+    model.eval()
+    answers = []
+    try:
+        for start in tqdm(range(0, len(questions), batch_size), desc=desc, disable=desc is None, leave=False):
+            rows = slice(start, start + batch_size)
+            batch = build_batch(processor, questions[rows], images=None if images is None else images[rows])
+            batch.pop("labels")
+            width = batch["input_ids"].shape[1]
+            tokens = model.generate(**to_device(batch, model), max_new_tokens=max_new_tokens, do_sample=False)
+            answers += processor.batch_decode(tokens[:, width:], skip_special_tokens=True)
+    finally:
+        model.train(was_training)
+    return [answer.strip() for answer in answers]
+
+
+def name_tokens(targets: torch.Tensor, tokenizer) -> torch.Tensor:
+    """Keeps the answer's own tokens: from the first special token (end of turn, EOS) on, all become -100.
+
+    Args:
+        targets (`torch.Tensor`): `(n, t)` answer labels.
+        tokenizer (`PreTrainedTokenizerBase`): Knows its special tokens.
+
+    Returns:
+        `torch.Tensor`: `(n, t)`.
+    """
+    special = torch.tensor(sorted(set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)))
+    ended = torch.isin(targets, special.to(targets.device)).int().cumsum(dim=1) > 0
+    return targets.masked_fill(ended, IGNORE_INDEX)

@@ -1,0 +1,122 @@
+"""Retained data in TRL's formats, read as conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from datasets import Dataset
+
+from .names import mentions
+
+
+FORMATS = (
+    "`messages`, or `prompt` and `completion` (strings or lists of messages), with `images` or `image` for rows that "
+    "have one"
+)
+
+
+def _clean_messages(messages, n_images: int) -> list[dict]:
+    """Messages with structured content; without image blocks, the row's images go before the first user text."""
+    cleaned = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        # Arrow gives every block of a column the same keys and fills up with None.
+        content = [{k: v for k, v in block.items() if v is not None} for block in content]
+        cleaned.append({"role": message["role"], "content": content})
+    placed = sum(block["type"] == "image" for message in cleaned for block in message["content"])
+    if n_images and not placed:
+        first = next(message for message in cleaned if message["role"] == "user")
+        first["content"] = [{"type": "image"}] * n_images + first["content"]
+    elif placed != n_images:
+        raise ValueError(f"a retained row has {n_images} images but {placed} image placeholders in its messages.")
+    return cleaned
+
+
+def to_conversation(row: dict) -> dict:
+    """One row of a TRL dataset as `space_peft.prompts.conversation` makes them.
+
+    Args:
+        row (`dict`): With `messages`, or `prompt` and `completion`; `images` (list), `image`, or neither.
+
+    Returns:
+        `dict`: `prompt`, `completion` (lists of messages) and `images`.
+
+    Raises:
+        ValueError: If the row is in none of these formats, or has no assistant turn to keep.
+    """
+    images = row.get("images")
+    if images is None:
+        images = [] if row.get("image") is None else [row["image"]]
+    if row.get("messages") is not None:
+        messages = _clean_messages(row["messages"], len(images))
+        if messages[-1]["role"] != "assistant" or len(messages) < 2:
+            raise ValueError("the last message of a retained row must be the assistant's: it is the answer to keep.")
+        return {"prompt": messages[:-1], "completion": messages[-1:], "images": list(images)}
+    if row.get("prompt") is None or not row.get("completion"):
+        raise ValueError(f"a retained row has the columns {sorted(row)}; expected {FORMATS}.")
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    return {
+        "prompt": _clean_messages(prompt, len(images)),
+        "completion": _clean_messages(completion, 0),
+        "images": list(images),
+    }
+
+
+def answer_text(row: dict) -> str:
+    """The assistant's text of a conversation."""
+    return " ".join(
+        block["text"] for message in row["completion"] for block in message["content"] if block["type"] == "text"
+    )
+
+
+class RetainedRows(torch.utils.data.Dataset):
+    """A retained dataset whose items are conversations; images are decoded when a row is read, not before.
+
+    Args:
+        rows (`datasets.Dataset` or `list[dict]`): In one of TRL's formats; text-only rows are allowed.
+
+    Raises:
+        ValueError: If there are no rows, or no row is in a known format.
+    """
+
+    def __init__(self, rows: Dataset | Sequence[dict]):
+        if rows is None or len(rows) == 0:
+            raise ValueError(
+                "the retained dataset is empty: without it nothing defines what must not change. Pass rows with "
+                f"{FORMATS}."
+            )
+        to_conversation(rows[0])
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return to_conversation(self.rows[int(index)])
+
+    def count_target(self, names: Sequence[str]) -> int:
+        """How many rows show an image and answer with one of `names`: those would protect what shall be forgotten.
+
+        Text-only rows do not count: knowledge in words about the concept is to be kept.
+        """
+        rows = self.rows
+        if isinstance(rows, Dataset):
+            text_columns = [c for c in rows.column_names if c in ("messages", "prompt", "completion")]
+            texts = rows.select_columns(text_columns)
+        else:
+            texts = rows
+        count = 0
+        for index in range(len(rows)):
+            row = texts[index]
+            turns = row.get("completion") or row["messages"][-1:]
+            turns = [{"role": "assistant", "content": turns}] if isinstance(turns, str) else turns
+            if mentions(answer_text({"completion": _clean_messages(turns, 0)}), names):
+                count += bool(self[index]["images"])
+        return count

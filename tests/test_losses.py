@@ -1,0 +1,125 @@
+"""The losses against direct float64 computations on random inputs."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from space_peft import losses
+from space_peft.prompts import IGNORE_INDEX
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def test_answer_labels_align_with_trailing_logits():
+    labels = torch.tensor([[-100, -100, 5, 6], [-100, -100, 7, -100]])
+    assert losses.answer_labels(labels).tolist() == [[5, 6], [7, -100]]
+
+
+def test_name_log_prob_is_the_product_of_its_tokens(generator):
+    logits = torch.randn(2, 4, 7, generator=generator)
+    name = torch.tensor([[1, 2, 3], [4, IGNORE_INDEX, IGNORE_INDEX]])
+    p = logits.double().softmax(-1)
+    expected = [p[0, 0, 1] * p[0, 1, 2] * p[0, 2, 3], p[1, 0, 4]]
+    got = losses.name_log_prob(logits, name).double().exp()
+    torch.testing.assert_close(got, torch.stack(expected), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("x", [-1e-6, -1e-3, -0.5, -0.7, -5.0, -30.0])
+def test_log1mexp_is_accurate_at_both_ends(x):
+    expected = math.log(-math.expm1(x))
+    assert losses.log1mexp(torch.tensor([x], dtype=torch.float64)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_log1mexp_is_finite_with_finite_gradients_at_zero():
+    x = torch.tensor([0.0, -1e-12, -200.0], requires_grad=True)
+    y = losses.log1mexp(x)
+    y.sum().backward()
+    assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+
+
+def _tree_model(generator, vocabulary=4, depth=3):
+    """A random language model over answers of `depth` tokens: prefix -> logits."""
+    prefixes = itertools.chain(*(itertools.product(range(vocabulary), repeat=j) for j in range(depth)))
+    return {prefix: torch.randn(vocabulary, generator=generator, dtype=torch.float64) * 2 for prefix in prefixes}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_overwriting_is_the_exact_conditional_distribution(generator, length):
+    """Brute force: enumerate all answers, drop those that begin with the name, renormalise, read off the conditionals."""
+    vocabulary, depth = 4, 3
+    model = _tree_model(generator, vocabulary, depth)
+    name = (2, 0, 3)[:length]
+
+    def probability(answer):
+        return math.prod(model[answer[:j]].softmax(-1)[answer[j]].item() for j in range(depth))
+
+    allowed = {a: probability(a) for a in itertools.product(range(vocabulary), repeat=depth) if a[:length] != name}
+    logits = torch.stack([model[name[:j]] for j in range(length)] + [torch.zeros(vocabulary, dtype=torch.float64)])
+    q = losses.overwriting_log_probs(logits.unsqueeze(0).float(), torch.tensor([name])).exp()[0]
+    for j in range(length):
+        reached = {a: p for a, p in allowed.items() if a[:j] == name[:j]}
+        total = sum(reached.values())
+        expected = [sum(p for a, p in reached.items() if a[j] == v) / total for v in range(vocabulary)]
+        torch.testing.assert_close(q[j].double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+
+
+def test_task_loss_is_zero_at_the_target_and_positive_elsewhere(generator):
+    logits = torch.randn(3, 3, 9, generator=generator)
+    name = torch.tensor([[1, 2], [3, IGNORE_INDEX], [4, 4]])
+    q = losses.overwriting_log_probs(logits, name)
+    assert losses.task_loss(torch.cat([q, q[:, :1]], 1), q, name).item() == pytest.approx(0, abs=1e-6)
+    assert losses.task_loss(logits, q, name).item() > 0.01
+
+
+def test_task_loss_ignores_what_follows_the_name(generator):
+    logits = torch.randn(1, 3, 9, generator=generator)
+    name = torch.tensor([[1, IGNORE_INDEX]])
+    q = losses.overwriting_log_probs(logits, name)
+    changed = logits.clone()
+    changed[:, 1:] += torch.randn(1, 2, 9, generator=generator)
+    assert losses.task_loss(changed, q, name).item() == pytest.approx(losses.task_loss(logits, q, name).item())
+
+
+def test_suppression_pushes_the_name_down(generator):
+    logits = torch.randn(4, 2, 6, generator=generator, requires_grad=True)
+    name = torch.tensor([[0], [1], [2], [3]])
+    losses.suppression_loss(losses.name_log_prob(logits, name)).backward()
+    for i in range(4):
+        assert logits.grad[i, 0, i] > 0 and (logits.grad[i, 0].sum() - logits.grad[i, 0, i]) < 0
+
+
+def test_suppression_has_a_useful_gradient_when_the_name_is_certain():
+    logits = torch.tensor([[[30.0, 0.0], [0.0, 0.0]]], requires_grad=True)
+    losses.suppression_loss(losses.name_log_prob(logits, torch.tensor([[0]]))).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_repulsion_is_zero_for_orthogonal_and_opposite_features_and_one_for_equal():
+    e = torch.tensor([1.0, 0.0, 0.0])
+    assert losses.repulsion_loss(torch.tensor([[0.0, 2.0, 0.0], [-3.0, 0.0, 0.0]]), e).item() == 0
+    assert losses.repulsion_loss(5 * e.unsqueeze(0), e).item() == pytest.approx(1)
+
+
+def test_isotropy_and_entropy_order_spread_and_collapsed_features(generator):
+    spread = torch.linalg.qr(torch.randn(16, 8, generator=generator))[0].T * 3
+    collapsed = torch.ones(8, 16) + 1e-3 * torch.randn(8, 16, generator=generator)
+    assert losses.isotropy_loss(spread).item() == pytest.approx(0, abs=1e-6)
+    assert losses.isotropy_loss(collapsed).item() == pytest.approx(56 / 64, rel=1e-2)
+    assert losses.spectral_entropy(spread).item() == pytest.approx(math.log(8), rel=1e-4)
+    assert losses.spectral_entropy(collapsed).item() < 0.2
+
+
+def test_keep_loss_equals_kl_divergence_and_ignores_padding(generator):
+    base, adapted = torch.randn(2, 2, 4, 6, generator=generator)
+    targets = torch.tensor([[1, 2, 3], [4, IGNORE_INDEX, IGNORE_INDEX]])
+    p, q = base.double().softmax(-1), adapted.double().softmax(-1)
+    kl = (p * (p / q).log()).sum(-1)[:, :3]
+    expected = kl[targets != IGNORE_INDEX].mean().item()
+    assert losses.keep_loss(adapted, base, targets).item() == pytest.approx(expected, rel=1e-5)
+    adapted[1, 1:] += 5  # under -100
+    assert losses.keep_loss(adapted, base, targets).item() == pytest.approx(expected, rel=1e-5)

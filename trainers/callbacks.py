@@ -1,0 +1,91 @@
+"""The stopping rule and the check that every adapted layer learns."""
+
+from __future__ import annotations
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from space_peft.layers import adapted_layers
+
+
+class ForgottenStoppingCallback(TrainerCallback, ExportableState):
+    """Stops training when the refined anchors no longer say the name.
+
+    The rule needs nothing of the target but the anchors: a running mean of the largest p(name) of each step,
+    `v <- smoothing * v + (1 - smoothing) * max p(name)` from v = 1, falls below `threshold`.
+
+    Args:
+        threshold (`float`, defaults to 0.02): In (0, 1).
+        smoothing (`float`, defaults to 0.7): In [0, 1).
+    """
+
+    def __init__(self, threshold: float = 0.02, smoothing: float = 0.7):
+        self.threshold = threshold
+        self.smoothing = smoothing
+        self.value = 1.0
+        self._largest = None
+
+    def observe(self, probability: float) -> None:
+        """Takes the largest p(name) of a micro-batch; `SpaceTrainer` calls it once per forward pass."""
+        self._largest = probability if self._largest is None else max(self._largest, probability)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._largest is not None:
+            self.value = self.smoothing * self.value + (1 - self.smoothing) * self._largest
+            self._largest = None
+            if self.value < self.threshold:
+                control.should_training_stop = True
+        return control
+
+    def state(self) -> dict:
+        # Restored by Trainer on resume, so that a resumed run stops at the same step.
+        return {
+            "args": {"threshold": self.threshold, "smoothing": self.smoothing},
+            "attributes": {"value": self.value},
+        }
+
+
+class GradientHealthCallback(TrainerCallback):
+    """Raises if an adapted layer's `lora_B` never gets a gradient: such a layer is decoration, and hides a bug.
+
+    Typical causes: gradient checkpointing that cuts the graph, a layer whose output the model never reads, a frozen
+    adapter.
+
+    Args:
+        patience (`int`, defaults to 3): Optimiser steps without any gradient after which a layer is reported.
+    """
+
+    def __init__(self, patience: int = 3):
+        self.patience = patience
+        self.norms: dict[str, float] = {}
+        self._largest: dict[str, float] = {}
+        self._seen = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.norms, self._largest, self._seen = {}, {}, 0
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        layers = adapted_layers(model)
+        gradients = [layer.lora_B[layer.active_adapters[0]].weight.grad for layer in layers.values()]
+        zero = torch.zeros(())
+        norms = torch.stack([zero if g is None else g.detach().float().norm().to(zero.device) for g in gradients])
+        self.norms = dict(zip(layers, norms.tolist()))
+        for name, norm in self.norms.items():
+            self._largest[name] = max(self._largest.get(name, 0.0), norm)
+        self._seen += 1
+        if self._seen == self.patience:
+            self._check()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if 0 < self._seen < self.patience:
+            self._check()
+
+    def _check(self):
+        dead = [name for name, norm in self._largest.items() if norm == 0.0]
+        if dead:
+            raise ValueError(
+                f"{len(dead)} of {len(self._largest)} adapted layers got no gradient in {self._seen} steps: "
+                f"{', '.join(dead[:8])}{', ...' if len(dead) > 8 else ''}. Leave them out of `target_modules` if the "
+                "model does not use their output; otherwise check gradient checkpointing and frozen adapters."
+            )

@@ -1,0 +1,108 @@
+"""Batches of `SpaceTrainer`: anchors with the answer to forget, beside retained rows with the answer to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from datasets import Dataset
+
+from space_peft.prompts import conversation, encode_conversations, load_rgb
+from space_peft.questions import QuestionSet
+from space_peft.retain import RetainedRows
+
+
+def forget_rows(anchors: Dataset, names: Sequence[str], questions: QuestionSet) -> list[tuple[int, str, str]]:
+    """Every (anchor, question, answer to forget): the name under each naming question, "yes" under each yes/no one.
+
+    Args:
+        anchors (`datasets.Dataset`): Refined anchors.
+        names (`list[str]`): The concept's name first, then its aliases.
+        questions (`QuestionSet`): Only `naming` and `confirm` are used.
+
+    Returns:
+        `list[tuple[int, str, str]]`: Row of the anchor, question, answer.
+    """
+    asks = [(question, name) for question in questions.naming for name in names]
+    asks += [(question.format(name=names[0]), questions.yes) for question in questions.confirm]
+    return [(row, question, answer) for row in range(len(anchors)) for question, answer in asks]
+
+
+def _endless(n: int, length: int, generator: torch.Generator) -> list[int]:
+    """`length` indices below n: permutation after permutation, so that all rows are seen equally often."""
+    order: list[int] = []
+    while len(order) < length:
+        order += torch.randperm(n, generator=generator).tolist()
+    return order[:length]
+
+
+class PairedRows(torch.utils.data.Dataset):
+    """One anchor row and `retain_per_anchor` retained rows an item, fixed by the seed.
+
+    The pairing is part of the dataset rather than drawn while training, so that Trainer's own skipping of batches
+    brings a resumed run back to exactly where it was.
+
+    Args:
+        anchors (`datasets.Dataset`): Refined anchors.
+        rows (`list[tuple[int, str, str]]`): As returned by `forget_rows`.
+        retained (`RetainedRows`): What must not change.
+        indices (`list[int]`): Rows of `retained` that training may use.
+        length (`int`): Number of items.
+        retain_per_anchor (`int`): Retained rows an item.
+        seed (`int`): Of both orders.
+    """
+
+    def __init__(
+        self,
+        anchors: Dataset,
+        rows: Sequence[tuple[int, str, str]],
+        retained: RetainedRows,
+        indices: Sequence[int],
+        length: int,
+        retain_per_anchor: int,
+        seed: int,
+    ):
+        # Anchors are few and each is read many times: decode them once.
+        self.images = [load_rgb(image) for image in anchors["image"]]
+        self.rows, self.retained, self.indices = rows, retained, list(indices)
+        self.retain_per_anchor = retain_per_anchor
+        generator = torch.Generator().manual_seed(seed)
+        self.forget_order = _endless(len(rows), length, generator)
+        self.retain_order = _endless(len(self.indices), length * retain_per_anchor, generator)
+
+    def __len__(self) -> int:
+        return len(self.forget_order)
+
+    def __getitem__(self, item: int) -> dict:
+        anchor, question, answer = self.rows[self.forget_order[item]]
+        picks = self.retain_order[item * self.retain_per_anchor : (item + 1) * self.retain_per_anchor]
+        return {
+            "forget": conversation(question, answer=answer, image=self.images[anchor]),
+            "retain": [self.retained[self.indices[pick]] for pick in picks],
+        }
+
+
+class PairCollator:
+    """Collates items of `PairedRows` into `{"forget": batch, "retain": batch}`, each ready for the model.
+
+    Args:
+        processor (`ProcessorMixin`): The model's processor.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, items: Sequence[dict]) -> dict[str, dict[str, torch.Tensor]]:
+        return {
+            "forget": encode_conversations(self.processor, [item["forget"] for item in items]),
+            "retain": encode_conversations(self.processor, [row for item in items for row in item["retain"]]),
+        }
+
+
+def retained_loader(processor, retained: RetainedRows, indices: Sequence[int], batch_size: int):
+    """A dataloader of encoded retained rows in their order, for fitting and for the certificate."""
+    return torch.utils.data.DataLoader(
+        torch.utils.data.Subset(retained, list(indices)),
+        batch_size=batch_size,
+        collate_fn=lambda rows: encode_conversations(processor, rows),
+    )

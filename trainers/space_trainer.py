@@ -1,0 +1,357 @@
+"""`SpaceTrainer`: erase a concept on refined anchors, every update confined to the null space of retained knowledge."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, set_seed
+
+from space_peft import losses
+from space_peft._io import write_json
+from space_peft.anchors import anchor_info
+from space_peft.anchors.encoders import OwnSpaceEncoder
+from space_peft.certificate import RetentionCertificate, measure_certificate
+from space_peft.config import SpaceLoraConfig
+from space_peft.features import multimodal_core, tap_image_features
+from space_peft.names import check_concept
+from space_peft.projection import NullSpaceCallback
+from space_peft.prompts import answer_columns, name_tokens, to_device
+from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
+from space_peft.retain import RetainedRows
+from space_peft.targets import default_target_modules
+
+from .callbacks import ForgottenStoppingCallback, GradientHealthCallback
+from .pairs import PairCollator, PairedRows, forget_rows, retained_loader
+from .space_config import SpaceConfig
+
+
+ANCHORS_NAME = "space_anchors.json"
+CERTIFICATE_NAME = "space_certificate.json"
+STATISTICS_NAME = "space_stats.safetensors"
+
+
+class SpaceTrainer(Trainer):
+    """
+    Trainer for source-free concept erasure: stage 2 (DCSI) of SPACE (arXiv 2606.09868) on the anchors of stage 1.
+
+    Per step it takes anchor rows (an image the model calls by the concept's name, a question, the answer to forget)
+    and retained rows, and minimises the weighted sum of the losses in `space_peft.losses`; after every optimiser step
+    the update is projected to the null space of the retained rows' activations.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The multimodal model that shall forget, or its id. A `PeftModel` must carry the adapter to train.
+        args ([`SpaceConfig`], *optional*):
+            Configuration. If `None`, the default one with `output_dir` "space-output".
+        anchors ([`~datasets.Dataset`]):
+            As returned by `refine_anchors` (or, with weaker effect, by `select_anchors`).
+        retain_dataset ([`~datasets.Dataset`] or `list[dict]`):
+            What must not change, in TRL's formats: `messages`, or `prompt` and `completion`, with `images` or `image`.
+            Text-only rows are welcome, also about the concept: they keep what the model knows of it in words.
+        eval_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*):
+            Retained rows for `evaluate`; by default those held out for the certificate.
+        processing_class ([`~transformers.ProcessorMixin`], *optional*):
+            The model's processor; loaded from the model's id by default.
+        peft_config ([`SpaceLoraConfig`], *optional*):
+            The adapter. If it names no `target_modules`, `args.target` chooses them. A plain `LoraConfig` trains
+            without the constraint.
+        concept (`str`, *optional*):
+            The name to forget; by default the one in the anchors' provenance.
+        aliases (`list[str]`, *optional*):
+            Other names to forget; by default those in the anchors' provenance.
+        questions (`QuestionSet`, *optional*):
+            What to ask about the anchors; only `naming` and `confirm` are used.
+        probes (`list[Probe]`, *optional*):
+            Probes `evaluate` reports beside the losses, see `space_peft.evaluation`.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Added to the stopping rule, the null space and the gradient check.
+        optimizers (`tuple`, *optional*):
+            Optimiser and scheduler, as in [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: If the retained dataset or the anchors are empty, the concept is unknown, the model has no vision
+            side, or the processor has no image token.
+    """
+
+    _tag_names = ["space-peft", "unlearning", "machine-unlearning", "null-space", "lora"]
+    _name = "SPACE"
+    _paper = {"title": "Source-free Proxy Anchor Concept Erasure for MLLMs", "id": "2606.09868"}
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SpaceConfig | None = None,
+        anchors: Dataset | None = None,
+        retain_dataset: Dataset | Sequence[dict] | None = None,
+        eval_dataset: Dataset | Sequence[dict] | None = None,
+        processing_class=None,
+        peft_config: LoraConfig | None = None,
+        concept: str | None = None,
+        aliases: Sequence[str] | None = None,
+        questions: QuestionSet | None = None,
+        probes: Sequence | None = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+    ):
+        args = args or SpaceConfig(output_dir="space-output")
+        if anchors is None or len(anchors) == 0:
+            raise ValueError("`anchors` is empty: make them with `select_anchors` and `refine_anchors`.")
+        info = anchor_info(anchors)
+        self.concept = check_concept(concept or info.get("concept") or "")
+        self.aliases = list(info.get("aliases") or [] if aliases is None else aliases)
+        self.anchors, self.questions, self.probes = anchors, questions or DEFAULT_QUESTIONS, probes
+        self.retained = RetainedRows(retain_dataset)
+        if mentioned := self.retained.count_target([self.concept, *self.aliases]):
+            # Not an error: captions mention things in passing. But such rows protect what is to be forgotten.
+            _warn(
+                f"{mentioned} of {len(self.retained)} retained rows show an image and answer with {self.concept!r}: "
+                "they work against the erasure. Remove them unless they only mention it in passing."
+            )
+
+        if processing_class is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            processing_class = AutoProcessor.from_pretrained(name)
+        if getattr(processing_class, "image_processor", None) is None or not hasattr(processing_class, "image_token"):
+            raise ValueError(
+                f"{type(processing_class).__name__} has no image processor or no image token; pass the multimodal "
+                "processor of the model (`AutoProcessor.from_pretrained`), not its tokenizer."
+            )
+        if isinstance(model, str):
+            model = AutoModelForImageTextToText.from_pretrained(model, **(args.model_init_kwargs or {}))
+        multimodal_core(model)
+        set_seed(args.seed)  # Before the adapter is initialised.
+        model = self._add_adapter(model, peft_config, args)
+        self.concept_embedding = OwnSpaceEncoder(model, processing_class).embed_texts([self.concept])[0]
+
+        rows = forget_rows(anchors, [self.concept, *self.aliases], self.questions)
+        fitted, held_out = self._split_retained(args)
+        length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        train_dataset = PairedRows(
+            anchors, rows, self.retained, fitted, length if length > 0 else len(rows), args.retain_per_anchor, args.seed
+        )
+        self.held_out = retained_loader(processing_class, self.retained, held_out, args.fit_batch_size)
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=PairCollator(processing_class),
+            train_dataset=train_dataset,
+            eval_dataset=self.retained if eval_dataset is None else RetainedRows(eval_dataset),
+            processing_class=processing_class,
+            callbacks=self._own_callbacks(args, processing_class, fitted) + (callbacks or []),
+            optimizers=optimizers,
+        )
+        # The loss is a mean over rows already: Trainer must divide it by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        if eval_dataset is not None:
+            everything = range(len(self.eval_dataset))
+            self.eval_rows = retained_loader(processing_class, self.eval_dataset, everything, args.fit_batch_size)
+        else:
+            self.eval_rows = self.held_out
+        self.certificate: RetentionCertificate | None = None
+        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(self._tag_names)
+
+    # Setting up
+
+    @staticmethod
+    def _add_adapter(model, peft_config: LoraConfig | None, args: SpaceConfig) -> PeftModel:
+        if isinstance(model, PeftModel):
+            if peft_config is not None:
+                raise ValueError(
+                    "`model` already carries an adapter and `peft_config` asks for another; pass the base model, or "
+                    "leave `peft_config` out to train the adapter that is there."
+                )
+            return model
+        peft_config = peft_config or SpaceLoraConfig()
+        if peft_config.target_modules is None:
+            peft_config.target_modules = default_target_modules(model, args.target)
+        return get_peft_model(model, peft_config)
+
+    def _split_retained(self, args: SpaceConfig) -> tuple[list[int], list[int]]:
+        """Rows for fitting and training, and rows held out for the certificate."""
+        n = len(self.retained)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(args.seed)).tolist()
+        count = min(round(args.certificate_share * n), n - 1)
+        return sorted(order[count:]), sorted(order[:count])
+
+    def _own_callbacks(self, args: SpaceConfig, processor, fitted: list[int]) -> list:
+        callbacks = [GradientHealthCallback()]
+        if args.stop_threshold is not None:
+            callbacks.append(ForgottenStoppingCallback(args.stop_threshold, args.stop_smoothing))
+        self.null_space = NullSpaceCallback(
+            dataloader=retained_loader(processor, self.retained, fitted, args.fit_batch_size),
+            path=Path(args.output_dir) / STATISTICS_NAME,
+        )
+        return [self.null_space, *callbacks]
+
+    # Training
+
+    def _answer_logits(self, model, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Trailing logits of a batch and the answer labels they predict."""
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        logits = model(**inputs, logits_to_keep=answer_columns(batch["labels"])).logits
+        return logits, losses.answer_labels(batch["labels"])
+
+    @contextlib.contextmanager
+    def _deployed_model(self):
+        """The model as it was before the erasure: adapter off, evaluation mode, no gradients."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), model.disable_adapter():
+                yield model
+        finally:
+            model.train(was_training)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        args = self.args
+        with self._deployed_model() as deployed:
+            forget_base, labels = self._answer_logits(deployed, inputs["forget"])
+            keep_base, _ = self._answer_logits(deployed, inputs["retain"])
+        name = name_tokens(labels, self.processing_class.tokenizer)
+        with tap_image_features(self.accelerator.unwrap_model(model)) as features:
+            logits, _ = self._answer_logits(model, inputs["forget"])
+        log_prob = losses.name_log_prob(logits, name)
+        terms = {
+            "task": args.task_weight * losses.task_loss(logits, losses.overwriting_log_probs(forget_base, name), name),
+            "suppression": args.suppression_weight * losses.suppression_loss(log_prob),
+        }
+        if features[0].requires_grad:
+            # Only an adapter on the vision side moves image features.
+            terms["repulsion"] = args.repulsion_weight * losses.repulsion_loss(features[0], self.concept_embedding.to(features[0]))
+            terms["isotropy"] = args.isotropy_weight * losses.isotropy_loss(features[0])
+        if args.keep_weight:
+            keep, targets = self._answer_logits(model, inputs["retain"])
+            terms["keep"] = args.keep_weight * losses.keep_loss(keep, keep_base, targets)
+        self._record(terms, log_prob, features[0])
+        return sum(terms.values())
+
+    def _record(self, terms: dict[str, torch.Tensor], log_prob: torch.Tensor, features: torch.Tensor) -> None:
+        probability = self.accelerator.gather(log_prob.detach().exp())
+        metrics = self._metrics["train"]
+        for key, value in terms.items():
+            metrics[f"loss_{key}"].append(value.item())
+        metrics["name_probability"].append(probability.mean().item())
+        metrics["name_probability_max"].append(probability.max().item())
+        metrics["feature_entropy"].append(losses.spectral_entropy(features.detach()).item())
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ForgottenStoppingCallback):
+                callback.observe(probability.max().item())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        metrics = {key: sum(values) / len(values) for key, values in self._metrics[mode].items() if values}
+        self._metrics[mode].clear()
+        if mode == "train" and "loss" in logs:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, GradientHealthCallback) and callback.norms:
+                    metrics["lora_b_grad_min"] = min(callback.norms.values())
+                    metrics["lora_b_grad_max"] = max(callback.norms.values())
+            if self.null_space.null_spaces:
+                leaks = self.null_space.leak(self.accelerator.unwrap_model(self.model))
+                metrics["leak_max"], metrics["leak_mean"] = max(leaks.values()), sum(leaks.values()) / len(leaks)
+        super().log({**logs, **metrics}, start_time)
+
+    def train(self, *args, **kwargs):
+        output = super().train(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        if len(self.held_out.dataset):
+            self.certificate = measure_certificate(model, self.null_space.null_spaces, self.held_out)
+        return output
+
+    # Evaluating
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Retained rows, anchors and probes, as the model is now.
+
+        Args:
+            eval_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*):
+                Retained rows to use instead of the trainer's own.
+            ignore_keys (`list[str]`, *optional*):
+                Unused; part of Trainer's signature.
+            metric_key_prefix (`str`, defaults to `"eval"`):
+                Put before every key.
+
+        Returns:
+            `dict[str, float]`: `loss` (L_keep), `keep_agreement` (share of answer tokens whose most likely token is
+            the deployed model's), `name_probability` and `name_probability_max` over the anchors under the first
+            naming question, and the value of every probe.
+        """
+        from space_peft.anchors.refine import name_probabilities
+
+        loader = self.eval_rows
+        if eval_dataset is not None:
+            rows = RetainedRows(eval_dataset)
+            loader = retained_loader(self.processing_class, rows, range(len(rows)), self.args.fit_batch_size)
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        try:
+            metrics = self._evaluate_retained(model, loader)
+            images, question = self.train_dataset.images, self.questions.naming[0]
+            probabilities = name_probabilities(model, self.processing_class, images, question, self.concept)
+            metrics["name_probability"] = sum(probabilities) / len(probabilities)
+            metrics["name_probability_max"] = max(probabilities)
+            if self.probes:
+                from space_peft.evaluation import evaluate_probes
+
+                result = evaluate_probes(model, self.processing_class, self.probes, progress=not self.args.disable_tqdm)
+                metrics.update({key: probe["value"] for key, probe in result.items() if probe["value"] is not None})
+            metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
+            self.log(dict(metrics))
+        finally:
+            model.train(was_training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluate_retained(self, model, loader) -> dict[str, float]:
+        loss, agreed, tokens = 0.0, 0, 0
+        for batch in loader:
+            batch = to_device(batch, model)
+            with self._deployed_model() as deployed:
+                base, targets = self._answer_logits(deployed, batch)
+            logits, _ = self._answer_logits(model, batch)
+            mask = targets != losses.IGNORE_INDEX
+            count = int(mask.sum())
+            loss += losses.keep_loss(logits, base, targets).item() * count
+            agreed += int((logits.argmax(-1)[:, :-1] == base.argmax(-1)[:, :-1])[mask].sum())
+            tokens += count
+        return {"loss": loss / tokens, "keep_agreement": agreed / tokens} if tokens else {}
+
+    # Saving
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        write_json(folder / ANCHORS_NAME, self.provenance())
+        if self.certificate is not None:
+            self.certificate.save(folder / CERTIFICATE_NAME)
+
+    def provenance(self) -> dict:
+        """Where the anchors came from: selection, refinement, pool rows, scores and p(name); no images."""
+        skipped = {"image", "raw_image"}
+        columns = [column for column in self.anchors.column_names if column not in skipped]
+        return {
+            **anchor_info(self.anchors),
+            "concept": self.concept,
+            "aliases": self.aliases,
+            "anchors": self.anchors.select_columns(columns).to_list(),
+        }
+
+
+def _warn(message: str) -> None:
+    import warnings
+
+    warnings.warn(message, UserWarning, stacklevel=3)
