@@ -1,0 +1,281 @@
+"""`SpaceTrainer` on the embedded model: it forgets, keeps, resumes bit by bit, and saves what stock PEFT loads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+
+from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
+from space_peft.demo import DEMO_QUESTIONS, demo_model_path
+
+
+def make_trainer(demo_model, data, folder, peft_config=None, **arguments):
+    model, processor = demo_model
+    anchors, retain = data
+    callbacks = arguments.pop("callbacks", None)
+    options = {
+        "max_steps": 4, "per_device_train_batch_size": 4, "report_to": "none", "save_strategy": "no",
+        "stop_threshold": None, "disable_tqdm": True, "use_cpu": True, **arguments,
+    }  # fmt: skip
+    return SpaceTrainer(
+        model=model,
+        args=SpaceConfig(output_dir=str(folder), **options),
+        anchors=anchors,
+        retain_dataset=retain,
+        processing_class=processor,
+        peft_config=peft_config or SpaceLoraConfig(r=4, lora_alpha=8),
+        questions=DEMO_QUESTIONS,
+        callbacks=callbacks,
+    )
+
+
+def adapter(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_name_probability_falls_and_everything_is_logged(demo_model, demo_erasure_data, tmp_path):
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=12)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert before["eval_name_probability"] > 0.5
+    assert after["eval_name_probability"] < 0.5 * before["eval_name_probability"]
+    assert before["eval_loss"] == pytest.approx(0, abs=1e-6) and before["eval_keep_agreement"] == 1.0
+    assert 0 < after["eval_loss"] < 0.5 and after["eval_keep_agreement"] > 0.9
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(steps) == 12
+    for key in ("loss_task", "loss_suppression", "loss_keep", "leak_max", "lora_b_grad_min", "name_probability_max"):
+        assert all(key in entry for entry in steps), key
+    total = steps[0]["loss_task"] + steps[0]["loss_suppression"] + steps[0]["loss_keep"]
+    assert steps[0]["loss"] == pytest.approx(total, rel=1e-3)
+
+
+def test_stopping_rule_ends_training(demo_model, demo_erasure_data, tmp_path):
+    trainer = make_trainer(
+        demo_model, demo_erasure_data, tmp_path, max_steps=60, stop_threshold=0.2, stop_smoothing=0.5
+    )
+    trainer.train()
+    assert 1 < trainer.state.global_step < 60
+    last = [entry for entry in trainer.state.log_history if "name_probability_max" in entry][-1]
+    assert last["name_probability_max"] < 0.2
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
+    from space_peft.demo import load_demo_model
+
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "optim": optim, "stop_threshold": 0.001}
+    whole = make_trainer(load_demo_model(), demo_erasure_data, tmp_path / "whole", **options)
+    whole.train()
+    resumed = make_trainer(load_demo_model(), demo_erasure_data, tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert resumed.state.global_step == 6
+    whole.save_model(), resumed.save_model()
+    a, b = adapter(tmp_path / "whole"), adapter(tmp_path / "resumed")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert any(not torch.equal(a[key], adapter(tmp_path / "whole" / "checkpoint-3")[key]) for key in a)
+
+
+LOAD = """
+import sys, warnings
+warnings.simplefilter("error")
+sys.modules["space_peft"] = None  # importing it now raises
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+base, folder, batch, out = sys.argv[1:]
+batch = torch.load(batch)
+logits = []
+with torch.no_grad():
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
+    model = PeftModel.from_pretrained(model, folder)
+    logits.append(model(**batch).logits)
+    logits.append(model.merge_and_unload()(**batch).logits)
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
+    model.load_adapter(folder)
+    logits.append(model(**batch).logits)
+torch.save(logits, out)
+"""
+
+
+def test_loads_in_a_process_without_space_peft(demo_model, demo_erasure_data, demo_images, tmp_path):
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path / "adapter", max_steps=3)
+    trainer.train()
+    trainer.save_model()
+    from space_peft.prompts import build_batch
+
+    batch = build_batch(trainer.processing_class, ["what is this?"] * 4, images=demo_images["image"][:4])
+    batch.pop("labels")
+    trainer.model.eval()
+    with torch.no_grad():
+        expected = trainer.model(**batch).logits
+        with trainer.model.disable_adapter():
+            assert (trainer.model(**batch).logits - expected).abs().max() > 1e-3
+    torch.save(batch, tmp_path / "batch.pt")
+    arguments = [str(demo_model_path()), str(tmp_path / "adapter"), str(tmp_path / "batch.pt"), str(tmp_path / "out.pt")]
+    done = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr.lower() and "unexpected" not in done.stderr.lower(), done.stderr
+    peft, merged, transformers = torch.load(tmp_path / "out.pt")
+    assert (peft - expected).abs().max() == 0
+    assert (merged - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
+    assert (transformers - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
+
+
+def test_saved_folder_says_what_was_done(demo_model, demo_erasure_data, tmp_path):
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path)
+    trainer.train()
+    trainer.save_model()
+    stock = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert set(stock) <= set(LoraConfig(r=4).to_dict()) | {"auto_mapping", "peft_version"}
+    assert json.loads((tmp_path / "space_config.json").read_text())["constraint"] == "soft"
+    anchors = json.loads((tmp_path / "space_anchors.json").read_text())
+    assert anchors["concept"] == "fox" and len(anchors["anchors"]) == 8
+    assert {"score", "rank", "pool_row", "p_name_before", "p_name_after"} <= set(anchors["anchors"][0])
+    certificate = json.loads((tmp_path / "space_certificate.json").read_text())
+    assert certificate["layers"]
+    assert (tmp_path / "space_stats.safetensors").exists()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert SpaceLoraConfig.from_pretrained(tmp_path).strength == trainer.model.peft_config["default"].strength
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"gradient_checkpointing": True},
+        {"gradient_accumulation_steps": 2},
+        {"bf16": True},
+        {"optim": "adafactor"},
+        {"target": "vision"},
+        {"target": "all"},
+    ],
+    ids=lambda a: "-".join(f"{k}={v}" for k, v in a.items()),
+)
+def test_options_of_trainer_train_every_layer(demo_model, demo_erasure_data, tmp_path, arguments):
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, **arguments)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "lora_b_grad_min" in entry]
+    assert logged and all(entry["lora_b_grad_min"] > 0 for entry in logged)
+    assert ("loss_repulsion" in logged[0]) == (arguments.get("target") in ("vision", "all"))
+
+
+def test_accumulation_equals_one_large_batch(demo_erasure_data, tmp_path):
+    """Adam's first step is the sign of the gradient, so compare SGD: equal gradients, equal weights."""
+    from space_peft.demo import load_demo_model
+
+    weights = []
+    for i, (size, accumulation) in enumerate([(8, 1), (4, 2)]):
+        trainer = make_trainer(
+            load_demo_model(), demo_erasure_data, tmp_path / str(i), max_steps=1, optim="sgd", isotropy_weight=0.0,
+            keep_weight=0.0, max_grad_norm=0.0, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        trainer.train()
+        weights.append({k: v for k, v in trainer.model.state_dict().items() if "lora_B" in k})
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=1e-4, atol=1e-7)
+        assert value.abs().max() > 0
+
+
+def test_a_layer_without_gradient_is_named(demo_model, demo_erasure_data, tmp_path):
+    class Freeze(__import__("transformers").TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            for name, parameter in model.named_parameters():
+                if "layers.1.mlp.up_proj.lora_B" in name and "language_model" in name:
+                    parameter.requires_grad_(False)
+                    parameter.register_hook if False else None
+
+        on_step_begin = on_train_begin
+
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            for name, parameter in model.named_parameters():
+                if "layers.1.mlp.up_proj.lora_B" in name and "language_model" in name:
+                    parameter.grad = None
+
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path)
+    trainer.callback_handler.callbacks.insert(0, Freeze())
+    with pytest.raises(ValueError, match=r"no gradient.*layers\.1\.mlp\.up_proj"):
+        trainer.train()
+
+
+def test_plain_lora_trains_without_the_constraint(demo_model, demo_erasure_data, tmp_path):
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, peft_config=LoraConfig(r=4))
+    trainer.train()
+    assert not trainer.null_space.null_spaces
+    trainer.save_model()
+    assert not (tmp_path / "space_config.json").exists()
+
+
+def test_an_adapter_that_is_there_is_trained(demo_model, demo_erasure_data, tmp_path):
+    first = make_trainer(demo_model, demo_erasure_data, tmp_path / "a")
+    model = first.model
+    trainer = SpaceTrainer(
+        model=model,
+        args=SpaceConfig(output_dir=str(tmp_path / "b"), max_steps=2, per_device_train_batch_size=4, report_to="none"),
+        anchors=demo_erasure_data[0],
+        retain_dataset=demo_erasure_data[1],
+        processing_class=demo_model[1],
+        questions=DEMO_QUESTIONS,
+    )
+    assert trainer.model is model and isinstance(model, PeftModel)
+    trainer.train()
+
+
+# Bad input
+
+
+def test_bad_input_is_refused(demo_model, demo_erasure_data, tmp_path):
+    model, processor = demo_model
+    anchors, retain = demo_erasure_data
+    good = {"model": model, "anchors": anchors, "retain_dataset": retain, "processing_class": processor}
+    args = SpaceConfig(output_dir=str(tmp_path / "none"), report_to="none")
+    for change, message in [
+        ({"anchors": None}, "anchors"),
+        ({"anchors": anchors.select([])}, "anchors"),
+        ({"retain_dataset": []}, "retained dataset is empty"),
+        ({"concept": "   "}, "name is empty"),
+        ({"concept": "x" * 10_000}, "10000 characters"),
+        ({"processing_class": processor.tokenizer}, "image processor"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            SpaceTrainer(**{**good, **change}, args=args)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_model_without_vision_is_refused(demo_model, demo_erasure_data, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    text_only = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with pytest.raises(ValueError, match="get_image_features"):
+        make_trainer((text_only, demo_model[1]), demo_erasure_data, tmp_path)
+
+
+def test_target_in_the_retained_set_is_a_warning_with_a_count(demo_model, demo_erasure_data, demo_images, tmp_path):
+    anchors, retain = demo_erasure_data
+    image = demo_images.filter(lambda name: name == "fox", input_columns="name")[0]["image"]
+    rows = list(retain) + [{"images": [image], "prompt": "what is this?", "completion": "fox"}] * 3
+    with pytest.warns(UserWarning, match="3 of .* retained rows"):
+        make_trainer(demo_model, (anchors, rows), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"target": "projector"}, "target"),
+        ({"task_weight": 0.0, "suppression_weight": 0.0}, "nothing would be forgotten"),
+        ({"keep_weight": -1.0}, "keep_weight"),
+        ({"stop_threshold": 0.0}, "stop_threshold"),
+        ({"stop_smoothing": 1.0}, "stop_smoothing"),
+        ({"certificate_share": 1.0}, "certificate_share"),
+        ({"retain_per_anchor": 0}, "retain_per_anchor"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SpaceConfig(output_dir="unused", **arguments)
