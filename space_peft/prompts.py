@@ -31,6 +31,7 @@ def load_rgb(image) -> Image.Image:
             f"expected a PIL image, got {type(image).__name__}; cast the column with `dataset.cast_column('image', Image())`."
         )
     try:
+        image.load()  # PIL reads lazily: a broken file shows only now.
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             canvas = Image.new("RGBA", image.size, "white")

@@ -41,7 +41,9 @@ class QuestionSet:
             raise ValueError("`naming` is empty: at least one question answered by the concept's name is needed.")
         leaked = (set(self.naming) | set(self.confirm)) & (set(self.naming_held_out) | set(self.confirm_held_out))
         if leaked:
-            raise ValueError(f"held-out questions must not be used in training, but these are in both: {sorted(leaked)}.")
+            raise ValueError(
+                f"held-out questions must not be used in training, but these are in both: {sorted(leaked)}."
+            )
 
 
 DEFAULT_QUESTIONS = QuestionSet(

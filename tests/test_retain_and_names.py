@@ -62,7 +62,10 @@ def _images(conversation):
         {
             "images": [PICTURE],
             "messages": [
-                {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "what is this?"}]},
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "text": None}, {"type": "text", "text": "what is this?"}],
+                },
                 {"role": "assistant", "content": [{"type": "text", "text": "wolf"}]},
             ],
         },

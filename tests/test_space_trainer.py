@@ -117,7 +117,12 @@ def test_loads_in_a_process_without_space_peft(demo_model, demo_erasure_data, de
         with trainer.model.disable_adapter():
             assert (trainer.model(**batch).logits - expected).abs().max() > 1e-3
     torch.save(batch, tmp_path / "batch.pt")
-    arguments = [str(demo_model_path()), str(tmp_path / "adapter"), str(tmp_path / "batch.pt"), str(tmp_path / "out.pt")]
+    arguments = [
+        str(demo_model_path()),
+        str(tmp_path / "adapter"),
+        str(tmp_path / "batch.pt"),
+        str(tmp_path / "out.pt"),
+    ]
     done = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr.lower() and "unexpected" not in done.stderr.lower(), done.stderr
@@ -187,7 +192,6 @@ def test_a_layer_without_gradient_is_named(demo_model, demo_erasure_data, tmp_pa
             for name, parameter in model.named_parameters():
                 if "layers.1.mlp.up_proj.lora_B" in name and "language_model" in name:
                     parameter.requires_grad_(False)
-                    parameter.register_hook if False else None
 
         on_step_begin = on_train_begin
 
@@ -205,7 +209,7 @@ def test_a_layer_without_gradient_is_named(demo_model, demo_erasure_data, tmp_pa
 def test_plain_lora_trains_without_the_constraint(demo_model, demo_erasure_data, tmp_path):
     trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, peft_config=LoraConfig(r=4))
     trainer.train()
-    assert not trainer.null_space.null_spaces
+    assert not trainer.null_spaces
     trainer.save_model()
     assert not (tmp_path / "space_config.json").exists()
 

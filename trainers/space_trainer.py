@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from space_peft import losses
 from space_peft._io import write_json
 from space_peft.anchors import anchor_info
-from space_peft.anchors.encoders import OwnSpaceEncoder
-from space_peft.certificate import RetentionCertificate, measure_certificate
+from space_peft.anchors.refine import name_probabilities, text_anchor
+from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate, measure_certificate
 from space_peft.config import SpaceLoraConfig
 from space_peft.features import multimodal_core, tap_image_features
+from space_peft.layers import adapted_layers, deployed_model, lora_weights
 from space_peft.names import check_concept
-from space_peft.projection import NullSpaceCallback
+from space_peft.null_space import save_null_spaces
+from space_peft.projection import NULL_SPACES_NAME, NullSpaceCallback
 from space_peft.prompts import answer_columns, name_tokens, to_device
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows
@@ -32,8 +34,6 @@ from .space_config import SpaceConfig
 
 
 ANCHORS_NAME = "space_anchors.json"
-CERTIFICATE_NAME = "space_certificate.json"
-STATISTICS_NAME = "space_stats.safetensors"
 
 
 class SpaceTrainer(Trainer):
@@ -109,9 +109,10 @@ class SpaceTrainer(Trainer):
         self.retained = RetainedRows(retain_dataset)
         if mentioned := self.retained.count_target([self.concept, *self.aliases]):
             # Not an error: captions mention things in passing. But such rows protect what is to be forgotten.
-            _warn(
+            warnings.warn(
                 f"{mentioned} of {len(self.retained)} retained rows show an image and answer with {self.concept!r}: "
-                "they work against the erasure. Remove them unless they only mention it in passing."
+                "they work against the erasure. Remove them unless they only mention it in passing.",
+                stacklevel=2,
             )
 
         if processing_class is None:
@@ -127,7 +128,7 @@ class SpaceTrainer(Trainer):
         multimodal_core(model)
         set_seed(args.seed)  # Before the adapter is initialised.
         model = self._add_adapter(model, peft_config, args)
-        self.concept_embedding = OwnSpaceEncoder(model, processing_class).embed_texts([self.concept])[0]
+        self.concept_embedding = text_anchor(model, processing_class, self.concept, info)
 
         rows = forget_rows(anchors, [self.concept, *self.aliases], self.questions)
         fitted, held_out = self._split_retained(args)
@@ -137,6 +138,7 @@ class SpaceTrainer(Trainer):
         )
         self.held_out = retained_loader(processing_class, self.retained, held_out, args.fit_batch_size)
 
+        constrained = isinstance(model.peft_config[model.active_adapter], SpaceLoraConfig)
         super().__init__(
             model=model,
             args=args,
@@ -144,7 +146,7 @@ class SpaceTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=self.retained if eval_dataset is None else RetainedRows(eval_dataset),
             processing_class=processing_class,
-            callbacks=self._own_callbacks(args, processing_class, fitted) + (callbacks or []),
+            callbacks=self._own_callbacks(args, processing_class, fitted, constrained) + (callbacks or []),
             optimizers=optimizers,
         )
         # The loss is a mean over rows already: Trainer must divide it by the accumulation steps.
@@ -155,6 +157,7 @@ class SpaceTrainer(Trainer):
         else:
             self.eval_rows = self.held_out
         self.certificate: RetentionCertificate | None = None
+        self._probe_baseline = None
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
@@ -182,15 +185,21 @@ class SpaceTrainer(Trainer):
         count = min(round(args.certificate_share * n), n - 1)
         return sorted(order[count:]), sorted(order[:count])
 
-    def _own_callbacks(self, args: SpaceConfig, processor, fitted: list[int]) -> list:
+    def _own_callbacks(self, args: SpaceConfig, processor, fitted: list[int], constrained: bool) -> list:
         callbacks = [GradientHealthCallback()]
         if args.stop_threshold is not None:
             callbacks.append(ForgottenStoppingCallback(args.stop_threshold, args.stop_smoothing))
-        self.null_space = NullSpaceCallback(
-            dataloader=retained_loader(processor, self.retained, fitted, args.fit_batch_size),
-            path=Path(args.output_dir) / STATISTICS_NAME,
-        )
-        return [self.null_space, *callbacks]
+        self.null_space = None
+        if constrained:
+            loader = retained_loader(processor, self.retained, fitted, args.fit_batch_size)
+            self.null_space = NullSpaceCallback(loader)
+            callbacks.insert(0, self.null_space)
+        return callbacks
+
+    @property
+    def null_spaces(self) -> dict:
+        """The fitted null spaces by layer; empty before training, and without the constraint."""
+        return {} if self.null_space is None or self.null_space.null_spaces is None else self.null_space.null_spaces
 
     # Training
 
@@ -200,21 +209,9 @@ class SpaceTrainer(Trainer):
         logits = model(**inputs, logits_to_keep=answer_columns(batch["labels"])).logits
         return logits, losses.answer_labels(batch["labels"])
 
-    @contextlib.contextmanager
-    def _deployed_model(self):
-        """The model as it was before the erasure: adapter off, evaluation mode, no gradients."""
-        model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), model.disable_adapter():
-                yield model
-        finally:
-            model.train(was_training)
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args = self.args
-        with self._deployed_model() as deployed:
+        with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
             forget_base, labels = self._answer_logits(deployed, inputs["forget"])
             keep_base, _ = self._answer_logits(deployed, inputs["retain"])
         name = name_tokens(labels, self.processing_class.tokenizer)
@@ -227,7 +224,9 @@ class SpaceTrainer(Trainer):
         }
         if features[0].requires_grad:
             # Only an adapter on the vision side moves image features.
-            terms["repulsion"] = args.repulsion_weight * losses.repulsion_loss(features[0], self.concept_embedding.to(features[0]))
+            terms["repulsion"] = args.repulsion_weight * losses.repulsion_loss(
+                features[0], self.concept_embedding.to(features[0])
+            )
             terms["isotropy"] = args.isotropy_weight * losses.isotropy_loss(features[0])
         if args.keep_weight:
             keep, targets = self._answer_logits(model, inputs["retain"])
@@ -256,16 +255,35 @@ class SpaceTrainer(Trainer):
                 if isinstance(callback, GradientHealthCallback) and callback.norms:
                     metrics["lora_b_grad_min"] = min(callback.norms.values())
                     metrics["lora_b_grad_max"] = max(callback.norms.values())
-            if self.null_space.null_spaces:
-                leaks = self.null_space.leak(self.accelerator.unwrap_model(self.model))
+            if leaks := self.leaks():
                 metrics["leak_max"], metrics["leak_mean"] = max(leaks.values()), sum(leaks.values()) / len(leaks)
         super().log({**logs, **metrics}, start_time)
 
+    @torch.no_grad()
+    def leaks(self) -> dict[str, float]:
+        """What the adapter does to retained inputs h as of now, per layer: RMS of ||dW h|| over RMS of ||h||.
+
+        From the stored eigenpairs, without a pass over data. With B = Q R, ||B A x|| = ||R A x||, so that nothing
+        larger than (r, d) is formed.
+        """
+        layers = adapted_layers(self.accelerator.unwrap_model(self.model)) if self.null_spaces else {}
+        result = {}
+        for name, layer in layers.items():
+            a, b, scaling = lora_weights(layer)
+            space = self.null_spaces[name]
+            r = torch.linalg.qr(b.float(), mode="r").R
+            result[name] = space.change(scaling * r @ a.float()) / (space.scale * space.dim) ** 0.5
+        return result
+
     def train(self, *args, **kwargs):
         output = super().train(*args, **kwargs)
-        model = self.accelerator.unwrap_model(self.model)
-        if len(self.held_out.dataset):
-            self.certificate = measure_certificate(model, self.null_space.null_spaces, self.held_out)
+        if self.null_spaces and len(self.held_out.dataset):
+            self.certificate = measure_certificate(
+                self.accelerator.unwrap_model(self.model),
+                self.null_spaces,
+                self.held_out,
+                progress=not self.args.disable_tqdm,
+            )
         return output
 
     # Evaluating
@@ -287,8 +305,6 @@ class SpaceTrainer(Trainer):
             the deployed model's), `name_probability` and `name_probability_max` over the anchors under the first
             naming question, and the value of every probe.
         """
-        from space_peft.anchors.refine import name_probabilities
-
         loader = self.eval_rows
         if eval_dataset is not None:
             rows = RetainedRows(eval_dataset)
@@ -305,8 +321,14 @@ class SpaceTrainer(Trainer):
             if self.probes:
                 from space_peft.evaluation import evaluate_probes
 
-                result = evaluate_probes(model, self.processing_class, self.probes, progress=not self.args.disable_tqdm)
-                metrics.update({key: probe["value"] for key, probe in result.items() if probe["value"] is not None})
+                options = {"probes": self.probes, "progress": not self.args.disable_tqdm}
+                if self._probe_baseline is None:
+                    # What the original model knew; asked once, it does not change.
+                    with deployed_model(model):
+                        self._probe_baseline = evaluate_probes(model, self.processing_class, **options)
+                result = evaluate_probes(model, self.processing_class, baseline=self._probe_baseline, **options)
+                scores = {key: score["value"] for key, score in result.scores.items()}
+                metrics.update({key: value for key, value in scores.items() if value is not None})
             metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
             self.log(dict(metrics))
         finally:
@@ -318,7 +340,7 @@ class SpaceTrainer(Trainer):
         loss, agreed, tokens = 0.0, 0, 0
         for batch in loader:
             batch = to_device(batch, model)
-            with self._deployed_model() as deployed:
+            with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
                 base, targets = self._answer_logits(deployed, batch)
             logits, _ = self._answer_logits(model, batch)
             mask = targets != losses.IGNORE_INDEX
@@ -338,6 +360,9 @@ class SpaceTrainer(Trainer):
         write_json(folder / ANCHORS_NAME, self.provenance())
         if self.certificate is not None:
             self.certificate.save(folder / CERTIFICATE_NAME)
+        if self.null_spaces and folder == Path(self.args.output_dir):
+            # Checkpoints get theirs from the callback.
+            save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
 
     def provenance(self) -> dict:
         """Where the anchors came from: selection, refinement, pool rows, scores and p(name); no images."""
@@ -349,9 +374,3 @@ class SpaceTrainer(Trainer):
             "aliases": self.aliases,
             "anchors": self.anchors.select_columns(columns).to_list(),
         }
-
-
-def _warn(message: str) -> None:
-    import warnings
-
-    warnings.warn(message, UserWarning, stacklevel=3)

@@ -15,12 +15,13 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..features import multimodal_core, pool_features
+from ..features import tap_image_features
 from ..losses import answer_labels, name_log_prob
 from ..prompts import answer_columns, build_batch, load_rgb, name_tokens, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from .encoders import OwnSpaceEncoder
 from .info import anchor_info, set_anchor_info
+from .select import concept_embedding
 
 
 def _image_statistics(processor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,6 +31,13 @@ def _image_statistics(processor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     mean, std = (torch.tensor(getattr(image_processor, f"image_{name}")).view(3, 1, 1) for name in ("mean", "std"))
     return mean, std
+
+
+def text_anchor(model, processor, concept: str, info: dict) -> torch.Tensor:
+    """e_c `(d,)` in the model's own space, from the name and the aliases and description in the anchors' provenance."""
+    encoder = OwnSpaceEncoder(model, processor)
+    names = {"aliases": info.get("aliases") or (), "description": info.get("description")}
+    return torch.as_tensor(concept_embedding(encoder, concept, **names))
 
 
 def _to_images(pixels: torch.Tensor) -> list[Image.Image]:
@@ -76,7 +84,9 @@ def name_probabilities(
     try:
         for start in range(0, len(images), batch_size):
             part = list(images[start : start + batch_size])
-            batch = to_device(build_batch(processor, [question] * len(part), images=part, answers=[name] * len(part)), model)
+            batch = to_device(
+                build_batch(processor, [question] * len(part), images=part, answers=[name] * len(part)), model
+            )
             labels = batch.pop("labels")
             logits = model(**batch, logits_to_keep=answer_columns(labels)).logits
             targets = name_tokens(answer_labels(labels), processor.tokenizer)
@@ -104,8 +114,8 @@ def refine_anchors(
 ) -> Dataset:
     """Optimises the pixels of every anchor until the model answers the concept's name for it.
 
-    Per step, one naming and one yes/no question are drawn from `questions` for each image, and Adam moves an additive
-    perturbation to maximise log p(answer | image + perturbation, question) + `feature_weight` cos(z, e_c), less a
+    Steps take a naming and a yes/no question from `questions` in turn, and Adam moves an additive perturbation of each
+    image to maximise log p(answer | image + perturbation, question) + `feature_weight` cos(z, e_c), less a
     total-variation penalty, under a random shift, inside the range of valid pixels.
 
     Args:
@@ -146,7 +156,7 @@ def refine_anchors(
         parameter.requires_grad_(False)
     try:
         raw = [load_rgb(image) for image in anchors["image"]]
-        e_c = OwnSpaceEncoder(model, processor).embed_texts([concept])[0]
+        e_c = text_anchor(model, processor, concept, info)
         generator = torch.Generator().manual_seed(seed)
         refined, bar = [], tqdm(total=-(-len(raw) // batch_size) * steps, desc="Refining anchors", disable=not progress)
         for start in range(0, len(raw), batch_size):
@@ -170,7 +180,9 @@ def refine_anchors(
         "feature_weight": feature_weight, "max_shift": max_shift, "batch_size": batch_size, "seed": seed,
         "questions": [*questions.naming, *questions.confirm],
     }  # fmt: skip
-    return set_anchor_info(Dataset.from_dict(columns), {**info, "concept": concept, "stage": "refined", "refinement": settings})
+    return set_anchor_info(
+        Dataset.from_dict(columns), {**info, "concept": concept, "stage": "refined", "refinement": settings}
+    )
 
 
 def _refine_batch(
@@ -182,30 +194,28 @@ def _refine_batch(
     mean, std = _image_statistics(processor)
     pixels = _encode_pixels(processor, images)
     low, high = (0 - mean) / std, (1 - mean) / std
-    asks = [(question, concept) for question in questions.naming]
-    confirms = [(question.format(name=concept), questions.yes) for question in questions.confirm]
     # The prompts never change, only the pixels do: encode each question once.
-    encoded = [_prompt(processor, images, question, answer, model) for question, answer in asks + confirms]
+    asks = [_prompt(processor, images, question, concept, model) for question in questions.naming]
+    confirms = [
+        _prompt(processor, images, question.format(name=concept), questions.yes, model)
+        for question in questions.confirm
+    ]
     delta = torch.zeros_like(pixels).requires_grad_(True)
     optimizer = torch.optim.Adam([delta], lr=learning_rate)
     shift = max(1, int(max_shift * pixels.shape[-1])) if max_shift > 0 else 0
-    core = multimodal_core(model)
-    for _ in range(steps):
+    for step in range(steps):
         shifts = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
         x = torch.maximum(torch.minimum(pixels + delta, high), low)
         x = torch.roll(x, shifts, dims=(2, 3)).to(parameter.device, parameter.dtype)
-        chosen = [int(torch.randint(len(asks), (1,), generator=generator))]
-        if confirms:
-            chosen.append(len(asks) + int(torch.randint(len(confirms), (1,), generator=generator)))
-        loss = total_variation * _total_variation(delta) * len(images)
-        for index in chosen:
-            batch, targets, columns = encoded[index]
+        # One question a step, naming and yes/no in turn: Adam's momentum averages over them at the cost of one.
+        kind = confirms if confirms and step % 2 else asks
+        batch, targets, columns = kind[int(torch.randint(len(kind), (1,), generator=generator))]
+        with tap_image_features(model) as features:
             logits = model(**batch, pixel_values=x, logits_to_keep=columns).logits
-            # Summed over images: each image's gradient, and so Adam's step, is its own.
-            loss = loss - name_log_prob(logits, targets).sum() / len(chosen)
+        # Summed over images: each image's gradient, and so Adam's step, is its own.
+        loss = total_variation * _total_variation(delta) * len(images) - name_log_prob(logits, targets).sum()
         if feature_weight:
-            z = pool_features(core.get_image_features(pixel_values=x, return_dict=True))
-            loss = loss - feature_weight * F.cosine_similarity(z, e_c.to(z), dim=-1).sum()
+            loss = loss - feature_weight * F.cosine_similarity(features[0], e_c.to(features[0]), dim=-1).sum()
         (delta.grad,) = torch.autograd.grad(loss, [delta])
         optimizer.step()
         bar.update()

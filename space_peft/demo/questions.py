@@ -22,7 +22,11 @@ DEMO_QUESTIONS = QuestionSet(
         "identify the object.",
     ),
     confirm=("is this a {name}?",),
-    confirm_held_out=("does the picture show a {name}?", "is there a {name} in the image?", "can you see a {name} here?"),
+    confirm_held_out=(
+        "does the picture show a {name}?",
+        "is there a {name} in the image?",
+        "can you see a {name} here?",
+    ),
     yes=YES,
     no=NO,
 )

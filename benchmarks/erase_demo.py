@@ -1,0 +1,216 @@
+"""Erase concepts from the embedded model with default settings, and ablate one choice at a time.
+
+    python benchmarks/erase_demo.py --concepts 12 --seeds 3              # the main table
+    python benchmarks/erase_demo.py --ablations --concepts 6 --seeds 1   # the ablations, added to the same file
+    python benchmarks/erase_demo.py --smoke                              # one concept, a few steps, for CI
+
+Every run is one (variant, concept, seed), with one torch thread so that a second run gives the same figures. Finished
+runs are kept in a `.rows.jsonl` beside the output: an interrupted benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+
+# Spread over kinds; none of them was used to choose a default (those are in VALIDATION).
+CONCEPTS = (
+    "owl", "shark", "spider", "cactus", "banana", "carrot", "pizza", "rocket", "castle", "guitar", "hammer",
+    "alarm clock",
+)  # fmt: skip
+VALIDATION = ("fox", "penguin", "tractor", "trumpet", "lemon", "birthday cake", "crown", "microscope")
+
+KEYS = ("forget", "generality", "retain", "retain_unseen_style", "siblings", "text", "text_target", "fluency")
+
+# What each variant changes of `DemoSettings`.
+VARIANTS: dict[str, dict] = {
+    "default": {},
+    "random anchors": {"selection": "random"},
+    "random anchors, raw": {"selection": "random", "refine_steps": 0},
+    "one anchor": {"anchors": 1},
+    "one anchor, raw": {"anchors": 1, "refine_steps": 0},
+    "threshold too low": {"lowest": True},
+    "threshold too low, raw": {"lowest": True, "refine_steps": 0},
+    "without refinement": {"refine_steps": 0},
+    "without constraint": {"constraint": "none"},
+    "hard constraint": {"constraint": "hard"},
+    "target vision": {"training": {"target": "vision"}},
+    "target language": {"training": {"target": "language"}},
+    "target all": {"training": {"target": "all"}},
+    "all, without repulsion": {"training": {"target": "all", "repulsion_weight": 0.0}},
+    "vision, without repulsion": {"training": {"target": "vision", "repulsion_weight": 0.0}},
+    "fixed 60 steps": {"training": {"stop_threshold": None}},
+    "without keep loss": {"training": {"keep_weight": 0.0}},
+}
+
+
+def run_concept(task: tuple[str, list[tuple[str, int]], dict]) -> list[dict]:
+    """All runs of one concept, in one process: the unadapted model is asked once. Returns one row a run."""
+    concept, runs, extra = task
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    from space_peft.demo.pipeline import DemoSettings, erase, make_anchors
+
+    before, anchors, rows = None, {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for variant, seed in runs:
+            change = {**VARIANTS[variant], **extra}
+            change["training"] = {**extra.get("training", {}), **VARIANTS[variant].get("training", {})}
+            settings = DemoSettings(**change)
+            key = (
+                settings.selection,
+                settings.anchors,
+                settings.refine_steps,
+                settings.threshold,
+                settings.lowest,
+                seed,
+            )
+            if key not in anchors:
+                anchors[key] = prepare_anchors(concept, settings, seed, make_anchors)
+            run = erase(
+                concept, folder, seed=seed, settings=settings, before=before, anchors=anchors[key], progress=False
+            )
+            before = run.before
+            report = run.report
+            entropy = [e["feature_entropy"] for e in run.trainer.state.log_history if "feature_entropy" in e]
+            rows.append(
+                {
+                    "variant": variant,
+                    "concept": concept,
+                    "seed": seed,
+                    **{name: report.after[name]["value"] for name in KEYS},
+                    "n": {name: report.after[name]["n"] for name in KEYS},
+                    "parts": {k: v["value"] for k, v in report.after["generality"]["parts"].items()},
+                    "before": {name: report.before[name]["value"] for name in KEYS},
+                    "steps": run.trainer.state.global_step,
+                    "entropy": [entropy[0], entropy[-1]],
+                    "p_name": mean(run.refined["p_name_after"]) if "p_name_after" in run.refined.column_names else None,
+                    "change": run.trainer.certificate.max_relative_change,
+                    "seconds": report.seconds,
+                }
+            )
+    return rows
+
+
+def prepare_anchors(concept, settings, seed, make_anchors):
+    from space_peft.demo import load_demo_images, load_demo_model
+    from space_peft.demo.probes import demo_split
+
+    public, _ = demo_split(load_demo_images(), concept)
+    return make_anchors(concept, public, *load_demo_model(), settings, seed, progress=False)
+
+
+def mean(values) -> float:
+    return statistics.fmean(values)
+
+
+def summarise(rows: list[dict]) -> tuple[dict, dict]:
+    """Mean over all runs, and its standard error over concepts (the seeds of a concept are not independent)."""
+    means, errors = {}, {}
+    for key in KEYS:
+        values = [row[key] for row in rows if row[key] is not None]
+        means[key] = round(mean(values), 4)
+        per_concept = [
+            mean([row[key] for row in rows if row["concept"] == c and row[key] is not None])
+            for c in dict.fromkeys(row["concept"] for row in rows)
+        ]
+        errors[key] = (
+            round(statistics.stdev(per_concept) / len(per_concept) ** 0.5, 4) if len(per_concept) > 1 else None
+        )
+    means["steps"] = round(mean([row["steps"] for row in rows]), 1)
+    return means, errors
+
+
+def table(results: dict[str, tuple[dict, dict, int]]) -> str:
+    """Markdown: one line a variant, mean ± standard error."""
+    lines = ["| variant | runs | " + " | ".join(KEYS) + " | steps |", "|---" * (len(KEYS) + 3) + "|"]
+    for variant, (means, errors, n) in results.items():
+        cells = [f"{means[k]:.3f}" + (f" ± {errors[k]:.3f}" if errors[k] is not None else "") for k in KEYS]
+        lines.append(f"| {variant} | {n} | " + " | ".join(cells) + f" | {means['steps']} |")
+    return "\n".join(lines)
+
+
+def machine() -> dict:
+    import importlib.metadata as metadata
+
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "datasets")}
+    return {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concepts", type=int, default=12, help="how many of the listed concepts")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ablations", action="store_true", help="run every variant instead of the default one")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="run these variants")
+    parser.add_argument("--validation", action="store_true", help="use the concepts defaults were chosen on")
+    parser.add_argument("--set", default="{}", help="JSON of DemoSettings to change in every variant")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true", help="one concept, few steps: does it run?")
+    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "erase_demo.json"))
+    args = parser.parse_args()
+    extra = json.loads(args.set)
+    pool = VALIDATION if args.validation else CONCEPTS
+    concepts = pool[: args.concepts]
+    variants = args.variants or (list(VARIANTS) if args.ablations else ["default"])
+    seeds = range(args.seeds)
+    if args.smoke:
+        concepts, seeds, variants = CONCEPTS[:1], range(1), ["default"]
+        extra = {"anchors": 4, "refine_steps": 5, "training": {"max_steps": 3, "per_device_train_batch_size": 4}}
+
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    kept = output.with_suffix(".rows.jsonl")
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    rows = [row for row in rows if row.pop("extra", {}) == extra]
+    done = {(row["variant"], row["concept"], row["seed"]) for row in rows}
+    tasks = []
+    for concept in concepts:
+        runs = [(v, s) for v in variants for s in seeds if (v, concept, s) not in done]
+        # Small tasks, so that an interrupted benchmark loses little; runs with the same anchors stay together.
+        tasks += [(concept, runs[i : i + 6], extra) for i in range(0, len(runs), 6)]
+    from tqdm import tqdm
+
+    total = sum(len(task[1]) for task in tasks)
+    # Workers are fresh processes with one thread each: two processes with two threads on two cores thrash.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(args.workers) as executor, tqdm(total=total, desc="runs") as bar:
+        for new in executor.map(run_concept, tasks):
+            rows += new
+            with kept.open("a") as file:
+                file.writelines(json.dumps({**row, "extra": extra}) + "\n" for row in new)
+            bar.update(len(new))
+
+    wanted = {(v, c, s) for v in variants for c in concepts for s in seeds}
+    rows = [row for row in rows if (row["variant"], row["concept"], row["seed"]) in wanted]
+    results = {}
+    for variant in variants:
+        chosen = [row for row in rows if row["variant"] == variant]
+        results[variant] = (*summarise(chosen), len(chosen))
+    print(table(results))
+    content = json.loads(output.read_text()) if output.exists() else {}
+    record = {"command": "python " + " ".join(sys.argv), "machine": machine(), "concepts": list(concepts)}
+    if variants == ["default"]:
+        means, errors, _ = results["default"]
+        content = {**record, "mean": means, "stderr": errors, "rows": rows, "ablations": content.get("ablations", {})}
+    else:
+        summary = {v: {"mean": m, "stderr": e, "runs": n} for v, (m, e, n) in results.items()}
+        content["ablations"] = {**record, "variants": summary, "rows": rows}
+    temporary = output.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

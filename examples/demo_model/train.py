@@ -1,0 +1,125 @@
+"""Train the embedded model from the rendered drawings.
+
+    python examples/demo_model/train.py --work work
+
+Two stages (`warm_start.py`, `language.py`), counted in steps with fixed seeds, then every figure (`measure.py`). Writes
+`space_peft/demo/model/`: weights in half precision, processor, and `figures.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import time
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from build import build_model, build_processor
+from concepts import UNSEEN_STYLE
+from drawings import load_drawings
+from fetch import IMAGE_PACKAGES, NAME_PACKAGE
+from language import train_language
+from measure import measure
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from warm_start import warm_start
+
+
+SEED = 0
+THREADS = 2
+WARM_START = dict(steps=1800, batch_size=128, lr=2e-3, amount=0.45, other_share=0.5, drop=0.5)
+LANGUAGE = dict(
+    steps=900,
+    batch_size=32,
+    lr=2e-3,
+    copies=16,
+    clean_share=0.15,
+    amount=0.4,
+    naming_steps=100,
+    pairs=3,
+    polish_steps=80,
+)
+DEFAULT_TARGET = Path(__file__).resolve().parents[2] / "space_peft" / "demo" / "model"
+
+
+def replace_folder(scratch: Path, target: Path) -> None:
+    """Put `scratch` in the place of `target`, which is only removed once the new folder is complete."""
+    old = target.with_name(target.name + ".old")
+    if target.exists():
+        target.rename(old)
+    scratch.rename(target)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("work"), help="work folder (default: ./work)")
+    parser.add_argument("--output", type=Path, default=DEFAULT_TARGET, help="folder to write")
+    parser.add_argument(
+        "--stage", choices=("both", "warm-start", "language"), default="both", help="repeat one stage only"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(THREADS)
+
+    drawings = load_drawings(args.work)
+    processor = build_processor()
+    model = build_model(processor.tokenizer, SEED)
+    checkpoint, started = args.work / "warm_start.pt", time.perf_counter()
+    if args.stage != "language":
+        warm_start(model, processor, drawings, seed=SEED, **WARM_START)
+        spent = round(time.perf_counter() - started)
+        torch.save({"weights": model.state_dict(), "settings": WARM_START, "seconds": spent}, checkpoint)
+    if args.stage == "warm-start":
+        return
+
+    # The second stage always starts from the file and seeds itself: repeating it alone gives the same model.
+    stored = torch.load(checkpoint)
+    if stored["settings"] != WARM_START:
+        raise ValueError(f"{checkpoint} was made with {stored['settings']}, expected {WARM_START}: run both stages.")
+    model.load_state_dict(stored["weights"])
+    started = time.perf_counter()
+    train_language(model, processor, drawings, seed=SEED, **LANGUAGE)
+    seconds = {"warm_start": stored["seconds"], "language": round(time.perf_counter() - started)}
+
+    scratch = args.output.with_name(args.output.name + ".new")
+    model.set_attn_implementation("sdpa")  # "eager" was for training speed; the reader of the folder chooses
+    model.half().save_pretrained(scratch)
+    processor.save_pretrained(scratch)
+    # What is published is measured on what was written, after rounding to half precision.
+    saved = AutoModelForImageTextToText.from_pretrained(scratch, dtype=torch.float32)
+    figures = {
+        "accuracy": measure(saved, AutoProcessor.from_pretrained(scratch)),
+        "training": {
+            "seed": SEED,
+            "threads": THREADS,
+            "warm_start": WARM_START,
+            "language": LANGUAGE,
+            "seconds": seconds,
+            "styles": sorted(set(drawings.style)),
+            "concepts": len(drawings.names),
+            "drawings_of_concepts": int((drawings.concept < len(drawings.names)).sum()),
+            "other_emoji": drawings.n_other,
+            "drawings_of_other_emoji": int((drawings.concept >= len(drawings.names)).sum()),
+        },
+        "unseen_style": UNSEEN_STYLE,
+        "weights": sum(p.numel() for p in model.parameters()),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+            "machine": platform.machine(),
+            **{package: version for package, version in [*IMAGE_PACKAGES.values(), NAME_PACKAGE]},
+        },
+    }
+    (scratch / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    replace_folder(scratch, args.output)
+    print(json.dumps(figures["accuracy"]["summary"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Provenance of an anchor dataset: what was asked of which pool, and what was left out and why.
+
+It is kept as JSON in the `id` of the `score` column's feature. Unlike `dataset.info.description`, that survives
+Parquet files and `push_to_hub` as well as `save_to_disk`, `select`, `map` and `add_column` (tested).
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+
+from datasets import Dataset, Value
+
+
+PROVENANCE_COLUMN = "score"
+
+
+def anchor_info(dataset: Dataset) -> dict:
+    """Returns the provenance stored with an anchor dataset.
+
+    Args:
+        dataset (`datasets.Dataset`): From `select_anchors`, `select_random_anchors` or `refine_anchors`, reloaded or
+            not.
+
+    Returns:
+        `dict`: A fresh copy; change it and store it with `set_anchor_info`.
+
+    Raises:
+        ValueError: If the dataset holds no provenance.
+    """
+    feature = dataset.features.get(PROVENANCE_COLUMN)
+    text = getattr(feature, "id", None)
+    try:
+        info = json.loads(text) if text else None
+    except json.JSONDecodeError:
+        info = None
+    if not isinstance(info, dict) or "concept" not in info:
+        raise ValueError(
+            f"the dataset holds no anchor provenance: expected it in the feature of a column {PROVENANCE_COLUMN!r}, got "
+            f"columns {dataset.column_names}. Make anchors with `select_anchors` (or `select_random_anchors`) and keep "
+            f"the {PROVENANCE_COLUMN!r} column, or store provenance with `set_anchor_info`."
+        )
+    return info
+
+
+def set_anchor_info(dataset: Dataset, info: dict) -> Dataset:
+    """Returns the dataset with `info` as its provenance; rows and `dataset` itself stay as they are.
+
+    Args:
+        dataset (`datasets.Dataset`): With a column `score`.
+        info (`dict`): JSON-like content with at least the key `concept`.
+
+    Raises:
+        ValueError: If there is no `score` column, no `concept`, or the content is not JSON (NaN included).
+    """
+    if PROVENANCE_COLUMN not in dataset.column_names:
+        raise ValueError(
+            f"provenance is stored with a column {PROVENANCE_COLUMN!r}, got columns {dataset.column_names}."
+        )
+    if "concept" not in info:
+        raise ValueError(f"expected provenance with the key 'concept', got keys {sorted(info)}.")
+    # ASCII only: the text also goes into the YAML header of a Hub dataset card.
+    text = json.dumps(info, ensure_ascii=True, allow_nan=False)
+    details = copy.deepcopy(dataset.info)
+    details.features[PROVENANCE_COLUMN] = Value(dataset.features[PROVENANCE_COLUMN].dtype, id=text)
+    # Not `cast_column`: it would rewrite the table, images included, to change a note about one column.
+    return Dataset(dataset.data, info=details, split=dataset.split, indices_table=dataset._indices)
+
+
+def library_versions() -> dict[str, str | None]:
+    """Versions of the libraries that decide the outcome; `None` for one that is not installed as a package."""
+    versions = {}
+    for package in ("space-peft", "datasets", "torch", "transformers"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions

@@ -1,0 +1,274 @@
+"""What an adapter does to retained inputs, layer by layer: what it can do at most, and what it was measured to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ._io import write_json
+from .fitting import observe_inputs
+from .layers import adapted_layers, lora_weights
+from .null_space import NullSpace
+
+
+CERTIFICATE_NAME = "space_certificate.json"
+_FORMAT = "space_peft.certificate.v1"
+# A weight may lie outside of a hard null space by this share: float32 rounding, with a margin.
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class LayerCertificate:
+    """
+    One layer of a [`RetentionCertificate`]. Changes are root mean squares over retained inputs of `||dW h||`, with
+    `dW = s B A`, in units of the layer's output; kinds of tokens (image, text) weigh the same.
+
+    Args:
+        name (`str`): The layer in the base model.
+        dim (`int`): `d`, its number of inputs.
+        rank (`int`): `k`, the directions the constraint acts on, see [`NullSpace.rank`].
+        free_dimensions (`float`): `trace(P)`, the directions left to learn in.
+        kept (`float`): Share of the fitted inputs' energy kept from the adapter.
+        update_norm (`float`): `||s B A||_F`.
+        bound (`float`): Largest possible change on the inputs the null space was fitted to, see [`NullSpace.bound`].
+        fitted_change (`float`): Change on those inputs, from the stored eigenpairs (never too small).
+        change (`float`): Change measured on the data given.
+        relative_change (`float`): `E||dW h||^2 / E||W h||^2`, measured on the data given.
+    """
+
+    name: str
+    dim: int
+    rank: int
+    free_dimensions: float
+    kept: float
+    update_norm: float
+    bound: float
+    fitted_change: float
+    change: float
+    relative_change: float
+
+
+@dataclass(frozen=True)
+class RetentionCertificate:
+    """
+    How far an adapter can change, and was measured to change, the deployed model's layers on retained data.
+
+    Stored beside the adapter (`space_certificate.json`) and re-checked after loading by measuring again.
+
+    Args:
+        constraint (`str`): `"soft"`, `"hard"` or `"none"`.
+        strength (`float`): `t` of the soft constraint.
+        energy (`float`): Share of the energy the hard constraint was asked to remove.
+        statistics (`str`): `"token"` or `"pooled"`: what the null space was fitted to. Measuring is per token.
+        fitted_counts (`dict[str, int]`): Largest number of samples, per kind, a layer's null space was fitted to.
+        measured_counts (`dict[str, int]`): Largest number of tokens, per kind, a layer was measured on.
+        layers (`tuple[LayerCertificate, ...]`): One per adapted layer.
+    """
+
+    constraint: str
+    strength: float
+    energy: float
+    statistics: str
+    fitted_counts: dict[str, int]
+    measured_counts: dict[str, int]
+    layers: tuple[LayerCertificate, ...]
+
+    def worst(self, n: int = 5) -> list[LayerCertificate]:
+        """Returns the `n` layers with the largest relative change, largest first."""
+        return sorted(self.layers, key=lambda layer: layer.relative_change, reverse=True)[:n]
+
+    @property
+    def mean_relative_change(self) -> float:
+        """Mean over the layers of `E||dW h||^2 / E||W h||^2`."""
+        return sum(layer.relative_change for layer in self.layers) / len(self.layers)
+
+    @property
+    def max_relative_change(self) -> float:
+        """Largest `E||dW h||^2 / E||W h||^2` of a layer."""
+        return self.worst(1)[0].relative_change
+
+    def to_dict(self) -> dict:
+        """Returns plain values, as the JSON file holds them."""
+        content = {"format": _FORMAT, **asdict(self)}
+        content["layers"] = [asdict(layer) for layer in self.layers]
+        content["mean_relative_change"] = self.mean_relative_change
+        content["max_relative_change"] = self.max_relative_change
+        return content
+
+    @classmethod
+    def from_dict(cls, content: dict) -> RetentionCertificate:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: If it is no certificate of this version.
+        """
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"this is no retention certificate: expected a JSON object with format {_FORMAT!r}.")
+        try:
+            values = {option.name: content[option.name] for option in fields(cls)}
+            values["layers"] = tuple(LayerCertificate(**layer) for layer in values["layers"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the retention certificate is incomplete: {error}. Measure it again.") from error
+        return cls(**values)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes JSON to a file, or to `space_certificate.json` in a folder that exists."""
+        write_json(Path(path, CERTIFICATE_NAME) if Path(path).is_dir() else path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> RetentionCertificate:
+        """Reads what `save` wrote, from the file or its folder.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If the file is truncated or of another kind.
+        """
+        path = Path(path, CERTIFICATE_NAME) if Path(path).is_dir() else Path(path)
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{str(path)!r} is not valid JSON: {error}. Measure the certificate again.") from error
+
+
+class _ChangeMeter:
+    """Running sums of `||dW h||^2` and `||W h||^2` of one layer, per kind of token."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}  # kind -> (2,), float64
+        self.counts: dict[str, int] = {}
+
+    def update(self, group: str, change: torch.Tensor, output: torch.Tensor) -> None:
+        """Adds outputs `(n, m)` of the update and of the layer."""
+        squares = [float(values.to(torch.float32).square().sum(dtype=torch.float64)) for values in (change, output)]
+        self.sums[group] = self.sums.get(group, torch.zeros(2, dtype=torch.float64)) + torch.tensor(squares).double()
+        self.counts[group] = self.counts.get(group, 0) + len(change)
+
+    def means(self) -> tuple[float, float]:
+        """`E||dW h||^2` and `E||W h||^2`: mean over the kinds of each kind's mean, as in `C`."""
+        kinds = [self.sums[group] / self.counts[group] for group in sorted(self.sums) if self.counts[group]]
+        change, output = (torch.stack(kinds).mean(dim=0) if kinds else torch.zeros(2)).tolist()
+        return change, output
+
+
+def measure_certificate(
+    model: nn.Module,
+    null_spaces: Mapping[str, NullSpace],
+    dataloader: Iterable[Mapping],
+    adapter_name: str = "default",
+    *,
+    image_token_id: int | None = None,
+    progress: bool = True,
+) -> RetentionCertificate:
+    """Measures on retained data, best held out from fitting and training, what an adapter does to each layer.
+
+    One pass over the deployed model (adapters off): each layer's own inputs `h` are used, so changes of earlier layers
+    do not count twice.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): With the trained adapter, not merged.
+        null_spaces (`dict[str, NullSpace]`): Those it was trained under.
+        dataloader (iterable of `dict[str, torch.Tensor]`): Retained batches, as in [`fit_null_space`].
+        adapter_name (`str`, defaults to `"default"`): The adapter.
+        image_token_id (`int`, *optional*): See [`fit_null_space`].
+        progress (`bool`, defaults to `True`): Whether to show a progress bar.
+
+    Returns:
+        [`RetentionCertificate`]: The certificate.
+
+    Raises:
+        ValueError: If null spaces are missing, a layer saw no data, or the adapter is not in a hard null space.
+    """
+    layers = adapted_layers(model, adapter_name)
+    missing = [name for name in layers if name not in null_spaces]
+    if missing:
+        raise ValueError(f"{len(missing)} adapted layers have no null space, the first is {missing[0]!r}.")
+    bounds = {name: _bound(name, layer, null_spaces[name], adapter_name) for name, layer in layers.items()}
+    meters = {name: _ChangeMeter() for name in layers}
+
+    def visit(name: str, x: torch.Tensor, parts) -> None:
+        layer = layers[name]
+        base = layer.get_base_layer()
+        a, b, scaling = lora_weights(layer, adapter_name)
+        bias = getattr(base, "bias", None)
+        for group, mask in parts():
+            h = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]  # (n, d)
+            if len(h) == 0:
+                continue
+            output = base(h) if bias is None else base(h) - bias  # (n, m), W h
+            change = scaling * (h.to(a.dtype) @ a.T) @ b.T  # (n, m)
+            meters[name].update(group, change, output)
+
+    observe_inputs(
+        model, dataloader, layers, visit, image_token_id=image_token_id, progress=progress, desc="certificate"
+    )
+    unseen = [name for name, meter in meters.items() if not any(meter.counts.values())]
+    if unseen:
+        raise ValueError(
+            f"{len(unseen)} adapted layers saw no retained data, the first is {unseen[0]!r}; give rows that use them."
+        )
+    rows = []
+    for name, layer in layers.items():
+        space = null_spaces[name]
+        a, b, scaling = lora_weights(layer, adapter_name)
+        update = _same_norms(scaling * b, a)
+        change, output = meters[name].means()
+        rows.append(
+            LayerCertificate(
+                name=name,
+                dim=space.dim,
+                rank=space.rank,
+                free_dimensions=space.free_dimensions,
+                kept=space.kept,
+                update_norm=float(update.norm()),
+                bound=bounds[name],
+                fitted_change=space.change(update),
+                change=change**0.5,
+                relative_change=change / output if output > 0 else 0.0,
+            )
+        )
+    first = null_spaces[rows[0].name]
+    return RetentionCertificate(
+        constraint=first.constraint,
+        strength=first.strength,
+        energy=first.energy,
+        statistics=first.statistics,
+        fitted_counts=_largest(null_spaces[name].counts for name in layers),
+        measured_counts=_largest(meter.counts for meter in meters.values()),
+        layers=tuple(rows),
+    )
+
+
+def _bound(name: str, layer, space: NullSpace, adapter_name: str) -> float:
+    """METHOD.md's bound on the change: `s B A'` with `A = A' P` goes into [`NullSpace.bound`]."""
+    a, b, scaling = lora_weights(layer, adapter_name)
+    a = a.detach().double()
+    if space.constraint == "hard":
+        outside = float((a - space.project(a)).norm()) / max(float(a.norm()), torch.finfo(torch.float32).tiny)
+        if outside > _ROUNDING:
+            raise ValueError(
+                f"the adapter was not trained under this hard null space: {outside:.1%} of lora_A of layer {name!r} "
+                "lies in protected directions. Give the null spaces saved with the adapter."
+            )
+    else:
+        a = space.unproject(a)
+    return space.bound(_same_norms(scaling * b, a))
+
+
+def _same_norms(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """An `(r, d)` matrix that maps every input to an output as long as `B A` does; `B A` itself may be huge."""
+    # With B = Q R and Q's columns orthonormal, ||B A h|| = ||R A h||.
+    return torch.linalg.qr(b.detach().double(), mode="r").R @ a.detach().double()
+
+
+def _largest(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    result: dict[str, int] = {}
+    for count in counts:
+        for group, number in count.items():
+            result[group] = max(result.get(group, 0), number)
+    return dict(sorted(result.items()))

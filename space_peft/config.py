@@ -1,0 +1,216 @@
+"""The PEFT configuration: a LoRA whose update is kept in the (near-)null space of retained knowledge."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from peft import LoraConfig
+
+from ._io import write_json
+
+
+SPACE_CONFIG_NAME = "space_config.json"
+CONSTRAINTS = ("soft", "hard", "none")
+STATISTICS = ("token", "pooled")
+# The initialisations of PEFT that leave the base weights alone and need no data.
+_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
+
+
+@dataclass
+class SpaceLoraConfig(LoraConfig):
+    """
+    Configuration of a LoRA adapter `dW = s B A` whose `A` stays in the (near-)null space of retained inputs.
+
+    To PEFT it is a LoRA (`peft_type` is `LORA`): `get_peft_model`, `add_adapter`, merging and saving work as they are.
+    `save_pretrained` writes the stock keys to `adapter_config.json`, so that loading needs nothing of this package,
+    and the fields below to `space_config.json` beside it.
+
+    Args:
+        constraint (`str`, defaults to `"soft"`): With `l_i`, `u_i` the eigenpairs of the retained inputs' second
+            moment, eigenvalues scaled to mean 1: `"soft"` scales direction `u_i` of `A` by `t / (l_i + t)`; `"hard"`
+            removes the leading directions from `A`; `"none"` leaves `A` alone (statistics and certificate only).
+        strength (`float`, defaults to 0.3): `t` of the soft constraint, scale-free; smaller is stricter. The root mean
+            square change of a layer's output on retained inputs is at most `sqrt(t) / 2` times a norm, see
+            [`NullSpace.bound`].
+        energy (`float`, defaults to 0.999): Share, in (0, 1], of the retained inputs' energy which the hard constraint
+            removes; 1.0 removes every direction that retained inputs have.
+        statistics (`str`, defaults to `"token"`): What counts as one retained input: every `"token"`, or the mean over
+            a row's tokens of one kind (`"pooled"`).
+        max_rank (`int`, *optional*): Largest number of eigenvectors kept per layer. Hard: at most this many directions
+            are protected, so less energy than asked may be. Soft: every direction beyond gets the filter value of the
+            largest eigenvalue among them, which is at most its own: the bound holds, with less freedom to learn.
+        kwargs: The fields of [`~peft.LoraConfig`].
+
+    Raises:
+        ValueError: For settings under which the constraint would not hold or that make no sense.
+    """
+
+    constraint: Literal["soft", "hard", "none"] = field(
+        default="soft", metadata={"help": "How the adapter is kept off retained knowledge: 'soft', 'hard' or 'none'."}
+    )
+    strength: float = field(
+        default=0.3, metadata={"help": "t of the soft filter t / (l + t); smaller is stricter. Must be > 0."}
+    )
+    energy: float = field(
+        default=0.999, metadata={"help": "Share of the retained energy that the hard constraint removes, in (0, 1]."}
+    )
+    statistics: Literal["token", "pooled"] = field(
+        default="token", metadata={"help": "What counts as one retained input: every 'token' or a 'pooled' row."}
+    )
+    max_rank: int | None = field(
+        default=None, metadata={"help": "Largest number of eigenvectors kept per layer; None for as many as needed."}
+    )
+
+    def __post_init__(self):
+        self._check_space_fields()
+        self._check_plain_lora()
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Raises `ValueError` if the settings, as they are now, are refused: PEFT and users may have changed some."""
+        self._check_space_fields()
+        self._check_plain_lora()
+
+    def _check_space_fields(self) -> None:
+        for name, allowed in (("constraint", CONSTRAINTS), ("statistics", STATISTICS)):
+            if getattr(self, name) not in allowed:
+                expected = ", ".join(map(repr, allowed))
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; expected one of {expected}.")
+        for name in ("strength", "energy"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"`{name}` is {value!r}; expected a finite number.")
+        if self.strength <= 0:
+            raise ValueError(
+                f"`strength` is {self.strength}; expected a number > 0, e.g. 0.3 (smaller is stricter). For an exact "
+                'null space use constraint="hard".'
+            )
+        if not 0 < self.energy <= 1:
+            raise ValueError(f"`energy` is {self.energy}; expected a share in (0, 1], e.g. 0.999.")
+        if self.max_rank is not None and (
+            isinstance(self.max_rank, bool) or not isinstance(self.max_rank, int) or self.max_rank < 1
+        ):
+            raise ValueError(f"`max_rank` is {self.max_rank!r}; expected an integer of at least 1, or None.")
+
+    def _check_plain_lora(self) -> None:
+        """Refuses whatever would change the model outside of `s B A`, or make `s B A` something else."""
+        for name, rank in (("r", self.r), *(("rank_pattern", rank) for rank in self.rank_pattern.values())):
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                raise ValueError(f"`{name}` holds the rank {rank!r}; expected an integer of at least 1.")
+        if self.use_dora:
+            raise ValueError(
+                "`use_dora` is True, but DoRA's magnitude rescales the whole weight, retained directions included; "
+                "set use_dora=False."
+            )
+        if self.modules_to_save:
+            raise ValueError(
+                f"`modules_to_save` is {self.modules_to_save!r}, but those modules would train without the constraint; "
+                "set modules_to_save=None and name the modules in target_modules instead (a task_type such as SEQ_CLS "
+                "fills it in by itself: leave task_type unset)."
+            )
+        if self.bias != "none":
+            raise ValueError(
+                f"`bias` is {self.bias!r}, but a trained bias changes every output, retained ones included; "
+                'set bias="none".'
+            )
+        if self.lora_bias:
+            raise ValueError(
+                "`lora_bias` is True, but a trained bias changes every output, retained ones included; "
+                "set lora_bias=False."
+            )
+        if not isinstance(self.init_lora_weights, (bool, str)) or self.init_lora_weights not in _INITIALISATIONS:
+            raise ValueError(
+                f"`init_lora_weights` is {self.init_lora_weights!r}, which changes base weights or depends on data; "
+                f"expected one of {', '.join(map(repr, _INITIALISATIONS))}."
+            )
+        for name in ("trainable_token_indices", "target_parameters"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but what it trains is not a linear layer with known inputs, "
+                    f"so the constraint cannot hold; set {name}=None."
+                )
+        if self.use_qalora:
+            raise ValueError("`use_qalora` is True, but it pools the inputs that `A` sees; set use_qalora=False.")
+        for option in fields(LoraConfig):
+            if option.metadata.get("is_lora_variant") and getattr(self, option.name):
+                raise ValueError(
+                    f"`{option.name}` asks for a LoRA variant whose update is not s B A, so the constraint would not "
+                    f"hold; leave {option.name} at its default."
+                )
+
+    def space_fields(self) -> dict:
+        """Returns the fields that a stock `LoraConfig` does not have."""
+        return {name: getattr(self, name) for name in _OWN_FIELDS}
+
+    def to_dict(self) -> dict:
+        """Returns the stock LoRA keys only, as `adapter_config.json` holds them; see `space_fields` for the others."""
+        return {key: value for key, value in super().to_dict().items() if key not in _OWN_FIELDS}
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Writes `adapter_config.json` (stock keys) and `space_config.json` (the others) into a folder.
+
+        Args:
+            save_directory (`str`): The folder; created if missing.
+            kwargs: See [`~peft.PeftConfig.save_pretrained`].
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        write_json(os.path.join(save_directory, SPACE_CONFIG_NAME), self.space_fields())
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs
+    ) -> SpaceLoraConfig:
+        """Reads both files back.
+
+        Args:
+            pretrained_model_name_or_path (`str`): A folder or a repository on the Hub.
+            subfolder (`str`, *optional*): Folder inside it.
+            kwargs: See [`~peft.PeftConfig.from_pretrained`].
+
+        Raises:
+            ValueError: If there is no `space_config.json`, or it is no JSON object.
+        """
+        stock = LoraConfig.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        path = Path(pretrained_model_name_or_path, subfolder or "", SPACE_CONFIG_NAME)
+        if not path.parent.is_dir():
+            hub_kwargs, _, _ = cls._split_kwargs(kwargs)
+            try:
+                path = Path(
+                    hf_hub_download(
+                        str(pretrained_model_name_or_path), SPACE_CONFIG_NAME, subfolder=subfolder, **hub_kwargs
+                    )
+                )
+            except EntryNotFoundError as error:
+                raise ValueError(_not_ours(pretrained_model_name_or_path)) from error
+        if not path.is_file():
+            raise ValueError(_not_ours(path.parent))
+        try:
+            own = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+        if not isinstance(own, dict):
+            raise ValueError(f"{path} holds a {type(own).__name__}; expected a JSON object.")
+        unknown = sorted(set(own) - set(_OWN_FIELDS))
+        if unknown:
+            warnings.warn(f"{path} holds keys unknown to this version of space-peft, ignored: {unknown}.", stacklevel=2)
+        stock_fields = {option.name: getattr(stock, option.name) for option in fields(LoraConfig) if option.init}
+        return cls(**stock_fields, **{name: own[name] for name in _OWN_FIELDS if name in own})
+
+
+_STOCK_FIELDS = {option.name for option in fields(LoraConfig)}
+_OWN_FIELDS = tuple(option.name for option in fields(SpaceLoraConfig) if option.name not in _STOCK_FIELDS)
+
+
+def _not_ours(place) -> str:
+    return (
+        f"no {SPACE_CONFIG_NAME} in {str(place)!r}, so it holds no adapter of space-peft; "
+        "use peft.LoraConfig.from_pretrained for a plain LoRA adapter."
+    )

@@ -1,0 +1,257 @@
+"""What counts as naming, confirming, keeping and answering sensibly; each rule as an `evaluate.Metric`.
+
+The metrics are plain classes: `NamingRate().compute(predictions=[...], references=[...])` needs no hub, no network and,
+with the default `keep_in_memory=True`, writes no file and takes no lock. `evaluate_probes` uses these very classes.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import datasets
+import evaluate
+
+
+# How an answer declines, in normalised form; an answer that starts with one of these is a refusal.
+REFUSALS = (
+    "i don't know",
+    "i do not know",
+    "i don't recognize",
+    "i do not recognize",
+    "i'm not sure",
+    "i am not sure",
+    "i can't",
+    "i cannot",
+    "i'm unable",
+    "i am unable",
+    "i'm sorry",
+    "i am sorry",
+    "sorry",
+    "unable to",
+    "unknown",
+    "unsure",
+    "not sure",
+    "none of these",
+)
+_ARTICLES = re.compile(r"^(?:a|an|the)\s+(?=\S)")
+_LEFTOVER = re.compile(r"<\|?/?[\w ]{1,30}\|?>|\[(?:unk|pad|cls|sep|mask|inst)\]")
+_REPEATED_WORDS = re.compile(r"\b(\w+(?:\W+\w+){0,3}?)(?:\W+\1\b){2,}")
+_REPEATED_CHARACTER = re.compile(r"([^\d\s])\1{4,}")
+
+
+def normalize_answer(text: str) -> str:
+    """Brings an answer to the form in which two answers are compared.
+
+    Unicode NFKC, case folded, curly apostrophes straightened, blanks collapsed, punctuation at both ends and one
+    leading English article removed: `" A  Wolf. "` becomes `"wolf"`.
+
+    Args:
+        text (`str`): The answer.
+
+    Returns:
+        `str`: The normalised answer, possibly empty.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")
+    text = " ".join(text.split())
+    text = text.strip(" .,;:!?\"'`*()[]{}<>-_")
+    return _ARTICLES.sub("", text)
+
+
+def _edge(character: str) -> str:
+    """What must stand beside a name's edge: no word character, unless the script writes words without spaces."""
+    return "" if unicodedata.category(character) == "Lo" or not re.match(r"\w", character) else r"\w"
+
+
+@lru_cache(maxsize=4096)
+def _name_pattern(name: str) -> re.Pattern:
+    """Matches a normalised name as a whole word, a plural or possessive of it included."""
+    parts = re.split(r"[\s_-]+", name)
+    before, after = _edge(name[0]), _edge(name[-1])
+    body = r"[\s_-]+".join(re.escape(part) for part in parts)
+    return re.compile((rf"(?<!{before})" if before else "") + body + (rf"(?:'?s|es)?(?!{after})" if after else ""))
+
+
+def names_concept(answer: str, names: Iterable[str], others: Iterable[str] = ()) -> bool:
+    """Whether an answer names a concept: any of its names as a whole word, whatever the case.
+
+    Plurals and possessives count ("foxes", "the fox's"). A longer name of *another* concept does not: with `others`
+    holding "hot dog", the answer "a hot dog" does not name "dog".
+
+    Args:
+        answer (`str`): The answer.
+        names (`Iterable[str]`): The concept's name and aliases.
+        others (`Iterable[str]`, *optional*): Names of other concepts.
+
+    Returns:
+        `bool`: True if it is named.
+    """
+    text = normalize_answer(answer)
+    patterns = [_name_pattern(name) for name in map(normalize_answer, names) if name]
+    for other in sorted({normalize_answer(other) for other in others}, key=len, reverse=True):
+        if other and any(pattern.search(other) and not pattern.fullmatch(other) for pattern in patterns):
+            text = _name_pattern(other).sub(" | ", text)
+    return any(pattern.search(text) for pattern in patterns)
+
+
+def confirms(answer: str, yes: str = "yes") -> bool:
+    """Whether an answer starts with the word `yes`, whatever the case."""
+    words, start = normalize_answer(answer), normalize_answer(yes)
+    return re.match(re.escape(start) + (r"(?!\w)" if _edge(start[-1]) else ""), words) is not None
+
+
+def is_refusal(answer: str) -> bool:
+    """Whether an answer starts by declining (see `REFUSALS`)."""
+    text = normalize_answer(answer)
+    return any(re.match(re.escape(start) + r"(?!\w)", text) for start in REFUSALS)
+
+
+def is_fluent(answer: str) -> bool:
+    """Whether an answer from an open vocabulary reads as language and not as garbage.
+
+    It must hold a letter or digit; have no replacement, control, private-use or unassigned character and no special
+    token (`<unk>`, `<|...|>`, `[PAD]`); repeat no character other than a digit five times running, and no group of one
+    to four words three times running; and at least half of its non-blank characters must be letters, marks or digits.
+    The rule is about form only: it does not ask whether the answer is true.
+
+    Args:
+        answer (`str`): The answer.
+
+    Returns:
+        `bool`: True if it passes all of them.
+    """
+    text = unicodedata.normalize("NFKC", answer).casefold().strip()
+    solid = [c for c in text if not c.isspace()]
+    if not any(c.isalnum() for c in solid) or "\ufffd" in text:
+        return False
+    if any(unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs") for c in solid):
+        return False
+    if _LEFTOVER.search(text) or _REPEATED_CHARACTER.search(text) or _REPEATED_WORDS.search(text):
+        return False
+    return 2 * sum(unicodedata.category(c)[0] in "LMN" for c in solid) >= len(solid)
+
+
+def _share(hits: Sequence[bool]) -> float | None:
+    return sum(hits) / len(hits) if len(hits) else None
+
+
+class _AnswerMetric(evaluate.Metric):
+    """Common to all: string columns, and no files unless asked for.
+
+    Args:
+        keep_in_memory (`bool`, defaults to `True`): Keep the answers in memory. Set it to `False` for distributed use
+            (`num_process > 1`); `evaluate` then writes Arrow files to its cache.
+        kwargs (*optional*): Passed to `evaluate.Metric`.
+    """
+
+    columns = ("predictions", "references")
+
+    def __init__(self, config_name=None, keep_in_memory: bool = True, **kwargs):
+        super().__init__(config_name=config_name, keep_in_memory=keep_in_memory, **kwargs)
+
+    def _build_data_dir(self):
+        # evaluate creates its cache folder even for metrics that never write: a read-only home would be an error.
+        return "" if self.keep_in_memory else super()._build_data_dir()
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation="",
+            inputs_description="predictions and references: lists of str, one an answer.",
+            features=datasets.Features({column: datasets.Value("string") for column in self.columns}),
+        )
+
+    def compute(self, *, predictions=None, references=None, **kwargs):
+        """`evaluate.Metric.compute`, after a check of the columns (strings, of one length; empty ones are allowed)."""
+        columns = {"predictions": predictions, "references": references, **kwargs}
+        given = {name: columns[name] for name in self.columns if columns.get(name) is not None}
+        if len({len(values) for values in given.values()}) > 1:
+            lengths = ", ".join(f"{len(values)} {name}" for name, values in given.items())
+            raise ValueError(f"got {lengths}; expected the same number of each, one an answer.")
+        for name, values in given.items():
+            for i, value in enumerate(values):
+                if not isinstance(value, str):
+                    raise TypeError(f"`{name}` must be strings, got {value!r} at position {i}.")
+        if not given and self.writer is None:
+            raise ValueError(f"there is nothing to score: pass {', '.join(self.columns)}, or call `add_batch` first.")
+        if given and len(next(iter(given.values()))) == 0 and self.writer is None:
+            # evaluate cannot infer the features of an empty batch; nothing asked is a result too: n = 0.
+            rules = {key: value for key, value in kwargs.items() if key not in self.columns}
+            return self._compute(**{name: [] for name in self.columns}, **rules)
+        return super().compute(predictions=predictions, references=references, **kwargs)
+
+
+def _result(key: str, hits: Sequence[bool], return_hits: bool) -> dict:
+    return {key: _share(hits), "n": len(hits), **({"hits": list(hits)} if return_hits else {})}
+
+
+class NamingRate(_AnswerMetric):
+    """Share of answers that name the concept (see `names_concept`): what an erasure brings to 0.
+
+    `compute(predictions=answers, references=concept names, aliases=(), others=())` returns
+    `{"naming_rate": float or None, "n": int}`; None without answers. `aliases` are further names of every reference.
+    """
+
+    def _compute(self, predictions, references, aliases=(), others=(), return_hits=False):
+        hits = [
+            names_concept(answer, (name, *aliases), others)
+            for answer, name in zip(predictions, references, strict=True)
+        ]
+        return _result("naming_rate", hits, return_hits)
+
+
+class ConfirmationRate(_AnswerMetric):
+    """Share of answers that start with yes: `references` hold the word for it, one an answer.
+
+    `compute(predictions=answers, references=["yes", ...])` returns `{"confirmation_rate": float or None, "n": int}`.
+    """
+
+    def _compute(self, predictions, references, return_hits=False):
+        hits = [confirms(answer, yes) for answer, yes in zip(predictions, references, strict=True)]
+        return _result("confirmation_rate", hits, return_hits)
+
+
+class RetentionRate(_AnswerMetric):
+    """Share of the questions the original model answered correctly that are still answered correctly.
+
+    A model that is right about 65 % of the images of an unseen style cannot be judged by raw accuracy: an erasure
+    that changes nothing would score 0.65. Only the *known* rows count, those whose `baselines` (answers of the original
+    model) equal the `references` after `normalize_answer`; the accuracy over all rows is returned beside it.
+
+    `compute(predictions=answers, references=expected, baselines=original answers)` returns `{"retention_rate": float or
+    None, "n": number of known rows, "accuracy": float or None, "accuracy_n": number of rows}`. No known row: None.
+    """
+
+    columns = ("predictions", "references", "baselines")
+
+    def _compute(self, predictions, references, baselines, return_hits=False):
+        expected = [normalize_answer(reference) for reference in references]
+        hits = [normalize_answer(answer) == want for answer, want in zip(predictions, expected, strict=True)]
+        known = [normalize_answer(answer) == want for answer, want in zip(baselines, expected, strict=True)]
+        kept = [hit for hit, was_known in zip(hits, known, strict=True) if was_known]
+        result = {"retention_rate": _share(kept), "n": len(kept), "accuracy": _share(hits), "accuracy_n": len(hits)}
+        return {**result, "hits": hits, "known": known} if return_hits else result
+
+
+class AnswerFluency(_AnswerMetric):
+    """Share of sensible answers: a valid one or a refusal; without a list of valid ones, well-formed language.
+
+    `compute(predictions=answers, valid_answers=None)` returns `{"fluency": float or None, "n": int}`. With
+    `valid_answers` (closed vocabulary) an answer is sensible if it equals one of them after `normalize_answer`, or
+    is a well-formed refusal; without, if `is_fluent`.
+    """
+
+    columns = ("predictions",)
+
+    def _compute(self, predictions, valid_answers=None, return_hits=False):
+        if valid_answers is None:
+            hits = [is_fluent(answer) for answer in predictions]
+        else:
+            valid = {normalize_answer(answer) for answer in valid_answers}
+            hits = [
+                normalize_answer(answer) in valid or (is_refusal(answer) and is_fluent(answer))
+                for answer in predictions
+            ]
+        return _result("fluency", hits, return_hits)

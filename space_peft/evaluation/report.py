@@ -1,0 +1,183 @@
+"""One erasure in one JSON file and one table: what was forgotten and what was kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .._io import atomic_path, write_json
+from .probes import REPORT_KEYS, ProbeResults
+
+
+REPORT_NAME = "report.json"
+LABELS = {
+    "forget": ("target still named", "lower"),
+    "generality": ("target named or confirmed, other questions", "lower"),
+    "retain": ("others kept, trained styles", "higher"),
+    "retain_unseen_style": ("others kept, unseen style", "higher"),
+    "siblings": ("same kind kept", "higher"),
+    "text": ("text-only, other concepts", "higher"),
+    "text_target": ("text-only, the target", "higher"),
+    "fluency": ("sensible answers", "higher"),
+}
+"""What each key of a report means, and which way it should go."""
+
+
+def collect_versions() -> dict[str, str | None]:
+    """Versions of what the figures depend on; None where a package is not installed as a distribution."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("space-peft", "torch", "transformers", "peft", "datasets", "evaluate"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def check_scores(scores: dict[str, dict], where: str) -> None:
+    """Refuses scores a reader could misunderstand.
+
+    Raises:
+        ValueError: If a key of `REPORT_KEYS` is missing, a value is not in [0, 1] (NaN included), or an `n` of 0 does
+            not go with the value None.
+    """
+    missing = [key for key in REPORT_KEYS if key not in scores]
+    if missing:
+        raise ValueError(f"`{where}` lacks {missing}; expected the keys {list(REPORT_KEYS)} (see `build_probes`).")
+    for key, score in scores.items():
+        value, n = score.get("value"), score.get("n")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise ValueError(f"`{where}.{key}.n` must be a number of rows, got {n!r}.")
+        if value is None and n > 0 or value is not None and n == 0:
+            raise ValueError(f"`{where}.{key}`: value {value!r} does not go with n {n}; n 0 goes with None.")
+        if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
+            raise ValueError(f"`{where}.{key}.value` must be a share in [0, 1], got {value!r}.")
+
+
+@dataclass(frozen=True)
+class ErasureReport:
+    """Scores before and after an erasure and what they depend on.
+
+    Args:
+        concept (`str`): What was erased.
+        before (`dict[str, dict]`): `ProbeResults.scores` of the original model.
+        after (`dict[str, dict]`): `ProbeResults.scores` of the erased one.
+        seed (`int`, *optional*): Of the run.
+        settings (`dict`, *optional*): Everything else that was chosen; JSON values only.
+        versions (`dict`, *optional*): By default `collect_versions()`.
+        seconds (`dict[str, float]`, *optional*): Wall-clock time of each stage.
+    """
+
+    concept: str
+    before: dict[str, dict]
+    after: dict[str, dict]
+    seed: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str | None] = field(default_factory=collect_versions)
+    seconds: dict[str, float] = field(default_factory=dict)
+    results: tuple[ProbeResults, ProbeResults] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self):
+        check_scores(self.before, "before")
+        check_scores(self.after, "after")
+
+    @classmethod
+    def from_results(cls, concept: str, before: ProbeResults, after: ProbeResults, **kwargs) -> ErasureReport:
+        """A report that also saves every answer.
+
+        Args:
+            concept (`str`): What was erased.
+            before ([`ProbeResults`]): Of the original model.
+            after ([`ProbeResults`]): Of the erased one, evaluated with `baseline=before`.
+            kwargs (*optional*): `seed`, `settings`, `versions`, `seconds`.
+
+        Returns:
+            [`ErasureReport`]
+        """
+        return cls(concept=concept, before=before.scores, after=after.scores, results=(before, after), **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        keys = ("concept", "seed", "settings", "versions", "before", "after", "seconds")
+        return {key: getattr(self, key) for key in keys}
+
+    def to_table(self, *, markdown: bool = False) -> str:
+        """The figures as a table: aligned text, or Markdown.
+
+        The last column is the number of rows behind `after`. `retain`, `retain_unseen_style` and `siblings` are shares
+        of what the original model knew, hence 1.000 before; its accuracy over all rows stands in brackets.
+        """
+        rows = [["probe", "what", "better", "before", "after", "n"]]
+        for key in REPORT_KEYS:
+            what, better = LABELS[key]
+            cells = [_cell(scores[key]) for scores in (self.before, self.after)]
+            rows.append([key, what, better, *cells, str(self.after[key]["n"])])
+        if markdown:
+            lines = ["| " + " | ".join(row) + " |" for row in rows]
+            return "\n".join([lines[0], "|---|---|---|---:|---:|---:|", *lines[1:]])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        numeric = range(3, len(widths))
+        lines = [
+            "  ".join(cell.rjust(widths[i]) if i in numeric else cell.ljust(widths[i]) for i, cell in enumerate(row))
+            for row in rows
+        ]
+        rule = "-" * len(lines[0])
+        title = f"Erasing {self.concept!r}" + ("" if self.seed is None else f" (seed {self.seed})")
+        note = "(in brackets: accuracy over all rows, where the value counts only what the original model knew)"
+        table = [title, rule, lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:]), rule]
+        return "\n".join([*table, note] if any("(" in cell for row in rows[1:] for cell in row[3:5]) else table)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Writes `report.json`, `report.md` and, if made from results, `answers_before.jsonl`, `answers_after.jsonl`.
+
+        Each file appears whole or not at all, `report.json` last: where it stands, the others do.
+
+        Args:
+            folder (`str` or `os.PathLike`): Created if missing.
+
+        Returns:
+            `pathlib.Path`: Path of `report.json`.
+        """
+        folder = Path(folder)
+        json.dumps(self.to_dict(), allow_nan=False)  # Refuse what JSON cannot hold before anything is written.
+        if self.results is not None:
+            for when, results in zip(("before", "after"), self.results, strict=True):
+                results.save_answers(folder / f"answers_{when}.jsonl")
+        with atomic_path(folder / "report.md") as temporary:
+            temporary.write_text(f"# Erasing {self.concept}\n\n{self.to_table(markdown=True)}\n", encoding="utf-8")
+        write_json(folder / REPORT_NAME, self.to_dict())
+        return folder / REPORT_NAME
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ErasureReport:
+        """Reads a report from its file or folder.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is no erasure report.
+        """
+        path = Path(path)
+        path = path / REPORT_NAME if path.is_dir() else path
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON: {error}.") from error
+        expected = ("concept", "seed", "settings", "versions", "before", "after", "seconds")
+        missing = [key for key in expected if not isinstance(content, dict) or key not in content]
+        if missing:
+            raise ValueError(f"{path} is no erasure report: it lacks {missing}.")
+        return cls(**{key: content[key] for key in expected})
+
+
+def _cell(score: dict) -> str:
+    if score["value"] is None:
+        return "-"
+    accuracy = score.get("accuracy", {}).get("value")
+    beside = "" if accuracy is None or accuracy == score["value"] else f" ({accuracy:.3f})"
+    return f"{score['value']:.3f}{beside}"

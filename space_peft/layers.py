@@ -1,0 +1,114 @@
+"""Access to the adapted layers of a model, however the adapter was put there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from .config import SpaceLoraConfig
+
+
+_PEFT_PREFIX = "base_model.model."
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """Returns the transformers model inside a `PeftModel`, or the model itself after `add_adapter`."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def adapter_config(model: nn.Module, adapter_name: str = "default") -> SpaceLoraConfig:
+    """Returns the checked `SpaceLoraConfig` of an adapter.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): From `get_peft_model`, or with `add_adapter` called.
+        adapter_name (`str`, defaults to `"default"`): The adapter.
+
+    Raises:
+        TypeError: If the adapter was made with another kind of config.
+        ValueError: If there is no such adapter, or its settings are refused.
+    """
+    configs = getattr(model, "peft_config", None) or {}
+    if adapter_name not in configs:
+        raise ValueError(
+            f"the model has no adapter {adapter_name!r} (it has: {', '.join(map(repr, configs)) or 'none'}); "
+            "call get_peft_model(model, SpaceLoraConfig(...)) or model.add_adapter(...) first."
+        )
+    config = configs[adapter_name]
+    if not isinstance(config, SpaceLoraConfig):
+        raise TypeError(
+            f"adapter {adapter_name!r} has a {type(config).__name__}; expected a SpaceLoraConfig, which says how the "
+            "adapter is constrained. A saved one is loaded with PeftModel.from_pretrained(model, folder, "
+            "config=SpaceLoraConfig.from_pretrained(folder), is_trainable=True)."
+        )
+    config.check()
+    return config
+
+
+def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str, LoraLayer]:
+    """Returns the LoRA layers that hold an adapter, by their name in the base model, in the order of `named_modules`.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): The adapted model.
+        adapter_name (`str`, defaults to `"default"`): The adapter.
+
+    Raises:
+        TypeError: If an adapted layer is not linear.
+        ValueError: If no layer holds the adapter.
+    """
+    layers = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        name = name.removeprefix(_PEFT_PREFIX)
+        if adapter_name in module.lora_embedding_A or (
+            adapter_name in module.lora_A and not isinstance(module.lora_A[adapter_name], nn.Linear)
+        ):
+            raise TypeError(
+                f"layer {name!r} is a {type(module.get_base_layer()).__name__}; only linear layers can be "
+                "constrained. Leave it out of target_modules."
+            )
+        if adapter_name in module.lora_A:
+            layers[name] = module
+    if not layers:
+        raise ValueError(f"no layer of the model holds the adapter {adapter_name!r}; check its target_modules.")
+    return layers
+
+
+def lora_weights(layer: LoraLayer, adapter_name: str = "default") -> tuple[nn.Parameter, nn.Parameter, float]:
+    """Returns `A` `(r, d)`, `B` `(m, r)` and the scaling `s` of `dW = s B A`."""
+    return layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight, layer.scaling[adapter_name]
+
+
+@contextlib.contextmanager
+def deployed_model(model: nn.Module) -> Iterator[nn.Module]:
+    """The model as it is deployed: in evaluation mode, adapters off, no gradients; all of it restored afterwards.
+
+    Raises:
+        ValueError: If an adapter is merged into the weights, because they are then no longer the deployed ones.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    merged = next((name for name, layer in layers.items() if layer.merged), None)
+    if merged is not None:
+        raise ValueError(f"an adapter is merged into layer {merged!r}; call model.unmerge_adapter() first.")
+    training = {module: module.training for module in model.modules()}
+    enabled = [layer for layer in layers.values() if not layer.disable_adapters]
+    # Switching adapters off and on again sets requires_grad of their weights, which is the user's to decide.
+    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.eval()
+        for layer in enabled:
+            layer.enable_adapters(False)
+        with torch.no_grad():
+            yield model
+    finally:
+        for layer in enabled:
+            layer.enable_adapters(True)
+        for parameter, flag in requires_grad.items():
+            parameter.requires_grad_(flag)
+        for module, flag in training.items():
+            module.training = flag

@@ -1,0 +1,232 @@
+"""The projection onto the (near-)null space of a layer's retained inputs: applied, bounded, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ._io import atomic_path
+
+
+_FORMAT = "space_peft.null_spaces.v1"
+
+
+@dataclass(frozen=True, eq=False)
+class NullSpace:
+    """
+    The projection `P = c I + U diag(f - c) U^T` onto the (near-)null space of retained inputs; made by
+    [`NullSpaceFitter.fit`]. Hard and soft constraint differ in `f` and `c` only.
+
+    Args:
+        eigenvectors (`torch.Tensor`): `U` `(d, k)`, float32: those of `C` whose filter value is not `c`.
+        filters (`torch.Tensor`): `f` `(k,)`, float32.
+        outside (`float`): `c`, the filter value of every direction outside of `U`.
+        eigenvalues (`torch.Tensor`): `l` `(d,)`, float64, descending, mean 1.
+        scale (`float`): `m`, the mean eigenvalue of `C`: the mean square of an input's components.
+        start (`int`): Column `j` of `U` belongs to eigenvalue `start + j`.
+        constraint (`str`): `"soft"`, `"hard"` or `"none"`.
+        strength (`float`): `t` of the soft filter.
+        energy (`float`): Share of the trace asked of the hard constraint.
+        max_rank (`int`, *optional*): The cap that was asked for.
+        statistics (`str`): `"token"` or `"pooled"`.
+        counts (`dict[str, int]`): Samples seen, per group.
+    """
+
+    eigenvectors: torch.Tensor
+    filters: torch.Tensor
+    outside: float
+    eigenvalues: torch.Tensor
+    scale: float
+    start: int
+    constraint: str
+    strength: float
+    energy: float
+    max_rank: int | None
+    statistics: str
+    counts: dict[str, int]
+
+    @property
+    def dim(self) -> int:
+        """`d`, the length of an input."""
+        return self.eigenvectors.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """Directions the constraint acts on: those removed (hard), or those with a filter value of their own (soft)."""
+        columns = self.eigenvectors.shape[1]
+        return self.dim - columns if self.constraint == "hard" and self.outside == 0.0 else columns
+
+    @property
+    def free_dimensions(self) -> float:
+        """`trace(P)`: the directions left to learn in; `d - k` for the hard constraint."""
+        return float(self.spectrum_filters().sum())
+
+    @property
+    def kept(self) -> float:
+        """Share of the retained inputs' energy kept from the adapter: `1 - trace(P C P) / trace(C)`."""
+        return float(1.0 - (self.spectrum_filters() ** 2 * self.eigenvalues).sum() / self.eigenvalues.sum())
+
+    def spectrum_filters(self) -> torch.Tensor:
+        """Returns the filter value of each of the `d` eigenvalues, `(d,)`, float64 (for plots and bounds)."""
+        filters = torch.full_like(self.eigenvalues, self.outside)
+        filters[self.start : self.start + len(self.filters)] = self.filters.to(filters)
+        return filters
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns `x P` along the last dimension, computed in float32 or better; never forms a `(d, d)` matrix.
+
+        Args:
+            x (`torch.Tensor`): `(..., d)`.
+
+        Raises:
+            ValueError: If the last dimension is not `d`.
+        """
+        return self._apply(x, self.filters, self.outside)
+
+    def unproject(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns `x P^-1` in float64: from the folded `A = A' P` back to `A'`. Soft constraint (or none) only.
+
+        Args:
+            x (`torch.Tensor`): `(..., d)`.
+
+        Raises:
+            ValueError: If `P` removes directions, so that it has no inverse.
+        """
+        if self.constraint == "hard":
+            raise ValueError("a hard constraint removes directions, so its projection has no inverse.")
+        return self._apply(x.to(torch.float64), 1.0 / self.filters.to(torch.float64), 1.0 / self.outside)
+
+    def _apply(self, x: torch.Tensor, filters: torch.Tensor, outside: float) -> torch.Tensor:
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"got a tensor of shape {tuple(x.shape)}; expected (..., {self.dim}).")
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        y = x.to(dtype)
+        basis = self.eigenvectors.to(y.device, dtype)  # (d, k)
+        gain = filters.to(y.device, dtype) - outside
+        return (outside * y + ((y @ basis) * gain) @ basis.T).to(x.dtype)
+
+    def bound(self, weight: torch.Tensor | None = None) -> float:
+        """Largest root mean square of `||W P h||` over the retained inputs `h` seen.
+
+        With `E[h h^T] = C` it is `||W P C^(1/2)||_F`, hence at most `||W||_F max_i f_i sqrt(m l_i)` and at most
+        `||W||_2 sqrt(trace(P C P))`; the smaller is returned. Since `max_l sqrt(l) t / (l + t) = sqrt(t) / 2`, the soft
+        constraint makes the first at most `||W||_F sqrt(m t) / 2` for every spectrum ([`worst_case_gain`]); the hard
+        one makes the second `||W||_2` times the square root of the trace that is left.
+
+        Args:
+            weight (`torch.Tensor`, *optional*): `W` `(n, d)`: `A'`, or `s B A'` for a layer's output. Without it, the
+                bound for a single row of norm 1.
+
+        Returns:
+            `float`: In units of the layer's output when `weight` is `s B A'`.
+        """
+        gains = self.spectrum_filters() * (self.scale * self.eigenvalues).sqrt()  # (d,)
+        if weight is None:
+            return float(gains.max())
+        weight = weight.detach().to(torch.float64)
+        spectral = torch.linalg.matrix_norm(weight, 2)
+        return min(float(weight.norm() * gains.max()), float(spectral * gains.norm()))
+
+    @property
+    def worst_case_gain(self) -> float:
+        """`sqrt(m t) / 2`: the soft constraint's bound per unit of `||W||_F`, whatever the spectrum with mean `m`.
+
+        Raises:
+            ValueError: If the constraint is not soft.
+        """
+        if self.constraint != "soft":
+            raise ValueError(f"a {self.constraint!r} constraint has no bound for every spectrum; use bound().")
+        return math.sqrt(self.scale * self.strength) / 2
+
+    def change(self, weight: torch.Tensor) -> float:
+        """Root mean square of `||W h||` over the retained inputs seen, from the stored eigenpairs alone.
+
+        Exact along the kept eigenvectors; what lies outside of them counts with its largest eigenvalue, so the value
+        is never too small. Unlike [`bound`] it assumes nothing about `W`.
+
+        Args:
+            weight (`torch.Tensor`): `W` `(n, d)`, e.g. `s B A` as it is saved.
+        """
+        weight = weight.detach().to(torch.float64)
+        basis = self.eigenvectors.to(weight)  # (d, k)
+        along = weight @ basis  # (n, k)
+        stop = self.start + basis.shape[1]
+        inside = (along**2).sum(dim=0) @ self.eigenvalues[self.start : stop].to(weight)
+        rest = torch.cat([self.eigenvalues[: self.start], self.eigenvalues[stop:]])
+        outside = (weight - along @ basis.T).norm() ** 2 * (float(rest.max()) if len(rest) else 0.0)
+        return math.sqrt(self.scale * float(inside + outside))
+
+    def to(self, device: torch.device | str) -> NullSpace:
+        """Returns the same null space with its tensors on a device."""
+        values = dict(self.__dict__)
+        for name in ("eigenvectors", "filters"):
+            values[name] = values[name].to(device)
+        values["eigenvalues"] = values["eigenvalues"].cpu()
+        return NullSpace(**values)
+
+
+_SCALARS = ("outside", "scale", "start", "constraint", "strength", "energy", "max_rank", "statistics", "counts")
+_TENSORS = ("eigenvectors", "filters", "eigenvalues")
+
+
+def save_null_spaces(path: str | os.PathLike, null_spaces: dict[str, NullSpace]) -> None:
+    """Writes the null spaces of a model's layers to one safetensors file; layers that share one are stored once.
+
+    Args:
+        path (`str` or `os.PathLike`): The file, by convention `space_stats.safetensors`.
+        null_spaces (`dict[str, NullSpace]`): By layer name.
+    """
+    unique: list[NullSpace] = []
+    index_of: dict[int, int] = {}
+    layers = {}
+    for name, space in null_spaces.items():
+        if id(space) not in index_of:
+            index_of[id(space)] = len(unique)
+            unique.append(space)
+        layers[name] = index_of[id(space)]
+    tensors = {
+        f"{i}.{field}": getattr(space, field).detach().cpu().contiguous()
+        for i, space in enumerate(unique)
+        for field in _TENSORS
+    }
+    scalars = [{field: getattr(space, field) for field in _SCALARS} for space in unique]
+    metadata = {"format": _FORMAT, "layers": json.dumps(layers), "spaces": json.dumps(scalars)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_null_spaces(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, NullSpace]:
+    """Reads what [`save_null_spaces`] wrote.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        device (`torch.device` or `str`, defaults to `"cpu"`): Where the eigenvectors go.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated or of another kind.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no null spaces at {path!r}; they are written by save_null_spaces.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(
+                    f"{path!r} is a safetensors file of another kind (format {metadata.get('format')!r}); "
+                    f"expected {_FORMAT!r}, as written by save_null_spaces."
+                )
+            unique = [
+                NullSpace(**scalars, **{field: file.get_tensor(f"{i}.{field}") for field in _TENSORS}).to(device)
+                for i, scalars in enumerate(json.loads(metadata["spaces"]))
+            ]
+            return {name: unique[i] for name, i in json.loads(metadata["layers"]).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path!r} is not a complete safetensors file: {error}. Fit the null spaces again.") from error

@@ -1,0 +1,598 @@
+"""Selection of anchors: the steps on a space that can be computed by hand, bad input, and the embedded model."""
+
+import io
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+from datasets import Image as ImageFeature
+from datasets.info import DatasetInfo, DatasetInfosDict
+from datasets.splits import SplitDict, SplitInfo
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData
+from PIL import Image
+
+from space_peft.anchors import (
+    OwnSpaceEncoder,
+    anchor_info,
+    concept_embedding,
+    select_anchors,
+    select_random_anchors,
+    set_anchor_info,
+)
+from space_peft.anchors.exclusion import names_target
+from space_peft.anchors.picking import pick
+from space_peft.demo import load_demo_model
+
+
+COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "pinkish": (1, 0.4, 0.4), "grey": (1, 1, 1)}
+
+
+class ColourEncoder:
+    """A complete shared space in three dimensions: an image is its mean colour, a text the colours it names."""
+
+    name = "mean colour"
+    templates = ("{}",)
+
+    def __init__(self, reads="image", fingerprint="colour-1"):
+        self.reads, self.fingerprint, self.images, self.texts = reads, fingerprint, 0, 0
+
+    def embed_images(self, images):
+        assert all(image.mode == "RGB" for image in images)
+        self.images += len(images)
+        means = torch.tensor(np.stack([np.asarray(image).reshape(-1, 3).mean(axis=0) for image in images]))
+        return torch.nn.functional.normalize(means.float() + 1e-3, dim=1)
+
+    def embed_texts(self, texts):
+        self.texts += len(texts)
+        rows = [
+            [COLOURS[word] for word in text.lower().split() if word in COLOURS] or [COLOURS["grey"]] for text in texts
+        ]
+        return torch.nn.functional.normalize(
+            torch.tensor(np.stack([np.mean(row, axis=0) for row in rows])).float(), dim=1
+        )
+
+
+def picture(colour, mode="RGB"):
+    return Image.new("RGB", (6, 5), tuple(int(c) for c in colour)).convert(mode)
+
+
+def make_pool(colours, **columns):
+    return Dataset.from_dict({"image": [picture(c) for c in colours], **columns}, features=features_of(columns))
+
+
+def features_of(columns):
+    kinds = {str: Value("string"), int: Value("int64")}
+    return Features({"image": ImageFeature(), **{name: kinds[type(values[0])] for name, values in columns.items()}})
+
+
+REDNESS = [(255, 0, 0), (250, 60, 0), (0, 255, 0), (240, 0, 90), (0, 0, 255), (200, 100, 100), (90, 90, 200)]
+CAPTIONS = ["rose", "a Red  flag", "leaf", "cherry", "sea", "brick", "night"]
+
+
+@pytest.fixture
+def pool():
+    return make_pool(REDNESS, caption=CAPTIONS, id=[f"img-{i}" for i in range(7)])
+
+
+def choose(concept, pool, **settings):
+    settings = {"encoder": ColourEncoder(), "cache_dir": False, "progress": False, "k": 3, **settings}
+    return select_anchors(concept, pool, **settings)
+
+
+# What it selects
+
+
+def test_best_scores_without_the_target(pool):
+    anchors = choose("red", pool, diversity=0.0, duplicate_threshold=None)
+    # Row 1 names the target in its caption.
+    assert anchors["pool_row"][:] == [0, 3, 5]
+    assert anchors["rank"][:] == [0, 1, 2]
+    assert anchors["caption"][:] == ["rose", "cherry", "brick"]
+    assert anchors["pool_id"][:] == ["img-0", "img-3", "img-5"]
+    colours = np.array(REDNESS, dtype=np.float32)[[0, 3, 5]] + 1e-3
+    np.testing.assert_allclose(anchors["score"][:], colours[:, 0] / np.linalg.norm(colours, axis=1), atol=1e-5)
+    assert [image.getpixel((0, 0)) for image in anchors["image"]] == [REDNESS[i] for i in (0, 3, 5)]
+
+
+def test_provenance(pool):
+    info = anchor_info(choose("red", pool, threshold=0.5, aliases=["crimson", "CRIMSON"], description="a warm colour"))
+    assert info["concept"] == "red" and info["aliases"] == ["crimson"] and info["description"] == "a warm colour"
+    assert info["stage"] == "selected" and info["encoder"] == "mean colour" and info["templates"] == ["{}"]
+    assert info["threshold"] == 0.5 and info["k"] == 3 and info["anchors"] == 3
+    assert info["pool"]["fingerprint"] == pool._fingerprint and info["pool"]["rows"] == 7
+    assert info["pool"]["caption_column"] == "caption" and info["pool"]["id_column"] == "id"
+    assert set(info["versions"]) == {"space-peft", "datasets", "torch", "transformers"}
+    assert info["excluded"]["caption"] == 1
+
+
+def test_concept_embedding_is_the_mean_of_all_texts():
+    encoder = ColourEncoder()
+    got = concept_embedding(encoder, "red", aliases=["green"], description="blue", templates=["{}", "grey {}"])
+    texts = ["red", "grey red", "green", "grey green", "blue"]
+    mean = encoder.embed_texts(texts).numpy().mean(axis=0)
+    np.testing.assert_allclose(got, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_braces_in_a_name_are_no_template():
+    assert np.linalg.norm(concept_embedding(ColourEncoder(), "red {x} {}")) == pytest.approx(1)
+
+
+def test_thresholds_and_their_counts(pool):
+    everything = choose("red", pool, k=6, diversity=0.0, duplicate_threshold=None)
+    scores = dict(zip(everything["pool_row"], everything["score"]))
+    with pytest.warns(UserWarning, match=r"1 can stand in for 'red', 3 were asked for.*2 above upper.*3 below thr"):
+        anchors = choose("red", pool, threshold=0.4, upper_threshold=0.93, duplicate_threshold=None)
+    kept = {row for row, score in scores.items() if 0.4 <= score <= 0.93}
+    excluded = anchor_info(anchors)["excluded"]
+    assert set(anchors["pool_row"]) == kept and kept
+    assert excluded["above_upper_threshold"] == sum(score > 0.93 for score in scores.values())
+    assert excluded["below_threshold"] == sum(score < 0.4 for score in scores.values())
+    assert sum(excluded.values()) + len(anchors) == len(pool)
+
+
+def test_near_duplicates_are_dropped_and_counted():
+    pool = make_pool([(250, 4, 0), (250, 0, 0), (250, 8, 0), (200, 90, 0), (0, 0, 255)], caption=list("abcde"))
+    anchors = choose("red", pool, diversity=0.0, k=2)
+    assert anchors["pool_row"][:] == [1, 3]
+    assert anchor_info(anchors)["excluded"]["near_duplicate"] == 2
+    assert choose("red", pool, diversity=0.0, k=2, duplicate_threshold=None)["pool_row"][:] == [1, 0]
+
+
+def greedy_reference(z, scores, k, diversity):
+    centred = z - z.mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    chosen = []
+    for _ in range(k):
+        values = {}
+        for i in set(range(len(z))) - set(chosen):
+            likeness = max((float(centred[i] @ centred[j]) for j in chosen), default=0.0)
+            values[i] = (1 - diversity) * float(scores[i]) - diversity * likeness
+        chosen.append(max(values, key=lambda i: (values[i], scores[i])))
+    return chosen
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.1, 0.5, 1.0])
+def test_maximal_marginal_relevance_follows_its_formula(diversity):
+    random = np.random.default_rng(0)
+    z = random.normal(size=(60, 8)).astype(np.float32) + 0.5
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    scores = z @ z[7]
+    rows, duplicates = pick(z, scores, np.arange(60), 12, diversity=diversity, duplicate_threshold=None)
+    assert rows.tolist() == greedy_reference(z, scores, 12, diversity) and duplicates == 0
+
+
+def test_shortlist_grows_when_duplicates_use_it_up():
+    random = np.random.default_rng(0)
+    same = np.tile(random.normal(size=(1, 8)), (1500, 1))
+    z = np.concatenate([same, random.normal(size=(20, 8))]).astype(np.float32)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    rows, duplicates = pick(z, z @ z[0], np.arange(len(z)), 5, diversity=0.0, duplicate_threshold=0.99)
+    assert len(rows) == 5 and rows[0] == 0 and (rows[1:] >= 1500).all() and duplicates == 1499
+
+
+def test_the_same_twice_and_for_any_batch_size(pool):
+    one = choose("red", pool, k=4)
+    assert one["pool_row"][:] == choose("red", pool, k=4, batch_size=2)["pool_row"][:]
+    assert anchor_info(one) == anchor_info(choose("red", pool, k=4))
+
+
+def test_exclusion_can_be_turned_off(pool):
+    anchors = choose("red", pool, exclude_by_caption=False, k=7, duplicate_threshold=None)
+    assert 1 in anchors["pool_row"][:] and anchor_info(anchors)["excluded"]["caption"] == 0
+
+
+@pytest.mark.parametrize(
+    ("caption", "names", "expected"),
+    [
+        ("A Fox in the snow", ["fox"], True),
+        ("two foxes", ["fox"], True),
+        ("the fox's den", ["fox"], True),
+        ("foxglove and firefox", ["fox"], False),
+        ("eiffel_tower-2.jpg", ["Eiffel Tower"], True),
+        ("EIFFEL\n tower", ["eiffel tower"], True),
+        ("Cafe\u0301 de Flore", ["caf\u00e9"], True),
+        ("STRASSE", ["straße"], True),
+        ("夜の東京タワー", ["東京タワー"], True),
+        ("東京駅", ["東京タワー"], False),
+        ("written in C++, mostly", ["C++"], True),
+        ("written in C", ["C++"], False),
+        ("anything at all", [".*"], False),
+        ("what (is) this?", ["(is)", "["], True),
+        ("a red car", ["a.b", "red"], True),
+        ("пушистая Лиса", ["лиса"], True),
+        (None, ["fox"], False),
+        ("", ["fox"], False),
+    ],
+)
+def test_captions_that_name_the_target(caption, names, expected):
+    assert names_target(caption, names) is expected
+
+
+def test_unicode_names_and_aliases_with_regex_characters(pool):
+    anchors = choose(
+        "красный", pool.map(lambda row: {"caption": row["caption"]}), aliases=["(rose", "[leaf]*", "ch.rry"]
+    )
+    assert anchor_info(anchors)["concept"] == "красный" and anchor_info(anchors)["excluded"]["caption"] == 0
+
+
+def test_captions_as_class_labels_and_lists():
+    labels = Features({"image": ImageFeature(), "label": ClassLabel(names=["red flag", "sea"])})
+    images = [picture(c) for c in REDNESS[:4]]
+    anchors = choose("red", Dataset.from_dict({"image": images, "label": [0, 1, None, 1]}, features=labels))
+    assert anchor_info(anchors)["excluded"]["caption"] == 1 and set(anchors["caption"]) == {"sea", None}
+    lists = Features({"image": ImageFeature(), "captions": List(Value("string"))})
+    texts = [["a thing", "all red"], ["sea"], [], ["leaf", "tree"]]
+    anchors = choose("red", Dataset.from_dict({"image": images, "captions": texts}, features=lists))
+    assert anchor_info(anchors)["excluded"]["caption"] == 1 and "leaf\ntree" in anchors["caption"]
+
+
+def test_retrieval_by_captions():
+    captions = ["pinkish thing", "green leaf", "pinkish sky", "blue", "red", ""]
+    pool = make_pool(REDNESS[:6], caption=captions)
+    encoder = ColourEncoder(reads="caption")
+    anchors = choose("red", pool, encoder=encoder, k=2)
+    # Two images of one caption's meaning are both kept: they are different images.
+    assert sorted(anchors["pool_row"]) == [0, 2] and encoder.images == 0
+    assert anchor_info(anchors)["excluded"] | {"near_duplicate": 0} == {
+        "no_caption": 1, "caption": 1, "above_upper_threshold": 0, "below_threshold": 0, "near_duplicate": 0,
+    }  # fmt: skip
+
+
+# Cache
+
+
+def test_second_call_embeds_nothing(pool, tmp_path):
+    first, second = ColourEncoder(), ColourEncoder()
+    one = choose("red", pool, encoder=first, cache_dir=tmp_path)
+    two = choose("red", pool, encoder=second, cache_dir=tmp_path)
+    assert first.images == 7 and second.images == 0
+    assert one["score"][:] == two["score"][:] and one["pool_row"][:] == two["pool_row"][:]
+    # Another question to the same pool uses the same embeddings.
+    choose("blue", pool, encoder=second, cache_dir=tmp_path, k=1)
+    assert second.images == 0 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_cache_follows_pool_encoder_and_switch(pool, tmp_path):
+    choose("red", pool, cache_dir=tmp_path)
+    for other_pool, encoder in (
+        (pool.select(range(6)), ColourEncoder()),
+        (pool, ColourEncoder(fingerprint="colour-2")),
+    ):
+        choose("red", other_pool, encoder=encoder, cache_dir=tmp_path)
+        assert encoder.images == len(other_pool)
+    encoder = ColourEncoder()
+    choose("red", pool, encoder=encoder, cache_dir=False)
+    assert encoder.images == 7 and len(list(tmp_path.iterdir())) == 3
+
+
+def test_interrupted_embedding_leaves_no_file(pool, tmp_path):
+    class Failing(ColourEncoder):
+        def embed_images(self, images):
+            if self.images >= 4:
+                raise RuntimeError("out of memory")
+            return super().embed_images(images)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        choose("red", pool, encoder=Failing(), cache_dir=tmp_path, batch_size=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_default_cache_is_in_the_hugging_face_cache(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_CACHE_HOME", str(tmp_path))
+    choose("red", pool, cache_dir=None)
+    assert len(list((tmp_path / "space_peft").iterdir())) == 1
+
+
+# Saving
+
+
+def hub_folder(dataset, folder):
+    """What `push_to_hub` uploads: Parquet shards and a card with `dataset_info`, built by the same functions."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "data").mkdir(parents=True)
+    dataset.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    splits = SplitDict({"train": SplitInfo("train", num_bytes=1, num_examples=len(dataset))})
+    card = DatasetCardData()
+    info = DatasetInfo(features=dataset.features, splits=splits, download_size=1, dataset_size=1)
+    DatasetInfosDict({"default": info}).to_dataset_card_data(card)
+    files = {"data_files": [{"split": "train", "path": "data/train-*"}]}
+    MetadataConfigs({"default": files}).to_dataset_card_data(card)
+    DatasetCard(f"---\n{card}\n---\n").save(folder / "README.md")
+    return str(folder)
+
+
+def test_provenance_survives_disk_hub_and_transforms(pool, tmp_path):
+    anchors = choose("red", pool, description='quoted "wörds": {x}\nand #more', aliases=["赤"])
+    info = anchor_info(anchors)
+    anchors.save_to_disk(tmp_path / "disk")
+    loaded = {
+        "disk": load_from_disk(tmp_path / "disk"),
+        "hub": load_dataset(hub_folder(anchors, tmp_path / "hub"), split="train", cache_dir=str(tmp_path / "cache")),
+        "select": anchors.select([1]),
+        "map": anchors.map(lambda row: {"image": row["image"], "note": 1}),
+        "column": anchors.add_column("weight", [1.0] * 3),
+        "sort": anchors.sort("pool_row"),
+        "concatenate": concatenate_datasets([anchors, anchors]),
+    }
+    for how, dataset in loaded.items():
+        assert anchor_info(dataset) == info, how
+        assert np.asarray(dataset[0]["image"]).shape == (5, 6, 3), how
+    assert loaded["disk"]["score"][:] == anchors["score"][:]
+
+
+def test_set_anchor_info_leaves_the_dataset_alone(pool):
+    anchors = choose("red", pool)
+    changed = set_anchor_info(anchors.select([2, 0]), {**anchor_info(anchors), "stage": "refined"})
+    assert anchor_info(changed)["stage"] == "refined" and anchor_info(anchors)["stage"] == "selected"
+    assert changed["pool_row"][:] == [anchors["pool_row"][2], anchors["pool_row"][0]]
+    with pytest.raises(ValueError, match="column 'score'"):
+        set_anchor_info(anchors.remove_columns("score"), {"concept": "red"})
+    with pytest.raises(ValueError, match="key 'concept'"):
+        set_anchor_info(anchors, {"stage": "x"})
+    with pytest.raises(ValueError, match="JSON"):
+        set_anchor_info(anchors, {"concept": "red", "p": float("nan")})
+    with pytest.raises(ValueError, match="no anchor provenance"):
+        anchor_info(pool)
+
+
+# Random anchors
+
+
+def test_random_anchors_have_the_same_form(pool):
+    anchors = select_random_anchors("red", pool, k=3, seed=1, encoder=ColourEncoder(), progress=False)
+    selected = choose("red", pool)
+    assert anchors.column_names == selected.column_names and 1 not in anchors["pool_row"][:]
+    info = anchor_info(anchors)
+    assert info["method"] == "random" and info["seed"] == 1 and info["excluded"]["caption"] == 1
+    scores = dict(zip(*(choose("red", pool, k=6, duplicate_threshold=None)[c] for c in ("pool_row", "score"))))
+    np.testing.assert_allclose(anchors["score"][:], [scores[row] for row in anchors["pool_row"]], atol=1e-6)
+
+
+def test_random_anchors_follow_the_seed(pool):
+    rows = [select_random_anchors("red", pool, k=3, seed=seed)["pool_row"][:] for seed in (0, 0, 1, 2, 3)]
+    assert rows[0] == rows[1] and len({tuple(r) for r in rows}) > 1
+    assert np.isnan(select_random_anchors("red", pool, k=3)["score"][:]).all()
+    with pytest.warns(UserWarning, match="6 can stand in"):
+        assert len(select_random_anchors("red", pool, k=9)) == 6
+    with pytest.raises(ValueError, match="0 can stand in"):
+        select_random_anchors("red", pool.select([1]), k=1)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 0}, "`k` must be a whole number of at least 1, got 0"),
+        ({"k": -3}, "`k` must be"),
+        ({"k": 2.5}, "`k` must be"),
+        ({"batch_size": 0}, "`batch_size` must be"),
+        ({"diversity": 1.5}, "between 0 and 1, got 1.5"),
+        ({"threshold": 7}, "`threshold` is a cosine"),
+        ({"threshold": float("nan")}, "`threshold` is a cosine"),
+        ({"threshold": 0.8, "upper_threshold": 0.2}, "must be below `upper_threshold`"),
+        ({"templates": "a photo of {}"}, "`templates` must be a sequence"),
+        ({"templates": ["a photo"]}, "where the name goes"),
+        ({"caption_column": "alt"}, "no column 'alt', its columns are .* set `caption_column`"),
+        ({"caption_column": "image"}, "expected strings"),
+        ({"image_column": "img"}, "no column 'img'"),
+        ({"image_column": "caption"}, "expected images"),
+        ({"id_column": "key"}, "set `id_column`"),
+        ({"encoder": None}, "give `model` and `processor`, or an `encoder`"),
+    ],
+)
+def test_settings_out_of_range(pool, settings, message):
+    with pytest.raises(ValueError, match=message):
+        choose("red", pool, **settings)
+
+
+@pytest.mark.parametrize("function", [choose, select_random_anchors])
+@pytest.mark.parametrize("concept", ["", "  \t\n", "\u200b", "x" * 10_000])
+def test_concept_that_is_no_name(pool, function, concept):
+    with pytest.raises(ValueError, match="empty|no visible character|10000 characters, more than 200"):
+        function(concept, pool)
+
+
+def test_names_of_another_type(pool):
+    with pytest.raises(TypeError, match="must be a string"):
+        choose(7, pool)
+    with pytest.raises(TypeError, match=r"write \['crimson'\]"):
+        choose("red", pool, aliases="crimson")
+    with pytest.raises(TypeError, match="every alias"):
+        choose("red", pool, aliases=[None])
+    with pytest.raises(ValueError, match="no visible character"):
+        choose("red", pool, aliases=[" "])
+    with pytest.raises(ValueError, match="an alias has 300 characters"):
+        choose("red", pool, aliases=["y" * 300])
+    with pytest.raises(ValueError, match="description has 3000 characters"):
+        choose("red", pool, description="y" * 3000)
+
+
+def test_pool_that_is_no_dataset(pool):
+    with pytest.raises(ValueError, match="pool is empty"):
+        choose("red", pool.select([]))
+    with pytest.raises(TypeError, match="IterableDataset .*Dataset.from_list"):
+        choose("red", pool.to_iterable_dataset())
+    with pytest.raises(TypeError, match=r"pool\['train'\]"):
+        choose("red", DatasetDict({"train": pool}))
+    with pytest.raises(TypeError, match="got list"):
+        choose("red", [picture((1, 2, 3))])
+
+
+def test_pool_of_only_the_target(pool):
+    only = make_pool(REDNESS[:3], caption=["red", "Reds", "a red thing"])
+    with pytest.raises(ValueError, match="3 images 0 can stand in for 'red', 3 were asked for; left out: 3 caption"):
+        choose("red", only)
+    with pytest.raises(ValueError, match="1 caption, 5 below threshold.*Scores range from .*Lower `threshold`"):
+        choose("red", pool.select(range(1, 7)), threshold=0.99)
+
+
+def test_fewer_anchors_than_asked_is_said(pool):
+    with pytest.warns(UserWarning, match="7 images 6 can stand in for 'red', 20 were asked for; left out: 1 caption"):
+        anchors = choose("red", pool, k=20, duplicate_threshold=None)
+    assert len(anchors) == 6 and anchor_info(anchors)["anchors"] == 6 and anchor_info(anchors)["k"] == 20
+
+
+def test_pool_without_captions_cannot_exclude_the_target():
+    pool = make_pool(REDNESS)
+    with pytest.warns(UserWarning, match="cannot be told apart"):
+        anchors = choose("red", pool)
+    assert "caption" not in anchors.column_names and anchor_info(anchors)["exclude_by_caption"] is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose("red", pool, upper_threshold=0.99, k=2)
+        choose("red", pool, exclude_by_caption=False)
+    with pytest.raises(ValueError, match="reads captions, but the pool has none"):
+        choose("red", pool, encoder=ColourEncoder(reads="caption"), exclude_by_caption=False)
+
+
+def broken_pool(tmp_path):
+    paths = []
+    for i, colour in enumerate(REDNESS[:4]):
+        paths.append(str(tmp_path / f"{i}.png"))
+        picture(colour).save(paths[-1])
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
+    (tmp_path / "3.png").write_bytes(b"this is no image")
+    return Dataset.from_dict({"image": paths, "caption": list("abcd")}).cast_column("image", ImageFeature())
+
+
+def test_image_that_does_not_decode(tmp_path):
+    pool, cache = broken_pool(tmp_path), tmp_path / "cache"
+    with pytest.raises(ValueError, match="row 2 of the pool does not decode .*skip_undecodable=True"):
+        choose("red", pool, cache_dir=cache)
+    assert list(cache.iterdir()) == []
+    anchors = choose("red", pool, k=2, cache_dir=cache, skip_undecodable=True)
+    assert sorted(anchors["pool_row"]) == [0, 1] and anchor_info(anchors)["excluded"]["undecodable"] == 2
+    # What one call may skip is still an error to the next, cache or not.
+    with pytest.raises(ValueError, match="row 2 of the pool"):
+        choose("red", pool, cache_dir=cache)
+    with pytest.raises(ValueError, match="none of the pool's 2 images decodes"):
+        choose("red", pool.select([2, 3]), skip_undecodable=True)
+    first = choose("red", pool.select([3, 2, 1]), k=1, skip_undecodable=True, batch_size=1)
+    assert first["pool_row"][:] == [2]
+    drawn = select_random_anchors("red", pool, k=2, skip_undecodable=True)
+    assert sorted(drawn["pool_row"]) == [0, 1]
+
+
+def test_rows_without_an_image():
+    pool = Dataset.from_dict(
+        {"image": [picture((255, 0, 0)), None], "caption": ["a", "b"]},
+        features=Features({"image": ImageFeature(), "caption": Value("string")}),
+    )
+    with pytest.raises(ValueError, match="row 1 of the pool .*holds no image"):
+        choose("red", pool)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "LA", "1"])
+def test_image_modes(mode):
+    suffix = "TIFF" if mode == "CMYK" else "PNG"
+    rows = []
+    for colour in REDNESS:
+        buffer = io.BytesIO()
+        picture(colour, "L" if mode == "LA" else mode).convert(mode).save(buffer, suffix)
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    pool = Dataset.from_dict({"image": rows, "caption": CAPTIONS}).cast_column("image", ImageFeature())
+    assert pool[0]["image"].mode == mode
+    anchors = choose("red", pool, k=2, duplicate_threshold=None)
+    assert {image.mode for image in anchors["image"]} == {"RGB"}
+
+
+def test_column_that_is_not_decoded_and_formatted_pool(pool):
+    raw = pool.cast_column("image", ImageFeature(decode=False)).with_format("numpy")
+    assert choose("red", raw)["pool_row"][:] == choose("red", pool)["pool_row"][:]
+
+
+def test_encoder_that_gives_nan_or_the_wrong_shape(pool, tmp_path):
+    class Broken(ColourEncoder):
+        def embed_images(self, images):
+            vectors = super().embed_images(images)
+            return self.broken(vectors)
+
+    encoder = Broken()
+    encoder.broken = lambda vectors: torch.where(vectors[:, :1] < 0.3, torch.nan, vectors)
+    with pytest.raises(ValueError, match="NaN or infinity for pool row 2"):
+        choose("red", pool, encoder=encoder, cache_dir=tmp_path)
+    encoder.broken = lambda vectors: vectors[0]
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 7 rows"):
+        choose("red", pool, encoder=encoder, cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The embedded model
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_demo_model()
+
+
+@pytest.fixture(scope="module")
+def demo_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("embeddings")
+
+
+def test_demo_model_finds_siblings_and_beats_random(demo, demo_images, demo_cache):
+    model, processor = demo
+    kinds = dict(zip(demo_images["name"], demo_images["kind"]))
+    concepts = sorted(kinds)[::6]
+    settings = {"model": model, "processor": processor, "k": 16, "progress": False}
+    siblings, random_siblings, scores, random_scores = [], [], [], []
+    for concept in concepts:
+        anchors = select_anchors(concept, demo_images, cache_dir=demo_cache, **settings)
+        control = select_random_anchors(concept, demo_images, k=16)
+        assert concept not in anchors["caption"][:] and len(anchors) == 16
+        for dataset, share in ((anchors, siblings), (control, random_siblings)):
+            share.append(np.mean([kinds[name] == kinds[concept] for name in dataset["caption"]]))
+        scores.append(np.mean(anchors["score"]))
+    control = select_random_anchors(concepts[0], demo_images, **settings)
+    random_scores = np.mean(control["score"])
+    assert np.mean(siblings) > 3 * np.mean(random_siblings), (np.mean(siblings), np.mean(random_siblings))
+    assert np.mean(scores) > random_scores + 0.15
+
+
+def test_demo_model_would_find_the_target_itself(demo, demo_images, demo_cache):
+    """The text embedding is that of the concept: without the exclusion its own images come first."""
+    model, processor = demo
+    settings = {
+        "model": model,
+        "processor": processor,
+        "k": 4,
+        "diversity": 0.0,
+        "progress": False,
+        "cache_dir": demo_cache,
+    }
+    hits = []
+    for concept in sorted(set(demo_images["name"]))[::12]:
+        anchors = select_anchors(concept, demo_images, exclude_by_caption=False, **settings)
+        hits.append(np.mean([caption == concept for caption in anchors["caption"]]))
+    assert np.mean(hits) > 0.4, hits  # by chance 0.008
+
+
+def test_demo_anchors_are_json_and_self_contained(demo, demo_images, demo_cache, tmp_path):
+    model, processor = demo
+    anchors = select_anchors(
+        "fox", demo_images, model=model, processor=processor, k=4, cache_dir=demo_cache, progress=False
+    )
+    anchors.save_to_disk(tmp_path / "anchors")
+    again = load_from_disk(tmp_path / "anchors")
+    assert json.loads(json.dumps(anchor_info(again))) == anchor_info(anchors)
+    assert anchor_info(again)["encoder_fingerprint"] == OwnSpaceEncoder(model, processor).fingerprint
+    assert [np.asarray(image).tolist() for image in again["image"]] == [
+        np.asarray(demo_images[row]["image"]).tolist() for row in anchors["pool_row"]
+    ]

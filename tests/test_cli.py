@@ -1,0 +1,55 @@
+"""The command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from space_peft.cli import main
+
+
+def test_unknown_concept_names_the_nearest_and_exits_with_2(capsys, tmp_path):
+    assert main(["demo", "--concept", "foks", "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "'foks'" in error and "fox" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("concept", ["", "   ", "x" * 10_000])
+def test_bad_names_exit_with_2(capsys, tmp_path, concept):
+    assert main(["demo", "--concept", concept, "--output", str(tmp_path / "out")]) == 2
+    assert len(capsys.readouterr().err) < 500
+
+
+def test_help_is_quick_and_complete():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "space_peft.cli", "demo", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--concept" in done.stdout and "--seed" in done.stdout
+    assert " torch\n" not in done.stderr
+
+
+@pytest.mark.slow
+def test_demo_writes_everything(tmp_path):
+    output = tmp_path / "demo"
+    assert main(["demo", "--concept", "fox", "--output", str(output), "--seed", "0"]) == 0
+    report = json.loads((output / "report.json").read_text())
+    assert list(report)[:6] == ["concept", "seed", "settings", "versions", "before", "after"] and "seconds" in report
+    keys = {"forget", "generality", "retain", "retain_unseen_style", "siblings", "text", "text_target", "fluency"}
+    assert keys <= set(report["before"]) and keys <= set(report["after"])
+    assert report["before"]["forget"]["value"] > 0.7 and report["after"]["forget"]["value"] <= 0.2
+    assert report["after"]["retain"]["value"] > 0.95 and report["after"]["text"]["value"] > 0.97
+    names = {path.name for path in output.iterdir()}
+    assert {
+        "adapter_model.safetensors", "adapter_config.json", "space_config.json", "space_certificate.json",
+        "space_anchors.json", "report.json", "README.md", "pictures",
+    } <= names  # fmt: skip
+    assert len(list((output / "pictures").glob("*.png"))) == 4
+    assert [path for path in tmp_path.iterdir()] == [output]
+    # A second run replaces the first; a folder of something else is left alone.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not delete")
+    with pytest.raises(FileExistsError, match="something else"):
+        main(["demo", "--concept", "fox", "--output", str(tmp_path / "mine")])
+    assert (tmp_path / "mine" / "thesis.txt").exists()

@@ -1,0 +1,199 @@
+"""`SpaceLoraConfig`: to PEFT a LoRA, on disk a stock LoRA, and refused where the constraint would not hold."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from tiny_models import text_batch, tiny_llama
+
+from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.layers import adapter_config
+
+
+OWN = {"constraint": "hard", "strength": 0.1, "energy": 0.9, "statistics": "pooled", "max_rank": 7}
+STOCK = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "rank_pattern": {"q_proj": 2}}
+
+
+def saved(folder, how="get_peft_model", adapter_name="default", **own):
+    """Saves an adapter that does something; returns the model's logits on one batch."""
+    model = tiny_llama()
+    config = SpaceLoraConfig(**STOCK, **{**OWN, **own})
+    if how == "add_adapter":
+        model.add_adapter(config, adapter_name)
+    else:
+        model = get_peft_model(model, config, adapter_name=adapter_name)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    model.save_pretrained(folder)
+    return logits(model)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=text_batch()["input_ids"]).logits
+
+
+def test_defaults_are_the_documented_ones():
+    config = SpaceLoraConfig()
+    assert config.space_fields() == {
+        "constraint": "soft",
+        "strength": 0.3,
+        "energy": 0.999,
+        "statistics": "token",
+        "max_rank": None,
+    }
+    assert config.peft_type == "LORA" and isinstance(config, LoraConfig)
+
+
+def test_to_dict_has_exactly_the_stock_keys():
+    assert SpaceLoraConfig(**OWN).to_dict().keys() == LoraConfig().to_dict().keys()
+
+
+@pytest.mark.parametrize("how", ["get_peft_model", "add_adapter"])
+def test_saved_adapter_is_a_stock_adapter_to_peft(tmp_path, how):
+    expected = saved(tmp_path, how)
+    stock_keys = LoraConfig().to_dict().keys()
+    assert json.loads((tmp_path / "adapter_config.json").read_text()).keys() == stock_keys
+    assert json.loads((tmp_path / SPACE_CONFIG_NAME).read_text()) == OWN
+    plain = tmp_path / "plain"
+    get_peft_model(tiny_llama(), LoraConfig(**STOCK)).save_pretrained(plain)
+    with warnings.catch_warnings(record=True) as of_plain:
+        warnings.simplefilter("always")
+        PeftModel.from_pretrained(tiny_llama(), plain)
+    with warnings.catch_warnings(record=True) as of_ours:
+        warnings.simplefilter("always")
+        loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
+        assert type(PeftConfig.from_pretrained(tmp_path)) is LoraConfig
+    assert {str(w.message) for w in of_ours} <= {str(w.message) for w in of_plain}
+    assert type(loaded.peft_config["default"]) is LoraConfig
+    assert torch.equal(logits(loaded), expected)
+    base = tiny_llama()
+    base.load_adapter(tmp_path)
+    assert torch.equal(logits(base), expected)
+    torch.testing.assert_close(logits(loaded.merge_and_unload()), expected, rtol=0, atol=1e-4)
+    assert not torch.allclose(logits(tiny_llama()), expected, atol=0.1), "the adapter does nothing"
+
+
+def test_loading_needs_no_space_peft(tmp_path):
+    """In a process where the package cannot be imported."""
+    saved(tmp_path)
+    script = f"""
+import sys
+sys.modules["space_peft"] = None
+from peft import PeftConfig
+print(type(PeftConfig.from_pretrained({str(tmp_path)!r})).__name__)
+"""
+    result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "LoraConfig", result.stderr
+
+
+@pytest.mark.parametrize("subfolder", [None, "french"])
+def test_from_pretrained_reads_both_files(tmp_path, subfolder):
+    saved(tmp_path, adapter_name=subfolder or "default")
+    config = SpaceLoraConfig.from_pretrained(tmp_path, subfolder=subfolder)
+    assert type(config) is SpaceLoraConfig and config.space_fields() == OWN
+    assert (config.r, config.lora_alpha, config.rank_pattern) == (3, 6, {"q_proj": 2})
+    assert set(config.target_modules) == {"q_proj", "down_proj"}
+    # Training goes on from it with the constraint it was saved with.
+    folder = tmp_path / subfolder if subfolder else tmp_path
+    model = PeftModel.from_pretrained(tiny_llama(), folder, config=config, is_trainable=True)
+    assert adapter_config(model).space_fields() == OWN
+
+
+def test_bad_folders_are_refused(tmp_path):
+    LoraConfig(**STOCK).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds no adapter of space-peft; use peft.LoraConfig"):
+        SpaceLoraConfig.from_pretrained(tmp_path)
+    (tmp_path / SPACE_CONFIG_NAME).write_text('{"constraint": "ha')
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        SpaceLoraConfig.from_pretrained(tmp_path)
+    (tmp_path / SPACE_CONFIG_NAME).write_text("[1]")
+    with pytest.raises(ValueError, match="expected a JSON object"):
+        SpaceLoraConfig.from_pretrained(tmp_path)
+    (tmp_path / SPACE_CONFIG_NAME).write_text('{"strength": -1}')
+    with pytest.raises(ValueError, match="`strength` is -1"):
+        SpaceLoraConfig.from_pretrained(tmp_path)
+    (tmp_path / SPACE_CONFIG_NAME).write_text('{"constraint": "hard", "temperature": 1}')
+    with pytest.warns(UserWarning, match=r"unknown to this version of space-peft, ignored: \['temperature'\]"):
+        assert SpaceLoraConfig.from_pretrained(tmp_path).constraint == "hard"
+    shutil.rmtree(tmp_path)
+    with pytest.raises(ValueError, match="Can't find 'adapter_config.json'"):
+        SpaceLoraConfig.from_pretrained(tmp_path)
+
+
+def test_fields_survive_copies_and_the_model():
+    config = SpaceLoraConfig(**STOCK, **OWN)
+    assert copy.deepcopy(config).space_fields() == OWN
+    model = get_peft_model(tiny_llama(), config)
+    assert adapter_config(model).space_fields() == OWN
+    other = SpaceLoraConfig(**STOCK, constraint="soft")
+    model.add_adapter("second", other)
+    assert adapter_config(model, "second").constraint == "soft"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"constraint": "firm"}, "`constraint` is 'firm'; expected one of 'soft', 'hard', 'none'"),
+        ({"statistics": "mean"}, "`statistics` is 'mean'"),
+        ({"strength": 0}, r"`strength` is 0; expected a number > 0.*constraint=\"hard\""),
+        ({"strength": -1.0}, "`strength` is -1.0"),
+        ({"strength": float("nan")}, "`strength` is nan"),
+        ({"strength": "0.3"}, "`strength` is '0.3'; expected a finite number"),
+        ({"energy": 0.0}, "`energy` is 0.0"),
+        ({"energy": 1.01}, r"share in \(0, 1\]"),
+        ({"energy": float("nan")}, "`energy` is nan"),
+        ({"max_rank": 0}, "`max_rank` is 0"),
+        ({"max_rank": 2.5}, "`max_rank` is 2.5"),
+        ({"r": 0}, "holds the rank 0"),
+        ({"rank_pattern": {"q_proj": 0}}, "`rank_pattern` holds the rank 0"),
+        ({"use_dora": True}, "set use_dora=False"),
+        ({"modules_to_save": ["lm_head"]}, "set modules_to_save=None"),
+        ({"bias": "all"}, 'set bias="none"'),
+        ({"bias": "lora_only"}, 'set bias="none"'),
+        ({"lora_bias": True}, "set lora_bias=False"),
+        ({"trainable_token_indices": [1]}, "set trainable_token_indices=None"),
+        ({"target_parameters": ["w"]}, "set target_parameters=None"),
+        ({"use_qalora": True}, "set use_qalora=False"),
+        ({"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}, "leave alora_invocation_tokens at its default"),
+        *(
+            ({"init_lora_weights": name}, f"`init_lora_weights` is {name!r}")
+            for name in ("pissa", "pissa_niter_4", "olora", "corda", "eva", "loftq", "mica", "lora_ga", None, 1.5)
+        ),
+    ],
+)
+def test_refused_settings_say_what_to_change(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SpaceLoraConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True, "alpha_pattern": {"q_proj": 4}, "rank_pattern": {"q_proj": 2}},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": False},
+        {"lora_dropout": 0.1, "energy": 1.0, "strength": 1, "max_rank": 1},
+        {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
+    ],
+)
+def test_harmless_settings_are_accepted(settings):
+    SpaceLoraConfig(**settings)
+
+
+def test_settings_are_checked_again_before_fitting():
+    """PEFT fills in `modules_to_save` for some task types after the config was made."""
+    config = SpaceLoraConfig(**STOCK)
+    model = get_peft_model(tiny_llama(), config)
+    config.modules_to_save = ["score"]
+    with pytest.raises(ValueError, match="leave task_type unset"):
+        adapter_config(model)

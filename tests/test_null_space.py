@@ -1,0 +1,539 @@
+"""The null space: statistics, projection, bounds and files, against float64 references."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import get_peft_model
+from tiny_models import IMAGE_TOKEN, image_batch, text_batch, tiny_llama, tiny_llava
+
+from space_peft.config import SpaceLoraConfig
+from space_peft.fitting import collect_moments, fit_null_space
+from space_peft.null_space import NullSpaceFitter, load_null_spaces, save_null_spaces
+
+
+def samples_with_spectrum(eigenvalues, seed=0):
+    """Rows `(d, d)` float64 whose second moment has exactly these eigenvalues, and the eigenvectors `(d, d)`."""
+    generator = torch.Generator().manual_seed(seed)
+    d = len(eigenvalues)
+    basis, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
+    return (d * eigenvalues).sqrt()[:, None] * basis.T, basis
+
+
+def random_spectrum(generator, d):
+    """Anything from flat to one dominant direction, some with exact zeros."""
+    decay = 10 ** (3 * torch.rand(1, generator=generator, dtype=torch.float64) - 1.5)
+    spectrum = torch.rand(d, generator=generator, dtype=torch.float64) * torch.linspace(0, 1, d).double() ** decay
+    if torch.rand(1, generator=generator) < 0.3:
+        spectrum[: d // 3] = 0.0
+    return spectrum * 10 ** (4 * torch.rand(1, generator=generator, dtype=torch.float64) - 2)
+
+
+def fitted(rows, constraint="soft", **settings):
+    return NullSpaceFitter(rows.shape[-1]).update(rows).fit(constraint, **settings)
+
+
+def reference_projection(rows, constraint, strength=0.3, count=None):
+    """`P` `(d, d)` in float64 from its definition."""
+    second_moment = rows.T @ rows / len(rows)
+    values, vectors = torch.linalg.eigh(second_moment)
+    if constraint == "soft":
+        filters = strength / (values / values.mean() + strength)
+    else:
+        filters = torch.ones_like(values)
+        filters[len(values) - count :] = 0.0
+    return vectors @ torch.diag(filters) @ vectors.T
+
+
+@pytest.mark.parametrize("d", [1, 2, 7, 40])
+def test_soft_projection_is_the_filter(d):
+    generator = torch.Generator().manual_seed(d)
+    rows = torch.randn(3 * d, d, generator=generator, dtype=torch.float64) * torch.logspace(-3, 1, d).double()
+    x = torch.randn(5, 2, d, generator=generator)
+    projected = fitted(rows, strength=0.1).project(x)
+    expected = x.double() @ reference_projection(rows, "soft", strength=0.1)
+    assert projected.dtype == torch.float32 and projected.shape == x.shape
+    # Filters within 1e-3 of the value outside are not kept apart.
+    assert (projected - expected).norm() <= 2e-3 * x.norm()
+    assert (projected - x).norm() > 0.01 * x.norm()
+
+
+@pytest.mark.parametrize("protected", [3, 12, 17])
+def test_hard_projection_removes_the_leading_directions_whichever_side_is_kept(protected):
+    eigenvalues = torch.cat([torch.full((protected,), 10.0), torch.full((20 - protected,), 1e-4)]).double()
+    rows, _ = samples_with_spectrum(eigenvalues)
+    space = fitted(rows, "hard", energy=0.99)
+    x = torch.randn(6, 20)
+    expected = x.double() @ reference_projection(rows, "hard", count=protected)
+    torch.testing.assert_close(space.project(x), expected.float(), rtol=0, atol=1e-5)
+    assert space.rank == protected and space.free_dimensions == 20 - protected
+    assert space.eigenvectors.shape == (20, min(protected, 20 - protected))
+    assert space.kept == pytest.approx(1 - (20 - protected) * 1e-4 / float(eigenvalues.sum()), abs=1e-9)
+
+
+def test_hard_projection_is_idempotent_and_soft_is_not():
+    rows = torch.randn(50, 16, dtype=torch.float64) * torch.logspace(-2, 1, 16).double()
+    x = torch.randn(4, 16)
+    for constraint, same in (("hard", True), ("soft", False)):
+        space = fitted(rows, constraint, energy=0.9)
+        once = space.project(x)
+        assert torch.allclose(space.project(once), once, atol=1e-5) is same
+
+
+def test_full_energy_protects_exactly_the_span_of_the_data():
+    rows = torch.randn(6, 30)
+    space = fitted(rows, "hard", energy=1.0)
+    assert space.rank == 6
+    leak = space.project(rows).norm() / rows.norm()
+    assert leak < 1e-6
+
+
+def test_no_constraint_changes_nothing_but_knows_the_spectrum():
+    rows = torch.randn(40, 8)
+    space = fitted(rows, "none")
+    x = torch.randn(3, 8)
+    assert torch.equal(space.project(x), x)
+    assert space.kept == pytest.approx(0.0, abs=1e-12) and space.rank == 0
+    assert space.eigenvalues.mean() == pytest.approx(1.0)
+
+
+def test_low_precision_input_is_projected_in_float32():
+    rows = torch.randn(100, 64) * torch.logspace(-2, 1, 64)
+    space = fitted(rows)
+    x = torch.randn(8, 64).bfloat16()
+    assert space.project(x).dtype == torch.bfloat16
+    assert torch.equal(space.project(x), space.project(x.float()).bfloat16())
+
+
+def test_unproject_inverts_the_soft_projection():
+    rows = torch.randn(100, 24, dtype=torch.float64) * torch.logspace(-2, 1, 24).double()
+    space = fitted(rows)
+    x = torch.randn(4, 24, dtype=torch.float64)
+    torch.testing.assert_close(space.project(space.unproject(x)), x, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="no inverse"):
+        fitted(rows, "hard").unproject(x)
+
+
+def rms(rows, weight):
+    return float((rows @ weight.T).square().sum(dim=1).mean().sqrt())
+
+
+@pytest.mark.parametrize("max_rank", [None, 3])
+def test_soft_bound_holds_on_100_random_spectra(max_rank):
+    """RMS ||W P h|| <= bound(W) <= ||W||_F sqrt(m t) / 2, for random W and for the worst W of each spectrum."""
+    generator = torch.Generator().manual_seed(0)
+    closest = 0.0
+    for trial in range(100):
+        d = int(torch.randint(2, 24, (1,), generator=generator))
+        strength = float(10 ** (3 * torch.rand(1, generator=generator) - 2))
+        rows, basis = samples_with_spectrum(random_spectrum(generator, d), seed=trial)
+        space = fitted(rows, strength=strength, max_rank=max_rank)
+        for weight in (torch.randn(3, d, generator=generator, dtype=torch.float64), *basis.T[:, None]):
+            measured = rms(rows, space.project(weight))
+            assert measured <= space.bound(weight) * (1 + 1e-5)
+            assert space.bound(weight) <= float(weight.norm()) * space.worst_case_gain * (1 + 1e-5)
+            closest = max(closest, measured / (float(weight.norm()) * space.worst_case_gain))
+    assert closest > 0.95
+
+
+@pytest.mark.parametrize("strength", [0.03, 0.3, 0.9])
+def test_soft_bound_is_reached_on_the_worst_spectrum(strength):
+    """An eigenvalue equal to t is let through with sqrt(t) / 2, which is the bound for every spectrum."""
+    eigenvalues = torch.full((16,), (16 - strength) / 15).double()
+    eigenvalues[0] = strength
+    rows, basis = samples_with_spectrum(7.0 * eigenvalues)
+    space = fitted(rows, strength=strength)
+    weight = basis[:, :1].T
+    assert space.scale == pytest.approx(7.0)
+    assert rms(rows, space.project(weight)) == pytest.approx(space.worst_case_gain, rel=1e-4)
+    assert space.bound() == pytest.approx(space.worst_case_gain, rel=1e-4)
+
+
+def test_hard_bound_is_the_trace_left_over():
+    rows, _ = samples_with_spectrum(torch.tensor([50.0, 20.0, 1.0, 0.5, 0.2, 0.1]).double())
+    space = fitted(rows, "hard", energy=0.95)
+    assert space.rank == 2
+    weight = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+    assert space.bound(weight) == pytest.approx(1.8**0.5, rel=1e-6)
+    assert rms(rows, space.project(weight)) == pytest.approx(1.8**0.5, rel=1e-6)
+    assert space.bound() == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("constraint", ["soft", "hard", "none"])
+@pytest.mark.parametrize("max_rank", [None, 2, 9])
+def test_change_from_stored_eigenpairs_is_never_too_small(constraint, max_rank):
+    generator = torch.Generator().manual_seed(3)
+    for trial in range(20):
+        rows, _ = samples_with_spectrum(random_spectrum(generator, 12), seed=trial)
+        space = fitted(rows, constraint, energy=0.97, max_rank=max_rank)
+        weight = torch.randn(3, 12, generator=generator, dtype=torch.float64)
+        for update in (weight, space.project(weight)):
+            measured = rms(rows, update)
+            # Eigenvectors are stored in float32: beside a change of size 1, below 1e-6 is zero.
+            assert measured <= space.change(update) * (1 + 1e-5) + 1e-6 * rms(rows, weight)
+        if constraint == "soft" and max_rank is None:
+            assert space.change(update) <= 1.05 * measured + 1e-6 * rms(rows, weight)
+
+
+def test_max_rank_caps_protected_directions_and_keeps_the_soft_bound():
+    rows = torch.randn(200, 20, dtype=torch.float64) * torch.logspace(-1, 1, 20).double()
+    assert fitted(rows, "hard", energy=0.999, max_rank=4).rank == 4
+    capped, full = fitted(rows, max_rank=4), fitted(rows)
+    assert capped.rank == 4 < full.rank
+    # Never lets more through than the full filter, in any direction.
+    assert bool((capped.spectrum_filters() <= full.spectrum_filters() + 1e-3).all())
+    assert capped.kept >= full.kept - 1e-3
+
+
+@pytest.mark.parametrize("statistics", ["token", "pooled"])
+def test_merge_equals_one_pass_and_order_does_not_matter(statistics):
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(4, 6, 10, generator=generator), torch.rand(4, 6, generator=generator) < 0.7, group)
+        for group in ("text", "image", "text", "text", "image")
+    ]
+
+    def fit(order):
+        fitter = NullSpaceFitter(10, statistics=statistics)
+        for i in order:
+            fitter.update(*batches[i])
+        return fitter
+
+    whole, parts = fit(range(5)), (fit([3, 0]), fit([4, 2]), fit([1]))
+    merged = parts[0] + parts[1] + parts[2]
+    for other in (merged, fit([4, 2, 0, 1, 3])):
+        assert other.counts == whole.counts
+        torch.testing.assert_close(other.second_moment(), whole.second_moment(), rtol=1e-12, atol=1e-14)
+    assert parts[0].counts.keys() == {"text"}, "adding must not change what was added"
+    restored = NullSpaceFitter(10, statistics=statistics)
+    restored.load_state_dict(whole.state_dict())
+    assert torch.equal(restored.second_moment(), whole.second_moment())
+    with pytest.raises(ValueError, match="cannot merge"):
+        whole.merge(NullSpaceFitter(11, statistics=statistics))
+    with pytest.raises(ValueError, match="expected dimension 11"):
+        NullSpaceFitter(11, statistics=statistics).load_state_dict(whole.state_dict())
+
+
+WORKER = """
+import sys
+import torch
+from space_peft.null_space import NullSpaceFitter
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+rows = torch.load(f"{folder}/rows.pt")
+fitter = NullSpaceFitter(6).update(rows[:30] if rank == 0 else rows[30:], group="image")
+if rank == 1:
+    fitter.update(rows[:5], group="text")  # a group that the other process has not seen
+torch.save(fitter.all_reduce().state_dict(), f"{folder}/{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_add_up_to_one(tmp_path):
+    rows = torch.randn(40, 6)
+    torch.save(rows, tmp_path / "rows.pt")
+    command = [sys.executable, "-c", WORKER]
+    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    whole = NullSpaceFitter(6).update(rows, group="image").update(rows[:5], group="text")
+    for rank in range(2):
+        fitter = NullSpaceFitter(6)
+        fitter.load_state_dict(torch.load(tmp_path / f"{rank}.pt"))
+        assert fitter.counts == {"image": 40, "text": 5}
+        torch.testing.assert_close(fitter.second_moment(), whole.second_moment(), rtol=1e-12, atol=1e-14)
+
+
+def test_second_moment_in_float64_of_float32_inputs():
+    rows = torch.randn(500, 12)
+    fitter = NullSpaceFitter(12)
+    for chunk in rows.split(7):
+        fitter.update(chunk)
+    expected = rows.double().T @ rows.double() / 500
+    torch.testing.assert_close(fitter.second_moment(), expected, rtol=1e-13, atol=1e-14)
+
+
+def test_padding_does_not_count():
+    h = torch.randn(3, 5, 8)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
+    poisoned = h.masked_fill(mask[..., None] == 0, float("nan"))
+    fitter = NullSpaceFitter(8).update(poisoned, mask)
+    assert fitter.counts == {"token": 9}
+    torch.testing.assert_close(fitter.second_moment(), NullSpaceFitter(8).update(h[mask.bool()]).second_moment())
+
+
+def test_pooled_counts_each_row_once():
+    h = torch.randn(3, 5, 8)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+    fitter = NullSpaceFitter(8, statistics="pooled").update(h, mask)
+    means = torch.stack([h[0, :3].mean(dim=0), h[1].mean(dim=0)]).double()
+    assert fitter.counts == {"token": 2}, "a row without a token is no sample"
+    torch.testing.assert_close(fitter.second_moment(), means.T @ means / 2, rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(
+        fitter.second_moment(), NullSpaceFitter(8).update(h, mask).second_moment(), rtol=0.1, atol=1e-2
+    )
+
+
+def test_groups_weigh_the_same_however_many_samples_they_have():
+    many, few = torch.randn(1000, 6), torch.randn(10, 6)
+    fitter = NullSpaceFitter(6).update(many, group="image").update(few, group="text")
+    expected = (many.double().T @ many.double() / 1000 + few.double().T @ few.double() / 10) / 2
+    torch.testing.assert_close(fitter.second_moment(), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_bad_activations_are_named(value):
+    h = torch.randn(2, 3, 4)
+    h[1, 2, 0] = value
+    with pytest.raises(ValueError, match=r"1 of 6 retained inputs of 'layers\.3\.q_proj' contain NaN or infinity"):
+        NullSpaceFitter(4, name="layers.3.q_proj").update(h)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: NullSpaceFitter(0), "at least 1"),
+        (lambda: NullSpaceFitter(4, statistics="mean"), "'token' or 'pooled'"),
+        (lambda: NullSpaceFitter(4).update(torch.zeros(2, 5)), r"expected \(..., 4\)"),
+        (lambda: NullSpaceFitter(4).update(torch.zeros(2, 3, 4), torch.ones(3, 2)), "the mask"),
+        (lambda: NullSpaceFitter(4).fit(), "nothing to fit"),
+        (lambda: fitted(torch.zeros(3, 4)), "all retained inputs are zero"),
+        (lambda: fitted(torch.randn(3, 4), "firm"), "'soft', 'hard' or 'none'"),
+        (lambda: fitted(torch.randn(3, 4), strength=0.0), "expected a number > 0"),
+        (lambda: fitted(torch.randn(3, 4), strength=float("nan")), "expected a number > 0"),
+        (lambda: fitted(torch.randn(3, 4), "hard", energy=1.5), r"share in \(0, 1\]"),
+        (lambda: fitted(torch.randn(3, 4)).project(torch.zeros(2, 3)), r"expected \(..., 4\)"),
+        (lambda: fitted(torch.randn(3, 4), "hard").worst_case_gain, "use bound"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_null_spaces_survive_the_file(tmp_path):
+    shared = fitted(torch.randn(50, 12))
+    spaces = {
+        "q": shared,
+        "k": shared,
+        "hard": fitted(torch.randn(50, 12), "hard", energy=0.99, max_rank=3),
+        "complement": fitted(torch.randn(50, 12), "hard", energy=0.9),
+        "none": fitted(torch.randn(50, 5), "none"),
+    }
+    path = tmp_path / "folder" / "space_stats.safetensors"
+    save_null_spaces(path, spaces)
+    loaded = load_null_spaces(path)
+    assert list(loaded) == list(spaces) and loaded["q"] is loaded["k"]
+    for name, space in spaces.items():
+        for field in dataclasses.fields(space):
+            before, after = getattr(space, field.name), getattr(loaded[name], field.name)
+            same = torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
+            assert same, (name, field.name)
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "temporary files are left over"
+
+
+def test_bad_files_are_refused(tmp_path):
+    path = tmp_path / "space_stats.safetensors"
+    with pytest.raises(FileNotFoundError, match="no null spaces"):
+        load_null_spaces(path)
+    save_null_spaces(path, {"a": fitted(torch.randn(50, 12))})
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        load_null_spaces(path)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="of another kind"):
+        load_null_spaces(path)
+
+
+# Fitting to a model
+
+
+def adapted(model, **settings):
+    return get_peft_model(model, SpaceLoraConfig(**{"r": 2, "target_modules": "all-linear", **settings}))
+
+
+def test_layers_with_the_same_input_share_a_fitter():
+    moments = collect_moments(adapted(tiny_llama()), [text_batch(), text_batch(seed=1)], progress=False)
+    by_fitter = {}
+    for name, fitter in moments.items():
+        by_fitter.setdefault(id(fitter), set()).add(name.removeprefix("model.layers."))
+    expected = []
+    for i in range(2):
+        expected.append({f"{i}.self_attn.{x}_proj" for x in "qkv"})
+        expected += [{f"{i}.self_attn.o_proj"}, {f"{i}.mlp.gate_proj", f"{i}.mlp.up_proj"}, {f"{i}.mlp.down_proj"}]
+    assert sorted(map(sorted, by_fitter.values())) == sorted(map(sorted, expected))
+    assert all(fitter.counts == {"text": 80} for fitter in moments.values())
+
+
+class Branching(torch.nn.Module):
+    """Two layers that are given the same tensor, or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(6, 3), torch.nn.Linear(6, 3)
+
+    def forward(self, x, mode):
+        if mode == "changed in place":
+            first = self.one(x)
+            return first + self.two(x.add_(1.0))
+        return self.one(x) + self.two(x if mode == "same" else x.clone())
+
+
+def test_sharing_is_by_identity_and_checked_in_every_batch():
+    def collect(*modes):
+        model = get_peft_model(Branching(), SpaceLoraConfig(r=1, target_modules=["one", "two"]))
+        return collect_moments(model, [{"x": torch.ones(2, 6), "mode": mode} for mode in modes], progress=False)
+
+    same = collect("same", "same")
+    assert same["one"] is same["two"] and same["one"].counts == {"image": 4}
+    apart = collect("equal", "same")
+    assert apart["one"] is not apart["two"] and apart["two"].counts == {"image": 4}
+    changed = collect("changed in place")
+    assert float(changed["one"].second_moment()[0, 0]) == 1.0 and float(changed["two"].second_moment()[0, 0]) == 4.0
+    with pytest.raises(RuntimeError, match="'one' and 'two' were given the same input in an earlier batch"):
+        collect("same", "equal")
+
+
+def test_moments_are_those_of_the_deployed_model_and_leave_it_as_it_was():
+    """Reference: the hidden states that the base model itself returns, and a plain hook on one inner layer."""
+    batch = text_batch(rows=4, length=9, pad=3)
+    model = adapted(tiny_llama(), lora_dropout=0.5, init_lora_weights=False)
+    model.train()
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    model.base_model.model.model.layers[1].self_attn.q_proj.lora_A.default.weight.requires_grad_(False)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    loader = torch.utils.data.DataLoader([batch], batch_size=None)  # draws a random number when it starts
+    random_state = torch.get_rng_state()
+    moments = collect_moments(model, loader, progress=False)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert model.training and flags == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+    base, seen = tiny_llama(), []
+    base.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        base(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    rows = seen[0][batch["attention_mask"].bool()].double()
+    fitter = moments["model.layers.1.mlp.down_proj"]
+    assert fitter.counts == {"text": 30}
+    torch.testing.assert_close(fitter.second_moment(), rows.T @ rows / len(rows), rtol=1e-6, atol=1e-9)
+
+
+def test_padding_of_a_batch_does_not_change_the_fit():
+    model = adapted(tiny_llama())
+    long, short = text_batch(1, 9, seed=1), text_batch(1, 6, seed=2)
+    padded = {
+        "input_ids": torch.cat([long["input_ids"], torch.nn.functional.pad(short["input_ids"], (0, 3))]),
+        "attention_mask": torch.cat([long["attention_mask"], torch.nn.functional.pad(short["attention_mask"], (0, 3))]),
+    }
+    together = collect_moments(model, [padded], progress=False)
+    apart = collect_moments(model, [long, short], progress=False)
+    for name in apart:
+        assert together[name].counts == apart[name].counts == {"text": 15}
+        torch.testing.assert_close(
+            together[name].second_moment(), apart[name].second_moment(), rtol=1e-4, atol=1e-6, msg=name
+        )
+
+
+def test_image_and_text_tokens_are_counted_apart():
+    model = adapted(tiny_llava())
+    batches = [image_batch(rows=3, text=5), text_batch(rows=2, length=7)]
+    moments = collect_moments(model, batches, progress=False)
+    language = moments["model.language_model.layers.0.mlp.gate_proj"]
+    assert language.counts == {"image": 12, "text": 15 + 14}
+    vision = next(fitter for name, fitter in moments.items() if "vision_tower" in name and "q_proj" in name)
+    assert vision.counts == {"image": 3 * 5}  # 4 patches and the class token
+    projector = moments["model.multi_modal_projector.linear_1"]
+    assert projector.counts == {"image": 12}
+    other = collect_moments(model, batches, image_token_id=IMAGE_TOKEN - 1, progress=False)
+    assert other["model.language_model.layers.0.mlp.gate_proj"].counts.get("image", 0) != 12
+
+
+def test_vision_tokens_are_not_masked_even_if_there_are_as_many_as_text_tokens():
+    batch = image_batch(rows=3, text=1)  # 5 tokens of text and image, 4 patches and the class token
+    batch["attention_mask"][0, -1] = 0
+    moments = collect_moments(adapted(tiny_llava()), [batch], progress=False)
+    vision = next(fitter for name, fitter in moments.items() if "vision_tower" in name and "q_proj" in name)
+    assert vision.counts == {"image": 15}
+    assert moments["model.language_model.layers.0.mlp.gate_proj"].counts == {"image": 12, "text": 2}
+
+
+def test_pooled_statistics_reach_the_fitters():
+    moments = collect_moments(adapted(tiny_llava()), [image_batch(rows=3)], statistics="pooled", progress=False)
+    assert all(set(fitter.counts.values()) == {3} for fitter in moments.values())
+    spaces = fit_null_space(adapted(tiny_llava(), statistics="pooled"), [image_batch(rows=3)], progress=False)
+    assert all(space.statistics == "pooled" for space in spaces.values())
+
+
+def test_settings_of_the_adapter_are_used_per_layer():
+    model = adapted(tiny_llama(), constraint="hard", energy=0.8, max_rank=5, rank_pattern={"q_proj": 4})
+    spaces = fit_null_space(model, [text_batch()], progress=False)
+    assert len(spaces) == 14 and len({id(space) for space in spaces.values()}) == 8
+    assert all((space.constraint, space.energy) == ("hard", 0.8) and space.rank <= 5 for space in spaces.values())
+
+
+def test_add_adapter_gives_the_same_null_spaces_as_get_peft_model():
+    model = tiny_llama()
+    model.add_adapter(SpaceLoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    ours = fit_null_space(model, [text_batch()], progress=False)
+    reference = fit_null_space(adapted(tiny_llama(), target_modules=["q_proj", "down_proj"]), [text_batch()])
+    assert list(ours) == list(reference)
+    assert all(torch.equal(ours[name].eigenvectors, reference[name].eigenvectors) for name in ours)
+
+
+def test_output_layer_sees_every_position():
+    model = adapted(tiny_llama(), target_modules=["lm_head", "q_proj"])
+    moments = collect_moments(model, [text_batch()], progress=False)
+    assert moments["lm_head"].counts == {"text": 40}
+
+
+def test_a_null_space_smaller_than_the_rank_is_refused():
+    model = adapted(tiny_llama(), constraint="hard", energy=1.0, r=8, target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"layer 'model\.layers\.0.*d = 48 .* k = 4\d, .*r = 8.*Lower energy"):
+        fit_null_space(model, [text_batch(rows=30)], progress=False)
+
+
+def test_layers_without_data_are_named():
+    with pytest.raises(ValueError, match=r"saw no retained data, the first is 'model\.vision_tower"):
+        fit_null_space(adapted(tiny_llava()), [text_batch()], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        ([], ValueError, "the dataloader gave no batch"),
+        ([torch.zeros(2, 3)], TypeError, "a batch is a Tensor"),
+    ],
+)
+def test_bad_retained_data(batches, error, message):
+    with pytest.raises(error, match=message):
+        fit_null_space(adapted(tiny_llama()), batches, progress=False)
+
+
+def test_nan_in_the_model_names_the_layer_and_restores_it():
+    model = adapted(tiny_llama())
+    model.get_base_model().model.layers[1].input_layernorm.weight.data[3] = float("nan")
+    with pytest.raises(ValueError, match=r"'model\.layers\.1\.self_attn\.q_proj' contain NaN"):
+        fit_null_space(model, [text_batch()], progress=False)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not any(getattr(module, "disable_adapters", False) is True for module in model.modules())
+
+
+def test_other_models_and_adapters_are_refused():
+    from peft import LoraConfig
+
+    with pytest.raises(ValueError, match="no adapter 'default'"):
+        fit_null_space(tiny_llama(), [text_batch()])
+    with pytest.raises(TypeError, match="expected a SpaceLoraConfig"):
+        fit_null_space(get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"])), [text_batch()])
+    with pytest.raises(TypeError, match="only linear layers"):
+        fit_null_space(adapted(tiny_llama(), target_modules=["embed_tokens"]), [text_batch()])
+    model = adapted(tiny_llama())
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="unmerge_adapter"):
+        fit_null_space(model, [text_batch()], progress=False)

@@ -1,0 +1,72 @@
+"""Which layers each target adapts, on the embedded model and on models built from config."""
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from space_peft.layers import adapted_layers
+from space_peft.targets import default_target_modules
+
+
+def tiny_llava(vision_feature_layer):
+    text = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    return LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision, text_config=text, vision_feature_layer=vision_feature_layer, image_token_id=39
+        )
+    )
+
+
+def adapted(model, target):
+    return set(
+        adapted_layers(get_peft_model(model, LoraConfig(r=2, target_modules=default_target_modules(model, target))))
+    )
+
+
+def test_each_side_is_adapted_whole_and_alone():
+    language = adapted(tiny_llava(-1), "language")
+    assert len(language) == 2 * 7 and all(".language_model." in name for name in language)
+    vision = adapted(tiny_llava(-1), "vision")
+    assert len(vision) == 3 * 6 + 2
+    assert {name.rsplit(".", 1)[-1] for name in vision if "projector" in name} == {"linear_1", "linear_2"}
+    assert adapted(tiny_llava(-1), "all") == language | vision
+
+
+def test_the_head_is_never_adapted():
+    assert not any("lm_head" in name for target in ("language", "all") for name in adapted(tiny_llava(-1), target))
+
+
+@pytest.mark.parametrize("layer, used", [(-2, 2), (2, 2), (-1, 3), (3, 3)])
+def test_layers_the_model_never_reads_are_left_out(layer, used):
+    vision = adapted(tiny_llava(layer), "vision")
+    assert {int(name.split("layers.")[1].split(".")[0]) for name in vision if "layers." in name} == set(range(used))
+
+
+def test_unknown_target():
+    with pytest.raises(ValueError, match="'vision', 'language' or 'all', got 'both'"):
+        default_target_modules(tiny_llava(-1), "both")
+
+
+def test_text_only_model_is_refused():
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with pytest.raises(ValueError, match="not a multimodal model"):
+        default_target_modules(model, "language")
+
+
+def test_unknown_architecture_lists_its_linear_layers():
+    model = tiny_llava(-1)
+    model.model.brain = model.model.language_model
+    del model.model.language_model
+    with pytest.raises(ValueError, match=r"LlavaForConditionalGeneration(.|\n)*brain\.layers\.\*\.mlp\.up_proj"):
+        default_target_modules(model, "language")
