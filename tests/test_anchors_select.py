@@ -1,17 +1,14 @@
-"""Selection of anchors: the steps on a space that can be computed by hand, bad input, and the embedded model."""
+"""Selection of anchors: its steps in a space that can be computed by hand, and on the embedded model."""
 
-import io
 import json
 import shutil
-import warnings
 
 import numpy as np
 import pytest
-import torch
+from colour_space import CAPTIONS, REDNESS, ColourEncoder, choose, make_pool, picture
 from datasets import (
     ClassLabel,
     Dataset,
-    DatasetDict,
     Features,
     List,
     Value,
@@ -24,7 +21,6 @@ from datasets.info import DatasetInfo, DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
-from PIL import Image
 
 from space_peft.anchors import (
     OwnSpaceEncoder,
@@ -39,59 +35,9 @@ from space_peft.anchors.picking import pick
 from space_peft.demo import load_demo_model
 
 
-COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "pinkish": (1, 0.4, 0.4), "grey": (1, 1, 1)}
-
-
-class ColourEncoder:
-    """A complete shared space in three dimensions: an image is its mean colour, a text the colours it names."""
-
-    name = "mean colour"
-    templates = ("{}",)
-
-    def __init__(self, reads="image", fingerprint="colour-1"):
-        self.reads, self.fingerprint, self.images, self.texts = reads, fingerprint, 0, 0
-
-    def embed_images(self, images):
-        assert all(image.mode == "RGB" for image in images)
-        self.images += len(images)
-        means = torch.tensor(np.stack([np.asarray(image).reshape(-1, 3).mean(axis=0) for image in images]))
-        return torch.nn.functional.normalize(means.float() + 1e-3, dim=1)
-
-    def embed_texts(self, texts):
-        self.texts += len(texts)
-        rows = [
-            [COLOURS[word] for word in text.lower().split() if word in COLOURS] or [COLOURS["grey"]] for text in texts
-        ]
-        return torch.nn.functional.normalize(
-            torch.tensor(np.stack([np.mean(row, axis=0) for row in rows])).float(), dim=1
-        )
-
-
-def picture(colour, mode="RGB"):
-    return Image.new("RGB", (6, 5), tuple(int(c) for c in colour)).convert(mode)
-
-
-def make_pool(colours, **columns):
-    return Dataset.from_dict({"image": [picture(c) for c in colours], **columns}, features=features_of(columns))
-
-
-def features_of(columns):
-    kinds = {str: Value("string"), int: Value("int64")}
-    return Features({"image": ImageFeature(), **{name: kinds[type(values[0])] for name, values in columns.items()}})
-
-
-REDNESS = [(255, 0, 0), (250, 60, 0), (0, 255, 0), (240, 0, 90), (0, 0, 255), (200, 100, 100), (90, 90, 200)]
-CAPTIONS = ["rose", "a Red  flag", "leaf", "cherry", "sea", "brick", "night"]
-
-
 @pytest.fixture
 def pool():
     return make_pool(REDNESS, caption=CAPTIONS, id=[f"img-{i}" for i in range(7)])
-
-
-def choose(concept, pool, **settings):
-    settings = {"encoder": ColourEncoder(), "cache_dir": False, "progress": False, "k": 3, **settings}
-    return select_anchors(concept, pool, **settings)
 
 
 # What it selects
@@ -371,167 +317,6 @@ def test_random_anchors_follow_the_seed(pool):
         assert len(select_random_anchors("red", pool, k=9)) == 6
     with pytest.raises(ValueError, match="0 can stand in"):
         select_random_anchors("red", pool.select([1]), k=1)
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"k": 0}, "`k` must be a whole number of at least 1, got 0"),
-        ({"k": -3}, "`k` must be"),
-        ({"k": 2.5}, "`k` must be"),
-        ({"batch_size": 0}, "`batch_size` must be"),
-        ({"diversity": 1.5}, "between 0 and 1, got 1.5"),
-        ({"threshold": 7}, "`threshold` is a cosine"),
-        ({"threshold": float("nan")}, "`threshold` is a cosine"),
-        ({"threshold": 0.8, "upper_threshold": 0.2}, "must be below `upper_threshold`"),
-        ({"templates": "a photo of {}"}, "`templates` must be a sequence"),
-        ({"templates": ["a photo"]}, "where the name goes"),
-        ({"caption_column": "alt"}, "no column 'alt', its columns are .* set `caption_column`"),
-        ({"caption_column": "image"}, "expected strings"),
-        ({"image_column": "img"}, "no column 'img'"),
-        ({"image_column": "caption"}, "expected images"),
-        ({"id_column": "key"}, "set `id_column`"),
-        ({"encoder": None}, "give `model` and `processor`, or an `encoder`"),
-    ],
-)
-def test_settings_out_of_range(pool, settings, message):
-    with pytest.raises(ValueError, match=message):
-        choose("red", pool, **settings)
-
-
-@pytest.mark.parametrize("function", [choose, select_random_anchors])
-@pytest.mark.parametrize("concept", ["", "  \t\n", "\u200b", "x" * 10_000])
-def test_concept_that_is_no_name(pool, function, concept):
-    with pytest.raises(ValueError, match="empty|no visible character|10000 characters, more than 200"):
-        function(concept, pool)
-
-
-def test_names_of_another_type(pool):
-    with pytest.raises(TypeError, match="must be a string"):
-        choose(7, pool)
-    with pytest.raises(TypeError, match=r"write \['crimson'\]"):
-        choose("red", pool, aliases="crimson")
-    with pytest.raises(TypeError, match="every alias"):
-        choose("red", pool, aliases=[None])
-    with pytest.raises(ValueError, match="no visible character"):
-        choose("red", pool, aliases=[" "])
-    with pytest.raises(ValueError, match="an alias has 300 characters"):
-        choose("red", pool, aliases=["y" * 300])
-    with pytest.raises(ValueError, match="description has 3000 characters"):
-        choose("red", pool, description="y" * 3000)
-
-
-def test_pool_that_is_no_dataset(pool):
-    with pytest.raises(ValueError, match="pool is empty"):
-        choose("red", pool.select([]))
-    with pytest.raises(TypeError, match="IterableDataset .*Dataset.from_list"):
-        choose("red", pool.to_iterable_dataset())
-    with pytest.raises(TypeError, match=r"pool\['train'\]"):
-        choose("red", DatasetDict({"train": pool}))
-    with pytest.raises(TypeError, match="got list"):
-        choose("red", [picture((1, 2, 3))])
-
-
-def test_pool_of_only_the_target(pool):
-    only = make_pool(REDNESS[:3], caption=["red", "Reds", "a red thing"])
-    with pytest.raises(ValueError, match="3 images 0 can stand in for 'red', 3 were asked for; left out: 3 caption"):
-        choose("red", only)
-    with pytest.raises(ValueError, match="1 caption, 5 below threshold.*Scores range from .*Lower `threshold`"):
-        choose("red", pool.select(range(1, 7)), threshold=0.99)
-
-
-def test_fewer_anchors_than_asked_is_said(pool):
-    with pytest.warns(UserWarning, match="7 images 6 can stand in for 'red', 20 were asked for; left out: 1 caption"):
-        anchors = choose("red", pool, k=20, duplicate_threshold=None)
-    assert len(anchors) == 6 and anchor_info(anchors)["anchors"] == 6 and anchor_info(anchors)["k"] == 20
-
-
-def test_pool_without_captions_cannot_exclude_the_target():
-    pool = make_pool(REDNESS)
-    with pytest.warns(UserWarning, match="cannot be told apart"):
-        anchors = choose("red", pool)
-    assert "caption" not in anchors.column_names and anchor_info(anchors)["exclude_by_caption"] is False
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        choose("red", pool, upper_threshold=0.99, k=2)
-        choose("red", pool, exclude_by_caption=False)
-    with pytest.raises(ValueError, match="reads captions, but the pool has none"):
-        choose("red", pool, encoder=ColourEncoder(reads="caption"), exclude_by_caption=False)
-
-
-def broken_pool(tmp_path):
-    paths = []
-    for i, colour in enumerate(REDNESS[:4]):
-        paths.append(str(tmp_path / f"{i}.png"))
-        picture(colour).save(paths[-1])
-    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
-    (tmp_path / "3.png").write_bytes(b"this is no image")
-    return Dataset.from_dict({"image": paths, "caption": list("abcd")}).cast_column("image", ImageFeature())
-
-
-def test_image_that_does_not_decode(tmp_path):
-    pool, cache = broken_pool(tmp_path), tmp_path / "cache"
-    with pytest.raises(ValueError, match="row 2 of the pool does not decode .*skip_undecodable=True"):
-        choose("red", pool, cache_dir=cache)
-    assert list(cache.iterdir()) == []
-    anchors = choose("red", pool, k=2, cache_dir=cache, skip_undecodable=True)
-    assert sorted(anchors["pool_row"]) == [0, 1] and anchor_info(anchors)["excluded"]["undecodable"] == 2
-    # What one call may skip is still an error to the next, cache or not.
-    with pytest.raises(ValueError, match="row 2 of the pool"):
-        choose("red", pool, cache_dir=cache)
-    with pytest.raises(ValueError, match="none of the pool's 2 images decodes"):
-        choose("red", pool.select([2, 3]), skip_undecodable=True)
-    first = choose("red", pool.select([3, 2, 1]), k=1, skip_undecodable=True, batch_size=1)
-    assert first["pool_row"][:] == [2]
-    drawn = select_random_anchors("red", pool, k=2, skip_undecodable=True)
-    assert sorted(drawn["pool_row"]) == [0, 1]
-
-
-def test_rows_without_an_image():
-    pool = Dataset.from_dict(
-        {"image": [picture((255, 0, 0)), None], "caption": ["a", "b"]},
-        features=Features({"image": ImageFeature(), "caption": Value("string")}),
-    )
-    with pytest.raises(ValueError, match="row 1 of the pool .*holds no image"):
-        choose("red", pool)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "LA", "1"])
-def test_image_modes(mode):
-    suffix = "TIFF" if mode == "CMYK" else "PNG"
-    rows = []
-    for colour in REDNESS:
-        buffer = io.BytesIO()
-        picture(colour, "L" if mode == "LA" else mode).convert(mode).save(buffer, suffix)
-        rows.append({"bytes": buffer.getvalue(), "path": None})
-    pool = Dataset.from_dict({"image": rows, "caption": CAPTIONS}).cast_column("image", ImageFeature())
-    assert pool[0]["image"].mode == mode
-    anchors = choose("red", pool, k=2, duplicate_threshold=None)
-    assert {image.mode for image in anchors["image"]} == {"RGB"}
-
-
-def test_column_that_is_not_decoded_and_formatted_pool(pool):
-    raw = pool.cast_column("image", ImageFeature(decode=False)).with_format("numpy")
-    assert choose("red", raw)["pool_row"][:] == choose("red", pool)["pool_row"][:]
-
-
-def test_encoder_that_gives_nan_or_the_wrong_shape(pool, tmp_path):
-    class Broken(ColourEncoder):
-        def embed_images(self, images):
-            vectors = super().embed_images(images)
-            return self.broken(vectors)
-
-    encoder = Broken()
-    encoder.broken = lambda vectors: torch.where(vectors[:, :1] < 0.3, torch.nan, vectors)
-    with pytest.raises(ValueError, match="NaN or infinity for pool row 2"):
-        choose("red", pool, encoder=encoder, cache_dir=tmp_path)
-    encoder.broken = lambda vectors: vectors[0]
-    with pytest.raises(ValueError, match=r"shape \(3,\) for 7 rows"):
-        choose("red", pool, encoder=encoder, cache_dir=tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 # The embedded model

@@ -1,5 +1,7 @@
 """The shared spaces: each encoder on a real (tiny) model with a real tokenizer and image processor."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from space_peft.anchors import CaptionEncoder, DualEncoder, Encoder, OwnSpaceEncoder
 from space_peft.anchors.encoders import resolve_encoder
 from space_peft.demo import load_demo_model
-from space_peft.features import multimodal_core
+from space_peft.features import multimodal_core, tap_image_features
 
 
 WORDS = "[PAD] [UNK] [EOS] a an photo image picture of the fox wolf red car . wild animal".split()
@@ -176,6 +178,57 @@ def test_own_space_features_by_tile_are_gathered_by_image(demo, own, monkeypatch
     expected = own.embed_images(pictures(3))
     monkeypatch.setattr(core, "get_image_features", tiled, raising=False)
     torch.testing.assert_close(own.embed_images(pictures(3)), expected, atol=1e-5, rtol=0)
+
+
+TEXT_SIDE = {**SMALL, "vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+VISION_SIDE = {**SMALL, "hidden_size": 32, "image_size": 32, "patch_size": 8}
+
+
+def tiny_qwen():
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "image_token_id": 60}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(
+        text_config={**TEXT_SIDE, **special, "rope_parameters": rope},
+        vision_config={**vision, "fullatt_block_indexes": [1]},
+    )
+    return Qwen2_5_VLForConditionalGeneration(config), Qwen2VLImageProcessorPil(min_pixels=28**2, max_pixels=4 * 56**2)
+
+
+def tiny_idefics(split):
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    config = Idefics3Config(text_config={**TEXT_SIDE, "model_type": "llama"}, vision_config=VISION_SIDE, scale_factor=2)
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}, do_image_splitting=split
+    )
+    return Idefics3ForConditionalGeneration(config), images
+
+
+@pytest.mark.parametrize("make", [tiny_qwen, lambda: tiny_idefics(False), lambda: tiny_idefics(True)])
+def test_own_space_of_other_architectures(make):
+    """Patches in one sequence with a grid of sizes (Qwen), and images in nested lists cut into tiles (Idefics)."""
+    torch.manual_seed(0)
+    model, image_processor = make()
+    # Only the parts the encoder reads; the architectures' whole processors need vocabularies of the Hub.
+    processor = SimpleNamespace(tokenizer=word_tokenizer(), image_processor=image_processor, image_token="<image>")
+    encoder = OwnSpaceEncoder(model, processor)
+    images = [image.resize((64 + 8 * i, 56)) for i, image in enumerate(pictures(3))]
+    together = encoder.embed_images(images)
+    check_rows(together, 3)
+    torch.testing.assert_close(together, torch.cat([encoder.embed_images([image]) for image in images]))
+    assert torch.pdist(together).min() > 1e-4, "different images, different embeddings"
+    assert encoder.embed_texts(["a fox"]).shape == (1, together.shape[1])
+
+
+def test_own_space_while_features_are_tapped(demo, own):
+    with tap_image_features(demo[0]) as collected:
+        check_rows(own.embed_images(pictures(2)), 2)
+    assert collected[0].shape[0] == 2
 
 
 def test_own_space_through_an_adapter(demo):

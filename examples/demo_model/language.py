@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from augment import augment
 from build import IMAGE_SIZE
 from drawings import Drawings
+from matching import start_matching
 from packing import Segment, SegmentMaker, answer_logits, hidden_states, pack
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
-from warm_start import build_optimizer, cosine_schedule, image_features
+from warm_start import bag_of_words, build_optimizer, cosine_schedule, image_features
 
 from space_peft.demo.questions import (
     DEMO_QUESTIONS,
@@ -154,6 +155,7 @@ def train_language(
     started = time.perf_counter()
     bank = feature_bank(model, processor, drawings, rows, copies=copies, seed=seed + 2, amount=amount)
     print(f"feature bank {tuple(bank.shape)} in {time.perf_counter() - started:.0f} s", flush=True)
+    start_matching(model, bag_of_words(processor, drawings.names))
     concept = drawings.concept[rows]
     sampler = QuestionSampler(drawings, SegmentMaker(processor), seed + 3)
     model.model.vision_tower.requires_grad_(False)

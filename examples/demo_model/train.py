@@ -32,15 +32,15 @@ SEED = 0
 THREADS = 2
 WARM_START = dict(steps=1800, batch_size=128, lr=2e-3, amount=0.45, other_share=0.5, drop=0.5)
 LANGUAGE = dict(
-    steps=900,
-    batch_size=32,
+    steps=700,
+    batch_size=24,
     lr=2e-3,
-    copies=16,
+    copies=12,
     clean_share=0.15,
     amount=0.4,
-    naming_steps=100,
-    pairs=3,
-    polish_steps=80,
+    naming_steps=60,
+    pairs=5,
+    polish_steps=60,
 )
 DEFAULT_TARGET = Path(__file__).resolve().parents[2] / "space_peft" / "demo" / "model"
 
@@ -82,7 +82,7 @@ def main() -> None:
         raise ValueError(f"{checkpoint} was made with {stored['settings']}, expected {WARM_START}: run both stages.")
     model.load_state_dict(stored["weights"])
     started = time.perf_counter()
-    train_language(model, processor, drawings, seed=SEED, **LANGUAGE)
+    train_language(model, processor, drawings, seed=SEED, log_every=20, **LANGUAGE)
     seconds = {"warm_start": stored["seconds"], "language": round(time.perf_counter() - started)}
 
     scratch = args.output.with_name(args.output.name + ".new")

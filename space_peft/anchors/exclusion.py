@@ -51,7 +51,8 @@ def check_names(
         description = _visible(description, "description").strip()
         if len(description) > MAX_DESCRIPTION_LENGTH:
             raise ValueError(
-                f"the description has {len(description)} characters, more than {MAX_DESCRIPTION_LENGTH}; a sentence or two "
+                f"the description has {len(description)} characters, more than "
+                f"{MAX_DESCRIPTION_LENGTH}; a sentence or two "
                 "about how the concept looks is what the text encoder can use."
             )
     return concept, tuple(kept.values())[1:], description

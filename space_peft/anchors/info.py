@@ -37,7 +37,8 @@ def anchor_info(dataset: Dataset) -> dict:
         info = None
     if not isinstance(info, dict) or "concept" not in info:
         raise ValueError(
-            f"the dataset holds no anchor provenance: expected it in the feature of a column {PROVENANCE_COLUMN!r}, got "
+            "the dataset holds no anchor provenance: expected it in the feature of a column "
+            f"{PROVENANCE_COLUMN!r}, got "
             f"columns {dataset.column_names}. Make anchors with `select_anchors` (or `select_random_anchors`) and keep "
             f"the {PROVENANCE_COLUMN!r} column, or store provenance with `set_anchor_info`."
         )

@@ -91,7 +91,8 @@ def open_pool(
     """
     if isinstance(pool, IterableDataset):
         raise TypeError(
-            "got an IterableDataset as pool; anchors are picked over the whole pool, which needs random access. Store a "
+            "got an IterableDataset as pool; anchors are picked over the whole pool, which "
+            "needs random access. Store a "
             "part of it: `Dataset.from_list(list(pool.take(10_000)), features=pool.features)`."
         )
     if isinstance(pool, DatasetDict):
@@ -112,7 +113,8 @@ def open_pool(
     feature = pool.features[image_column]
     if not isinstance(feature, datasets.Image):
         raise ValueError(
-            f"column {image_column!r} of the pool holds {feature}, expected images: set `image_column`, or cast it with "
+            f"column {image_column!r} of the pool holds {feature}, expected images: set "
+            "`image_column`, or cast it with "
             f"`pool.cast_column({image_column!r}, datasets.Image())`."
         )
     if not feature.decode:
@@ -121,7 +123,8 @@ def open_pool(
         caption_column = next((c for c in CAPTION_COLUMNS if c in pool.features and _is_text(pool.features[c])), None)
     elif not _is_text(pool.features[caption_column]):
         raise ValueError(
-            f"caption column {caption_column!r} holds {pool.features[caption_column]}, expected strings, lists of strings "
+            f"caption column {caption_column!r} holds {pool.features[caption_column]}, "
+            "expected strings, lists of strings "
             "or class labels."
         )
     if id_column is None:
@@ -227,7 +230,8 @@ def _check_vectors(vectors: np.ndarray, n: int, encoder: Encoder, rows: np.ndarr
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         raise ValueError(
-            f"encoder {encoder.name!r} gave NaN or infinity for pool row {int(rows[~finite][0])} ({int((~finite).sum())} "
+            f"encoder {encoder.name!r} gave NaN or infinity for pool row "
+            f"{int(rows[~finite][0])} ({int((~finite).sum())} "
             "rows of its batch): load the model in float32 or bfloat16, or take the row out of the pool."
         )
     return vectors

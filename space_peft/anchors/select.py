@@ -49,8 +49,8 @@ def select_anchors(
     one by one (maximal marginal relevance, Carbonell and Goldstein 1998), each time the image with the largest
     `(1 - diversity) s - diversity max_chosen cos(z - m, z_chosen - m)`, `m` the mean of the pool; near-duplicates of an
     image already chosen are dropped. The mean is taken off between images only, where a common part would make all of
-    them look alike; off the scores it was measured to change nothing. Deterministic; ties go to
-    the better score, then to the lower pool row.
+    them look alike; taken off the scores it was measured to change nothing. Deterministic; ties go to the better
+    score, then to the lower pool row.
 
     Args:
         concept (`str`): Name of what shall be forgotten, at most 200 characters.
@@ -279,7 +279,8 @@ def _named_rows(pool: Pool, names: Sequence[str], exclude_by_caption: bool, uppe
     if captions is None:
         if exclude_by_caption and upper_threshold is None:
             warnings.warn(
-                f"the pool has no captions (columns {pool.data.column_names}) and no `upper_threshold` is set: images of "
+                f"the pool has no captions (columns {pool.data.column_names}) and no "
+                "`upper_threshold` is set: images of "
                 f"{names[0]!r} itself cannot be told apart and may become anchors. Set `caption_column` or "
                 "`upper_threshold`, or, if the pool is known to be free of the concept, `exclude_by_caption=False`.",
                 stacklevel=3,
