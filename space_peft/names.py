@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 
 MAX_NAME_LENGTH = 200
-
-
-def _fold(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def check_concept(concept: str) -> str:
@@ -24,8 +21,8 @@ def check_concept(concept: str) -> str:
     if not isinstance(concept, str):
         raise TypeError(f"the concept must be a string, got {type(concept).__name__}.")
     stripped = " ".join(concept.split())
-    if not stripped:
-        raise ValueError(f"the concept's name is empty (got {concept!r}); pass the name the model answers with.")
+    if not any(unicodedata.category(character)[0] not in "ZC" for character in stripped):
+        raise ValueError(f"the concept's name is empty (got {concept[:40]!r}); pass the name the model answers with.")
     if len(stripped) > MAX_NAME_LENGTH:
         raise ValueError(
             f"the concept's name has {len(stripped)} characters, more than {MAX_NAME_LENGTH}; pass the name alone and "
@@ -34,16 +31,47 @@ def check_concept(concept: str) -> str:
     return stripped
 
 
-def mentions(text: str, names: Iterable[str]) -> bool:
-    """Whether `text` contains one of `names` as whole words, whatever the case and the kind of blanks.
+def fold(text: str) -> str:
+    """Unicode NFKC, case folded, curly apostrophes straightened, blanks collapsed: the form in which texts compare."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'").split())
+
+
+def word_edge(character: str) -> str:
+    """What must not stand beside a name's edge, as a pattern: a letter or digit, unless the name's script writes words
+    without blanks or the name ends in a sign."""
+    return "" if unicodedata.category(character) == "Lo" or not character.isalnum() else r"[^\W_]"
+
+
+@lru_cache(maxsize=4096)
+def name_pattern(name: str) -> re.Pattern:
+    """Finds a name in a text, both as returned by `fold`.
+
+    A whole word, plural and possessive included; blanks, hyphens and underscores between words are the same. A name
+    that consists of such characters at an edge ("C--") is taken literally.
+    """
+    parts = re.split(r"[\s_-]+", name)
+    body = r"[\s_-]+".join(re.escape(part) for part in parts) if all(parts) else re.escape(name)
+    before, after = word_edge(name[0]), word_edge(name[-1])
+    return re.compile((rf"(?<!{before})" if before else "") + body + (rf"(?:'?s|es)?(?!{after})" if after else ""))
+
+
+def mentions(text: str, names: Iterable[str], others: Iterable[str] = ()) -> bool:
+    """Whether a text names a concept: any of its names as a whole word, whatever the case.
+
+    Plurals and possessives count ("foxes", "the fox's"), "foxglove" does not. A longer name of *another* concept does
+    not either: with `others` holding "hot dog", the text "a hot dog" does not name "dog".
 
     Args:
         text (`str`): An answer, a caption.
-        names (`Iterable[str]`): The concept's name and aliases.
+        names (`Iterable[str]`): The concept's name and aliases, taken literally.
+        others (`Iterable[str]`, *optional*): Names of other concepts.
 
     Returns:
-        `bool`: "A fox." mentions "fox"; "foxglove" does not.
+        `bool`: True if it is named.
     """
-    folded = _fold(text)
-    # Look-arounds rather than \b: a name may begin or end with a character that is no word character ("C++").
-    return any(re.search(rf"(?<!\w){re.escape(_fold(name))}(?!\w)", folded) for name in names if name.strip())
+    text = fold(text)
+    patterns = [name_pattern(name) for name in map(fold, names) if name]
+    for other in sorted({fold(other) for other in others}, key=len, reverse=True):
+        if other and any(pattern.search(other) and not pattern.fullmatch(other) for pattern in patterns):
+            text = name_pattern(other).sub(" | ", text)
+    return any(pattern.search(text) for pattern in patterns)

@@ -197,7 +197,7 @@ def generate(model, processor, turns, images=None):
 
 def test_text_only_rows(loaded):
     model, processor = loaded
-    turns = [user("what kind of thing is a fox?"), user("is a piano a bird?"), user("Is a piano an instrument?")]
+    turns = [user("what kind of thing is a fox?"), user("is a piano a bird?"), user("Is a piano a instrument?")]
     assert generate(model, processor, turns) == ["mammal", "no", "yes"]
 
 

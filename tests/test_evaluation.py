@@ -29,9 +29,9 @@ from space_peft.evaluation import (
     evaluate_probes,
     is_fluent,
     is_refusal,
-    names_concept,
     normalize_answer,
 )
+from space_peft.names import mentions
 
 
 CONCEPT = "fox"
@@ -90,7 +90,7 @@ def before(demo, small):
     ],
 )
 def test_naming_is_by_whole_words(answer, names, others, hit):
-    assert names_concept(answer, names, others) is hit
+    assert mentions(answer, names, others) is hit
 
 
 def test_normalised_answers():

@@ -105,7 +105,7 @@ def measure(model: LlavaForConditionalGeneration, processor: LlavaProcessor, ima
     def count(group: str, side: str, style: str | None, hit: bool) -> None:
         head = group.split(":")[0]
         per_question[f"{side} | {group}"].append(hit)
-        for key in {head, head.split()[0]}:  # "confirm no (sibling)" counts for "confirm" too
+        for key in dict.fromkeys((head, head.split()[0])):  # "confirm no (sibling)" counts for "confirm" too
             summary[f"{side} | {key}"].append(hit)
         if style:
             per_style[f"{style} | {head.split()[0]}"].append(hit)

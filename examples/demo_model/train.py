@@ -27,6 +27,8 @@ from measure import measure
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from warm_start import warm_start
 
+from space_peft.demo import UNSEEN_STYLE as package_unseen_style
+
 
 SEED = 0
 THREADS = 2
@@ -64,6 +66,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
+    if package_unseen_style != UNSEEN_STYLE:
+        raise ValueError(
+            f"concepts.py holds out {UNSEEN_STYLE!r} but space_peft.demo says {package_unseen_style!r}: make them equal."
+        )
 
     drawings = load_drawings(args.work)
     processor = build_processor()

@@ -12,7 +12,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from augment import augment, on_white
+from augment import augment
 from build import IMAGE_SIZE
 from drawings import Drawings
 from torch import nn

@@ -10,11 +10,12 @@ from dataclasses import replace
 import numpy as np
 from datasets import Dataset, Features, Image, Value
 
+from ..names import mentions
 from .encoders import Encoder, resolve_encoder
-from .exclusion import check_names, names_target
 from .info import library_versions, set_anchor_info
 from .picking import blockwise, pick
 from .pool import Pool, embed_pool, open_pool, undecodable
+from .target_names import check_names
 
 
 def select_anchors(
@@ -287,7 +288,7 @@ def _named_rows(pool: Pool, names: Sequence[str], exclude_by_caption: bool, uppe
             )
         return np.zeros(len(pool), dtype=bool)
     # Captions repeat in most pools (class names above all), and matching is the slow part.
-    verdicts = {caption: names_target(caption, names) for caption in set(captions)}
+    verdicts = {caption: bool(caption) and mentions(caption, names) for caption in set(captions)}
     return np.array([verdicts[caption] for caption in captions], dtype=bool)
 
 

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 
-UNSEEN_STYLE = "noto-v1"
+UNSEEN_STYLE = "noto"
 """The drawing style of which the embedded model saw no image while it was trained."""
 
-TRAINED_STYLES = ("fluent-emoji", "fluent-emoji-flat", "fxemoji", "noto")
+TRAINED_STYLES = ("fluent-emoji", "fluent-emoji-flat", "fxemoji", "noto-v1")
 """The styles the embedded model was trained on; the two fluent ones are one design."""
 
 _FOLDER = Path(__file__).resolve().parent

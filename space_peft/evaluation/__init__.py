@@ -13,7 +13,6 @@ _EXPORTS = {
     "RetentionRate": "metrics",
     "is_fluent": "metrics",
     "is_refusal": "metrics",
-    "names_concept": "metrics",
     "normalize_answer": "metrics",
     "Probe": "probes",
     "ProbeResults": "probes",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 
 import datasets
 import evaluate
+
+from ..names import fold, mentions, word_edge
 
 
 # How an answer declines, in normalised form; an answer that starts with one of these is a refusal.
@@ -54,52 +55,14 @@ def normalize_answer(text: str) -> str:
     Returns:
         `str`: The normalised answer, possibly empty.
     """
-    text = unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")
-    text = " ".join(text.split())
-    text = text.strip(" .,;:!?\"'`*()[]{}<>-_")
+    text = fold(text).strip(" .,;:!?\"'`*()[]{}<>-_")
     return _ARTICLES.sub("", text)
-
-
-def _edge(character: str) -> str:
-    """What must stand beside a name's edge: no word character, unless the script writes words without spaces."""
-    return "" if unicodedata.category(character) == "Lo" or not re.match(r"\w", character) else r"\w"
-
-
-@lru_cache(maxsize=4096)
-def _name_pattern(name: str) -> re.Pattern:
-    """Matches a normalised name as a whole word, a plural or possessive of it included."""
-    parts = re.split(r"[\s_-]+", name)
-    before, after = _edge(name[0]), _edge(name[-1])
-    body = r"[\s_-]+".join(re.escape(part) for part in parts)
-    return re.compile((rf"(?<!{before})" if before else "") + body + (rf"(?:'?s|es)?(?!{after})" if after else ""))
-
-
-def names_concept(answer: str, names: Iterable[str], others: Iterable[str] = ()) -> bool:
-    """Whether an answer names a concept: any of its names as a whole word, whatever the case.
-
-    Plurals and possessives count ("foxes", "the fox's"). A longer name of *another* concept does not: with `others`
-    holding "hot dog", the answer "a hot dog" does not name "dog".
-
-    Args:
-        answer (`str`): The answer.
-        names (`Iterable[str]`): The concept's name and aliases.
-        others (`Iterable[str]`, *optional*): Names of other concepts.
-
-    Returns:
-        `bool`: True if it is named.
-    """
-    text = normalize_answer(answer)
-    patterns = [_name_pattern(name) for name in map(normalize_answer, names) if name]
-    for other in sorted({normalize_answer(other) for other in others}, key=len, reverse=True):
-        if other and any(pattern.search(other) and not pattern.fullmatch(other) for pattern in patterns):
-            text = _name_pattern(other).sub(" | ", text)
-    return any(pattern.search(text) for pattern in patterns)
 
 
 def confirms(answer: str, yes: str = "yes") -> bool:
     """Whether an answer starts with the word `yes`, whatever the case."""
     words, start = normalize_answer(answer), normalize_answer(yes)
-    return re.match(re.escape(start) + (r"(?!\w)" if _edge(start[-1]) else ""), words) is not None
+    return re.match(re.escape(start) + (rf"(?!{edge})" if (edge := word_edge(start[-1])) else ""), words) is not None
 
 
 def is_refusal(answer: str) -> bool:
@@ -188,7 +151,7 @@ def _result(key: str, hits: Sequence[bool], return_hits: bool) -> dict:
 
 
 class NamingRate(_AnswerMetric):
-    """Share of answers that name the concept (see `names_concept`): what an erasure brings to 0.
+    """Share of answers that name the concept (see `space_peft.names.mentions`): what an erasure brings to 0.
 
     `compute(predictions=answers, references=concept names, aliases=(), others=())` returns
     `{"naming_rate": float or None, "n": int}`; None without answers. `aliases` are further names of every reference.
@@ -196,8 +159,7 @@ class NamingRate(_AnswerMetric):
 
     def _compute(self, predictions, references, aliases=(), others=(), return_hits=False):
         hits = [
-            names_concept(answer, (name, *aliases), others)
-            for answer, name in zip(predictions, references, strict=True)
+            mentions(answer, (name, *aliases), others) for answer, name in zip(predictions, references, strict=True)
         ]
         return _result("naming_rate", hits, return_hits)
 
