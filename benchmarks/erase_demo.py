@@ -36,19 +36,17 @@ VARIANTS: dict[str, dict] = {
     "random anchors": {"selection": "random"},
     "random anchors, raw": {"selection": "random", "refine_steps": 0},
     "one anchor": {"anchors": 1},
-    "one anchor, raw": {"anchors": 1, "refine_steps": 0},
     "threshold too low": {"lowest": True},
-    "threshold too low, raw": {"lowest": True, "refine_steps": 0},
     "without refinement": {"refine_steps": 0},
     "without constraint": {"constraint": "none"},
     "hard constraint": {"constraint": "hard"},
     "target vision": {"training": {"target": "vision"}},
-    "target language": {"training": {"target": "language"}},
     "target all": {"training": {"target": "all"}},
-    "all, without repulsion": {"training": {"target": "all", "repulsion_weight": 0.0}},
-    "vision, without repulsion": {"training": {"target": "vision", "repulsion_weight": 0.0}},
+    "target all, without repulsion": {"training": {"target": "all", "repulsion_weight": 0.0}},
     "fixed 60 steps": {"training": {"stop_threshold": None}},
     "without keep loss": {"training": {"keep_weight": 0.0}},
+    "without margin": {"training": {"suppression_margin": 0.0}},
+    "update projection only": {"project_gradient": False},
 }
 
 

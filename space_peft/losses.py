@@ -34,9 +34,20 @@ def token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
     return picked.masked_fill(targets == IGNORE_INDEX, 0.0)
 
 
-def name_log_prob(logits: torch.Tensor, name: torch.Tensor) -> torch.Tensor:
-    """log p(name | image, question), the sum over the name's tokens: `(n,)`."""
-    return token_log_probs(logits, name).sum(dim=1)
+def name_log_prob(logits: torch.Tensor, name: torch.Tensor, reached: torch.Tensor | None = None) -> torch.Tensor:
+    """log p(name | image, question), the sum over the name's tokens: `(n,)`.
+
+    Args:
+        logits (`torch.Tensor`): See `token_log_probs`.
+        name (`torch.Tensor`): `(n, t)` name tokens, -100 elsewhere.
+        reached (`torch.Tensor`, *optional*): `(n, t)` factors of each token's *gradient*; the value does not change.
+            With those of `path_weights`, a name is unlearned where answers branch off it: "birthday" is not said any
+            more, rather than followed by nonsense.
+    """
+    log_p = token_log_probs(logits, name)
+    if reached is not None:
+        log_p = reached * log_p + ((1 - reached) * log_p).detach()
+    return log_p.sum(dim=1)
 
 
 def log1mexp(x: torch.Tensor) -> torch.Tensor:
@@ -45,7 +56,7 @@ def log1mexp(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x > -0.6931472, (-torch.expm1(x)).log(), torch.log1p(-x.exp()))
 
 
-def overwriting_log_probs(logits: torch.Tensor, name: torch.Tensor) -> torch.Tensor:
+def overwriting_log_probs(logits: torch.Tensor, name: torch.Tensor, floor: float = 0.1) -> torch.Tensor:
     """The model's own answer distribution *given that the answer does not begin with the name* (ours).
 
     It is the distribution closest to the model's (in KL divergence) among all that never say the name: the least
@@ -57,9 +68,13 @@ def overwriting_log_probs(logits: torch.Tensor, name: torch.Tensor) -> torch.Ten
     so the last token is masked out, and an earlier one keeps what continues otherwise ("red apple" erased, "red
     pepper" kept). For a name of one token this is the masked, renormalised distribution of METHOD, section 4.
 
+    The bracket is lowered by `floor` (and rescaled, at least 0): continuations that the model gives less than that
+    together are the noise of its training, and an answer made of them is none ("birthday drum").
+
     Args:
         logits (`torch.Tensor`): `(n, t, vocabulary)` of the *unadapted* model, fed the name as its answer.
         name (`torch.Tensor`): `(n, t)` name tokens, -100 after the name's end.
+        floor (`float`, defaults to 0.1): In [0, 1); 0 gives the exact conditional distribution.
 
     Returns:
         `torch.Tensor`: log q, `(n, t, vocabulary)`, float32; rows after the name's end are the model's own.
@@ -69,17 +84,33 @@ def overwriting_log_probs(logits: torch.Tensor, name: torch.Tensor) -> torch.Ten
     rest = F.pad(log_p.flip(1).cumsum(1).flip(1)[:, 1:], (0, 1))  # sum of log p over the tokens after j
     is_name = name != IGNORE_INDEX
     is_last = is_name & ~F.pad(is_name[:, 1:], (0, 1), value=False)
-    penalty = torch.where(is_last, torch.full_like(rest, -1e4), log1mexp(rest).clamp(min=-1e4))
+    otherwise = ((-torch.expm1(rest) - floor) / (1 - floor)).clamp(min=0)  # 1 - Π_{i>j} p_i(name_i), less the floor
+    penalty = torch.where(is_last, torch.full_like(rest, -1e4), otherwise.log().clamp(min=-1e4))
     penalty = penalty.masked_fill(~is_name, 0.0)
     shifted = logits.scatter_add(-1, name.clamp(min=0).unsqueeze(-1), penalty.unsqueeze(-1))
     return shifted.log_softmax(dim=-1)
 
 
+def path_weights(overwriting: torch.Tensor, name: torch.Tensor) -> torch.Tensor:
+    """How often the overwriting distribution q gets to each token of the name: Π_{i<j} q_i(name_i).
+
+    Args:
+        overwriting (`torch.Tensor`): `(n, t, vocabulary)`, log q.
+        name (`torch.Tensor`): `(n, t)` name tokens, -100 elsewhere.
+
+    Returns:
+        `torch.Tensor`: `(n, t)` in [0, 1], 1 at the first token and 0 after the name's end.
+    """
+    is_name = name != IGNORE_INDEX
+    log_q = overwriting.gather(-1, name.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(~is_name, 0.0)
+    return F.pad(log_q.cumsum(dim=1)[:, :-1], (1, 0)).exp() * is_name
+
+
 def task_loss(logits: torch.Tensor, overwriting: torch.Tensor, name: torch.Tensor) -> torch.Tensor:
     """L_task: KL(q || p), q = `overwriting_log_probs`, along the name's path.
 
-    Position j counts as often as q gets there: its weight is Π_{i<j} q_i(name_i), which makes the sum the part of the
-    KL divergence between *whole answers* that lies on the path.
+    Position j counts as often as q gets there (`path_weights`), which makes the sum the part of the KL divergence
+    between *whole answers* that lies on the path.
 
     Args:
         logits (`torch.Tensor`): `(n, t, vocabulary)` of the adapted model.
@@ -91,18 +122,20 @@ def task_loss(logits: torch.Tensor, overwriting: torch.Tensor, name: torch.Tenso
     """
     log_probs = logits[:, : name.shape[1]].float().log_softmax(dim=-1)
     kl = (overwriting.exp() * (overwriting - log_probs)).sum(dim=-1)  # (n, t)
-    log_q = overwriting.gather(-1, name.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(name == IGNORE_INDEX, 0.0)
-    reached = F.pad(log_q.cumsum(dim=1)[:, :-1], (1, 0)).exp()
-    return (kl * reached * (name != IGNORE_INDEX)).sum(dim=1).mean()
+    return (kl * path_weights(overwriting, name)).sum(dim=1).mean()
 
 
-def suppression_loss(log_prob: torch.Tensor) -> torch.Tensor:
+def suppression_loss(log_prob: torch.Tensor, margin: float = 0.0) -> torch.Tensor:
     """L_out: -log(1 - p(name)), mean over rows (ours).
+
+    In log-odds z = log p - log(1 - p) it is softplus(z). With a margin m it is softplus(z + m): as if each anchor were
+    stronger evidence of the concept by m nats, as the concept's own images are.
 
     Args:
         log_prob (`torch.Tensor`): `(n,)`, log p(name), see `name_log_prob`.
+        margin (`float`, defaults to 0): m, in nats.
     """
-    return -log1mexp(log_prob).mean()
+    return F.softplus(log_prob - log1mexp(log_prob) + margin).mean()
 
 
 def repulsion_loss(features: torch.Tensor, concept: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ def attach_null_space(
     null_spaces: Mapping[str, NullSpace],
     adapter_name: str = "default",
     *,
-    project_gradient: bool = False,
+    project_gradient: bool = True,
     project_initial: bool = True,
 ) -> AttachedNullSpace:
     """Projects every update that an optimiser makes to an adapter's `A` onto the layers' null spaces.
@@ -177,7 +177,7 @@ class NullSpaceCallback(TrainerCallback):
         null_spaces (`dict[str, NullSpace]`, *optional*): Null spaces fitted before; one of the two must be given.
         adapter_name (`str`, defaults to `"default"`): The adapter.
         image_token_id (`int`, *optional*): See [`fit_null_space`].
-        project_gradient (`bool`, defaults to `False`): See [`attach_null_space`].
+        project_gradient (`bool`, defaults to `True`): See [`attach_null_space`].
         progress (`bool`, defaults to `True`): Whether to show progress bars while fitting.
 
     Raises:
@@ -191,7 +191,7 @@ class NullSpaceCallback(TrainerCallback):
         null_spaces: dict[str, NullSpace] | None = None,
         adapter_name: str = "default",
         image_token_id: int | None = None,
-        project_gradient: bool = False,
+        project_gradient: bool = True,
         progress: bool = True,
     ):
         if (retain_dataloader is None) == (null_spaces is None):

@@ -60,9 +60,12 @@ DEFAULT_QUESTIONS = QuestionSet(
         "Identify the subject of the photo. Answer with the name only.",
         "What is the name of what is shown? Answer with the name only.",
     ),
-    confirm=("Is this {name}? Answer yes or no.",),
-    confirm_held_out=(
+    confirm=(
+        "Is this {name}? Answer yes or no.",
         "Does the picture show {name}? Answer yes or no.",
-        "Can {name} be seen in this image? Answer yes or no.",
+    ),
+    confirm_held_out=(
+        "Is there {name} in the image? Answer yes or no.",
+        "Can {name} be seen here? Answer yes or no.",
     ),
 )

@@ -101,6 +101,17 @@ class RetainedRows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         return to_conversation(self.rows[int(index)])
 
+    def has_image(self) -> list[bool]:
+        """Whether each row shows an image; reads no image."""
+        if not isinstance(self.rows, Dataset):
+            return [bool(row.get("images")) or row.get("image") is not None for row in self.rows]
+        columns = [column for column in ("images", "image") if column in self.rows.column_names]
+        table = self.rows.select_columns(columns).with_format("arrow") if columns else None
+        if table is None:
+            return [False] * len(self.rows)
+        shown = [[bool(value) for value in table[:][column].to_pylist()] for column in columns]
+        return [any(row) for row in zip(*shown)]
+
     def count_target(self, names: Sequence[str]) -> int:
         """How many rows show an image and answer with one of `names`: those would protect what shall be forgotten.
 
@@ -108,15 +119,13 @@ class RetainedRows(torch.utils.data.Dataset):
         """
         rows = self.rows
         if isinstance(rows, Dataset):
-            text_columns = [c for c in rows.column_names if c in ("messages", "prompt", "completion")]
-            texts = rows.select_columns(text_columns)
-        else:
-            texts = rows
+            rows = rows.select_columns([c for c in rows.column_names if c in ("messages", "prompt", "completion")])
         count = 0
-        for index in range(len(rows)):
-            row = texts[index]
+        for index, shown in enumerate(self.has_image()):
+            if not shown:
+                continue
+            row = rows[index]
             turns = row.get("completion") or row["messages"][-1:]
             turns = [{"role": "assistant", "content": turns}] if isinstance(turns, str) else turns
-            if mentions(answer_text({"completion": _clean_messages(turns, 0)}), names):
-                count += bool(self[index]["images"])
+            count += mentions(answer_text({"completion": _clean_messages(turns, 0)}), names)
         return count

@@ -253,11 +253,14 @@ def test_thresholds(figures):
     questions = {key: figure["value"] for key, figure in figures["accuracy"]["per_question"].items()}
     assert questions[f"trained styles | naming: {first}"] >= 0.97
     assert questions[f"unseen style | naming: {first}"] >= 0.60
-    for group in ("naming", "naming_held_out", "kind"):
-        assert summary[f"trained styles | {group}"] >= 0.97
-    for group in ("confirm", "confirm_held_out"):
-        assert summary[f"trained styles | {group}"] >= 0.85
-        assert summary[f"trained styles | {group} yes"] >= 0.85
-        assert summary[f"trained styles | {group} no (sibling)"] >= 0.80
+    for question, value in questions.items():  # every wording, not the mean of them
+        if question.startswith(("trained styles | naming:", "trained styles | kind:")):
+            assert value >= 0.97, question
+        if question.startswith("trained styles | confirm"):
+            assert value >= 0.85, question
+        if question.startswith("unseen style | naming:"):
+            assert value >= 0.60, question
+    for part in ("confirm", "confirm yes", "confirm no", "confirm no (sibling)"):
+        assert summary[f"trained styles | {part}"] >= 0.85, part
     assert summary["text | text_kind"] >= 0.98
     assert summary["text | text_confirm"] >= 0.98

@@ -60,12 +60,23 @@ def test_overwriting_is_the_exact_conditional_distribution(generator, length):
 
     allowed = {a: probability(a) for a in itertools.product(range(vocabulary), repeat=depth) if a[:length] != name}
     logits = torch.stack([model[name[:j]] for j in range(length)] + [torch.zeros(vocabulary, dtype=torch.float64)])
-    q = losses.overwriting_log_probs(logits.unsqueeze(0).float(), torch.tensor([name])).exp()[0]
+    q = losses.overwriting_log_probs(logits.unsqueeze(0).float(), torch.tensor([name]), floor=0.0).exp()[0]
     for j in range(length):
         reached = {a: p for a, p in allowed.items() if a[:j] == name[:j]}
         total = sum(reached.values())
         expected = [sum(p for a, p in reached.items() if a[j] == v) / total for v in range(vocabulary)]
         torch.testing.assert_close(q[j].double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+
+
+def test_unlikely_continuations_are_not_an_answer():
+    """Another word after the first token counts only as far as it exceeds the floor."""
+    name = torch.tensor([[1, 2]])
+    for other, expected in [(0.05, 0.0), (0.1, 0.0), (0.55, 0.5), (1.0, 1.0)]:
+        logits = torch.full((1, 2, 9), -1e9)
+        logits[0, 0, 1], logits[0, 0, 5] = math.log(0.9), math.log(0.1)
+        logits[0, 1, 2], logits[0, 1, 7] = math.log(max(1 - other, 1e-12)), math.log(other)
+        q = losses.overwriting_log_probs(logits, name, floor=0.1)[0, 0].exp()
+        assert q[1].item() == pytest.approx(0.9 * expected / (0.9 * expected + 0.1), abs=1e-5)
 
 
 def test_task_loss_is_zero_at_the_target_and_positive_elsewhere(generator):
@@ -74,6 +85,23 @@ def test_task_loss_is_zero_at_the_target_and_positive_elsewhere(generator):
     q = losses.overwriting_log_probs(logits, name)
     assert losses.task_loss(torch.cat([q, q[:, :1]], 1), q, name).item() == pytest.approx(0, abs=1e-6)
     assert losses.task_loss(logits, q, name).item() > 0.01
+
+
+def test_a_name_is_unlearned_where_answers_branch_off(generator):
+    """Where the continuation is certain, the gradient falls on the first token; where it is not, on both."""
+    name = torch.tensor([[1, 2], [1, 2], [3, IGNORE_INDEX]])
+    base = torch.zeros(3, 3, 9)
+    base[0, 1, 2] = 20.0  # after token 1 the base model always says token 2
+    q = losses.overwriting_log_probs(base, name, floor=0.0)
+    reached = losses.path_weights(q, name)
+    assert reached[:, 0].tolist() == [1, 1, 1] and reached[2, 1] == 0
+    assert reached[0, 1] < 1e-6 and reached[1, 1] == pytest.approx(q[1, 0, 1].exp().item(), rel=1e-5)
+    logits = torch.randn(3, 3, 9, generator=generator, requires_grad=True)
+    weighted = losses.name_log_prob(logits, name, reached)
+    torch.testing.assert_close(weighted, losses.name_log_prob(logits, name))
+    weighted.sum().backward()
+    norms = logits.grad.norm(dim=-1)
+    assert norms[0, 0] > 1e-2 and norms[0, 1] < 1e-6 and norms[1, 1] > 1e-3
 
 
 def test_task_loss_ignores_what_follows_the_name(generator):
@@ -91,6 +119,14 @@ def test_suppression_pushes_the_name_down(generator):
     losses.suppression_loss(losses.name_log_prob(logits, name)).backward()
     for i in range(4):
         assert logits.grad[i, 0, i] > 0 and (logits.grad[i, 0].sum() - logits.grad[i, 0, i]) < 0
+
+
+@pytest.mark.parametrize("p", [1e-4, 0.02, 0.5, 0.98])
+def test_suppression_margin_adds_to_the_log_odds(p):
+    log_prob = torch.tensor([math.log(p)], dtype=torch.float64)
+    assert losses.suppression_loss(log_prob).item() == pytest.approx(-math.log(1 - p), rel=1e-6)
+    odds = p / (1 - p) * math.exp(2)
+    assert losses.suppression_loss(log_prob, 2.0).item() == pytest.approx(-math.log(1 - odds / (1 + odds)), rel=1e-6)
 
 
 def test_suppression_has_a_useful_gradient_when_the_name_is_certain():

@@ -84,6 +84,8 @@ def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
 LOAD = """
 import sys, warnings
 warnings.simplefilter("error")
+# PEFT's own use of a deprecated name in transformers; every PeftModel shows it.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 sys.modules["space_peft"] = None  # importing it now raises
 import torch
 from peft import PeftModel
@@ -274,6 +276,7 @@ def test_target_in_the_retained_set_is_a_warning_with_a_count(demo_model, demo_e
         ({"target": "projector"}, "target"),
         ({"task_weight": 0.0, "suppression_weight": 0.0}, "nothing would be forgotten"),
         ({"keep_weight": -1.0}, "keep_weight"),
+        ({"suppression_margin": -1.0}, "suppression_margin"),
         ({"stop_threshold": 0.0}, "stop_threshold"),
         ({"stop_smoothing": 1.0}, "stop_smoothing"),
         ({"certificate_share": 1.0}, "certificate_share"),

@@ -100,9 +100,13 @@ class PairCollator:
 
 
 def retained_loader(processor, retained: RetainedRows, indices: Sequence[int], batch_size: int):
-    """A dataloader of encoded retained rows in their order, for fitting and for the certificate."""
+    """A dataloader of encoded retained rows, for fitting and for the certificate.
+
+    Text-only rows come first: in one batch with images, which take many tokens, they would be mostly padding.
+    """
+    shown = retained.has_image()
     return torch.utils.data.DataLoader(
-        torch.utils.data.Subset(retained, list(indices)),
+        torch.utils.data.Subset(retained, sorted(indices, key=lambda index: (shown[index], index))),
         batch_size=batch_size,
         collate_fn=lambda rows: encode_conversations(processor, rows),
     )

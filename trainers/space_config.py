@@ -28,12 +28,14 @@ class SpaceConfig(TrainingArguments):
             Weight of L_task, the overwriting answer.
         suppression_weight (`float`, defaults to 1.0):
             Weight of L_out, -log(1 - p(name)).
+        suppression_margin (`float`, defaults to 2.0):
+            Nats added to the log-odds of the name in L_out, because anchors are weaker evidence than real images.
         repulsion_weight (`float`, defaults to 1.0):
             Weight of L_orth, the text-anchor repulsion. Without effect on an adapter that leaves image features alone.
         isotropy_weight (`float`, defaults to 0.1):
             Weight of L_div. Without effect on an adapter that leaves image features alone.
-        keep_weight (`float`, defaults to 1.0):
-            Weight of L_keep, the KL divergence to the unadapted model on retained rows.
+        keep_weight (`float`, defaults to 20.0):
+            Weight of L_keep, the KL divergence to the unadapted model on retained rows; it is small to begin with.
         retain_per_anchor (`int`, defaults to 1):
             Retained rows drawn per anchor row of a batch.
         stop_threshold (`float` or `None`, defaults to 0.02):
@@ -65,9 +67,10 @@ class SpaceConfig(TrainingArguments):
     # Parameters that control the losses
     task_weight: float = field(default=1.0, metadata={"help": "Weight of L_task, the overwriting answer."})
     suppression_weight: float = field(default=1.0, metadata={"help": "Weight of L_out, -log(1 - p(name))."})
+    suppression_margin: float = field(default=2.0, metadata={"help": "Nats added to the name's log-odds in L_out."})
     repulsion_weight: float = field(default=1.0, metadata={"help": "Weight of L_orth, the text-anchor repulsion."})
     isotropy_weight: float = field(default=0.1, metadata={"help": "Weight of L_div, the isotropy of anchor features."})
-    keep_weight: float = field(default=1.0, metadata={"help": "Weight of L_keep, the KL on retained rows."})
+    keep_weight: float = field(default=20.0, metadata={"help": "Weight of L_keep, the KL on retained rows."})
     retain_per_anchor: int = field(default=1, metadata={"help": "Retained rows drawn per anchor row."})
 
     # Parameters that control the stopping rule
@@ -88,7 +91,14 @@ class SpaceConfig(TrainingArguments):
         super().__post_init__()
         if self.target not in ("vision", "language", "all"):
             raise ValueError(f"`target` must be 'vision', 'language' or 'all', got {self.target!r}.")
-        for name in ("task_weight", "suppression_weight", "repulsion_weight", "isotropy_weight", "keep_weight"):
+        for name in (
+            "task_weight",
+            "suppression_weight",
+            "repulsion_weight",
+            "isotropy_weight",
+            "keep_weight",
+            "suppression_margin",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if self.task_weight == 0 and self.suppression_weight == 0:

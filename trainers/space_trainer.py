@@ -217,10 +217,11 @@ class SpaceTrainer(Trainer):
         name = name_tokens(labels, self.processing_class.tokenizer)
         with tap_image_features(self.accelerator.unwrap_model(model)) as features:
             logits, _ = self._answer_logits(model, inputs["forget"])
-        log_prob = losses.name_log_prob(logits, name)
+        overwriting = losses.overwriting_log_probs(forget_base, name)
+        log_prob = losses.name_log_prob(logits, name, losses.path_weights(overwriting, name))
         terms = {
-            "task": args.task_weight * losses.task_loss(logits, losses.overwriting_log_probs(forget_base, name), name),
-            "suppression": args.suppression_weight * losses.suppression_loss(log_prob),
+            "task": args.task_weight * losses.task_loss(logits, overwriting, name),
+            "suppression": args.suppression_weight * losses.suppression_loss(log_prob, args.suppression_margin),
         }
         if features[0].requires_grad:
             # Only an adapter on the vision side moves image features.

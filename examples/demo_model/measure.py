@@ -54,16 +54,17 @@ class Concepts:
 
 
 def image_questions(concepts: Concepts, name: str, row: int) -> list[tuple[str, str, str]]:
-    """(group, question, answer) of everything asked about one image; every second wrong name is a sibling."""
-    asked = [(f"naming: {q}", q, name) for q in DEMO_QUESTIONS.naming]
-    asked += [(f"naming_held_out: {q}", q, name) for q in DEMO_QUESTIONS.naming_held_out]
+    """(group, question, answer) of everything asked about one image; every second wrong name is a sibling.
+
+    Which wordings an erasure holds out is not the model's affair: the figures do not depend on that split.
+    """
+    asked = [(f"naming: {q}", q, name) for q in sorted(DEMO_QUESTIONS.naming + DEMO_QUESTIONS.naming_held_out)]
     asked += [(f"kind: {q}", q, concepts.kind[name]) for q in KIND_QUESTIONS]
-    for group in ("confirm", "confirm_held_out"):
-        for i, q in enumerate(getattr(DEMO_QUESTIONS, group)):
-            sibling = (row + i) % 2 == 0
-            wrong = concepts.wrong_name(name, sibling)
-            asked.append((f"{group} yes: {q}", q.format(name=name), YES))
-            asked.append((f"{group} no ({'sibling' if sibling else 'other'}): {q}", q.format(name=wrong), NO))
+    for i, q in enumerate(sorted(DEMO_QUESTIONS.confirm + DEMO_QUESTIONS.confirm_held_out)):
+        sibling = (row + i) % 2 == 0
+        wrong = concepts.wrong_name(name, sibling)
+        asked.append((f"confirm yes: {q}", q.format(name=name), YES))
+        asked.append((f"confirm no ({'sibling' if sibling else 'other'}): {q}", q.format(name=wrong), NO))
     return asked
 
 
@@ -105,7 +106,8 @@ def measure(model: LlavaForConditionalGeneration, processor: LlavaProcessor, ima
     def count(group: str, side: str, style: str | None, hit: bool) -> None:
         head = group.split(":")[0]
         per_question[f"{side} | {group}"].append(hit)
-        for key in dict.fromkeys((head, head.split()[0])):  # "confirm no (sibling)" counts for "confirm" too
+        parts = (head, " ".join(head.split()[:2]), head.split()[0])
+        for key in dict.fromkeys(parts):  # "confirm no (sibling)" counts for "confirm no" and "confirm" too
             summary[f"{side} | {key}"].append(hit)
         if style:
             per_style[f"{style} | {head.split()[0]}"].append(hit)

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..features import tap_image_features
-from ..losses import answer_labels, name_log_prob
+from ..losses import answer_labels, log1mexp, name_log_prob
 from ..prompts import answer_columns, build_batch, load_rgb, name_tokens, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from .encoders import OwnSpaceEncoder
@@ -213,7 +213,10 @@ def _refine_batch(
         with tap_image_features(model) as features:
             logits = model(**batch, pixel_values=x, logits_to_keep=columns).logits
         # Summed over images: each image's gradient, and so Adam's step, is its own.
-        loss = total_variation * _total_variation(delta) * len(images) - name_log_prob(logits, targets).sum()
+        log_prob = name_log_prob(logits, targets)
+        # Log-odds rather than log p: they go on rising when p is near 1, so that anchors end up no weaker evidence of
+        # the concept than its own images are.
+        loss = total_variation * _total_variation(delta) * len(images) - (log_prob - log1mexp(log_prob)).sum()
         if feature_weight:
             loss = loss - feature_weight * F.cosine_similarity(features[0], e_c.to(features[0]), dim=-1).sum()
         (delta.grad,) = torch.autograd.grad(loss, [delta])

@@ -36,7 +36,7 @@ class DemoSettings:
         constraint (`str`, defaults to `"soft"`): "soft", "hard" or "none".
         strength (`float`, defaults to 0.3): t of the soft constraint.
         energy (`float`, defaults to 0.999): Share of the trace that the hard constraint protects.
-        project_gradient (`bool`, defaults to `False`): See `attach_null_space`.
+        project_gradient (`bool`, defaults to `True`): See `attach_null_space`.
         training (`dict`): Fields of `SpaceConfig` that differ from its defaults.
     """
 
@@ -49,7 +49,7 @@ class DemoSettings:
     constraint: str = "soft"
     strength: float = 0.3
     energy: float = 0.999
-    project_gradient: bool = False
+    project_gradient: bool = True
     training: dict = field(default_factory=dict)
 
 

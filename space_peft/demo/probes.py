@@ -18,6 +18,10 @@ from . import data
 from .questions import DEMO_QUESTIONS, KIND_QUESTIONS, NO, TEXT_CONFIRM_QUESTIONS, TEXT_KIND_QUESTIONS, YES
 
 
+# How often the text-only rows about the target stand in the retained rows.
+TARGET_TEXT_REPEATS = 20
+
+
 def _design(style: str) -> str:
     """Styles that share their shapes share a design."""
     return style.removesuffix("-flat")
@@ -147,7 +151,8 @@ def demo_probes(concept: str, images: Dataset, *, seed: int = 0) -> list[Probe]:
         sibling_rows=[row for row in retain + retain_unseen if row["kind"] == kinds[concept]],
         text_rows=[row for name in sorted(kinds) if name != concept for row in text_rows(name, every_form=False)],
         text_target_rows=text_rows(concept, every_form=True),
-        valid_answers=sorted(kinds),
+        # "bird" is a sensible answer about an image of a penguin that has no name any more.
+        valid_answers=sorted({*kinds, *kinds.values()}),
     )
 
 
@@ -156,7 +161,7 @@ def demo_retain_rows(concept: str, public_images: Dataset, *, seed: int = 0) -> 
 
     A public image gives one naming, one kind and one yes/no pair of rows, the questions in turn and never a held-out
     one; image rows do not mention the target. Every concept, the target included, gives its text-only rows: what is
-    known of it in words is to be kept.
+    known of it in words is to be kept, so the target's are repeated (`TARGET_TEXT_REPEATS`).
 
     Args:
         concept (`str`): The target's name.
@@ -191,7 +196,9 @@ def demo_retain_rows(concept: str, public_images: Dataset, *, seed: int = 0) -> 
         ):
             retained.append(conversation(question, answer=answer, image=row["image"]))
     for name in sorted(kinds):
-        for question, answer in _text_pairs(name, kinds, rng, every_form=True):
+        pairs = _text_pairs(name, kinds, rng, every_form=True)
+        # Denying the target in images pulls at what is said of it in words; seen once a pass, that would not hold.
+        for question, answer in pairs * (TARGET_TEXT_REPEATS if name == concept else 1):
             retained.append(conversation(question, answer=answer))
     rng.shuffle(retained)
     return retained

@@ -21,12 +21,8 @@ DEMO_QUESTIONS = QuestionSet(
         "what would you call this?",
         "identify the object.",
     ),
-    confirm=("is this a {name}?",),
-    confirm_held_out=(
-        "does the picture show a {name}?",
-        "is there a {name} in the image?",
-        "can you see a {name} here?",
-    ),
+    confirm=("is this a {name}?", "does the picture show a {name}?"),
+    confirm_held_out=("is there a {name} in the image?", "can you see a {name} here?"),
     yes=YES,
     no=NO,
 )
