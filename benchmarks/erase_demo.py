@@ -1,7 +1,7 @@
 """Erase concepts from the embedded model with default settings, and ablate one choice at a time.
 
     python benchmarks/erase_demo.py --concepts 12 --seeds 3              # the main table
-    python benchmarks/erase_demo.py --ablations --concepts 6 --seeds 1   # the ablations, added to the same file
+    python benchmarks/erase_demo.py --ablations --concepts 3 --seeds 1   # the ablations, added to the same file
     python benchmarks/erase_demo.py --smoke                              # one concept, a few steps, for CI
 
 Every run is one (variant, concept, seed), with one torch thread so that a second run gives the same figures. Finished
@@ -159,7 +159,8 @@ def main() -> int:
     args = parser.parse_args()
     extra = json.loads(args.set)
     pool = VALIDATION if args.validation else CONCEPTS
-    concepts = pool[: args.concepts]
+    # Evenly spaced, because the list is sorted by kind.
+    concepts = pool[:: max(1, len(pool) // args.concepts)][: args.concepts]
     variants = args.variants or (list(VARIANTS) if args.ablations else ["default"])
     seeds = range(args.seeds)
     if args.smoke:

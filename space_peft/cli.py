@@ -12,7 +12,13 @@ def _demo(args: argparse.Namespace) -> int:
     # Imported here so that `space-peft --help` does not wait for torch.
     from .demo import demo_concepts
     from .demo.pipeline import run_demo
+    from .names import check_concept
 
+    try:
+        check_concept(args.concept)
+    except ValueError as error:
+        print(f"space-peft demo: {error}", file=sys.stderr)
+        return 2
     names = demo_concepts()
     if args.concept not in names:
         near = difflib.get_close_matches(args.concept.lower(), names, n=5, cutoff=0.3) or names[:5]

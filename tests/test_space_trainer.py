@@ -188,6 +188,37 @@ def test_accumulation_equals_one_large_batch(demo_erasure_data, tmp_path):
         assert value.abs().max() > 0
 
 
+def test_evaluation_while_training_and_best_checkpoint(demo_model, demo_erasure_data, tmp_path):
+    trainer = make_trainer(
+        demo_model, demo_erasure_data, tmp_path, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="eval_name_probability", greater_is_better=False,
+    )  # fmt: skip
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "eval_name_probability" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4]
+    assert logged[1]["eval_name_probability"] < logged[0]["eval_name_probability"]
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+    trainer.create_model_card()
+    assert "unlearning" in (tmp_path / "README.md").read_text()
+
+
+def test_probes_are_evaluated_with_what_the_original_model_knew(demo_model, demo_erasure_data, demo_images, tmp_path):
+    from space_peft.evaluation import Probe
+
+    rows = [
+        {"question": "what is this?", "answer": row["name"], "image": row["image"]}
+        for row in demo_images.select(range(12))
+    ]
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path)
+    trainer.probes = [Probe("retain", rows, "equals", known_only=True)]
+    assert trainer.evaluate()["eval_retain"] == 1.0
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    assert trainer.evaluate()["eval_retain"] < 1.0
+
+
 def test_a_layer_without_gradient_is_named(demo_model, demo_erasure_data, tmp_path):
     class Freeze(__import__("transformers").TrainerCallback):
         def on_train_begin(self, args, state, control, model=None, **kwargs):

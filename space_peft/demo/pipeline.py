@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..anchors import refine_anchors, select_anchors, select_random_anchors
 from ..config import SpaceLoraConfig
@@ -51,6 +52,11 @@ class DemoSettings:
     energy: float = 0.999
     project_gradient: bool = True
     training: dict = field(default_factory=dict)
+
+
+class _BarOnly(ProgressCallback):
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Says nothing: see `erase`."""
 
 
 @dataclass
@@ -165,6 +171,11 @@ def erase(
         questions=DEMO_QUESTIONS,
     )
     trainer.null_space.project_gradient = settings.project_gradient
+    # A line a step is for those who watch training; the demo's reader wants the bar and the result.
+    trainer.remove_callback(PrinterCallback)
+    if progress:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_BarOnly)
     trainer.train()
     seconds["erase"] = time.perf_counter() - start
 
