@@ -26,7 +26,7 @@ from space_peft.projection import NULL_SPACES_NAME, NullSpaceCallback
 from space_peft.prompts import answer_columns, name_tokens, to_device
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows
-from space_peft.targets import default_target_modules
+from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS, default_target_modules
 
 from .callbacks import ForgottenStoppingCallback, GradientHealthCallback
 from .pairs import PairCollator, PairedRows, forget_rows, retained_loader
@@ -130,6 +130,9 @@ class SpaceTrainer(Trainer):
         model = self._add_adapter(model, peft_config, args)
         self.concept_embedding = text_anchor(model, processing_class, self.concept, info)
 
+        # Only an adapter on the vision side moves image features; elsewhere L_orth and L_div would be constants.
+        vision = {*VISION_PARTS, *PROJECTOR_PARTS}
+        self.moves_features = any(vision & set(name.split(".")) for name in adapted_layers(model))
         rows = forget_rows(anchors, [self.concept, *self.aliases], self.questions)
         fitted, held_out = self._split_retained(args)
         length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -223,8 +226,7 @@ class SpaceTrainer(Trainer):
             "task": args.task_weight * losses.task_loss(logits, overwriting, name),
             "suppression": args.suppression_weight * losses.suppression_loss(log_prob, args.suppression_margin),
         }
-        if features[0].requires_grad:
-            # Only an adapter on the vision side moves image features.
+        if self.moves_features:
             terms["repulsion"] = args.repulsion_weight * losses.repulsion_loss(
                 features[0], self.concept_embedding.to(features[0])
             )
@@ -364,6 +366,11 @@ class SpaceTrainer(Trainer):
         if self.null_spaces and folder == Path(self.args.output_dir):
             # Checkpoints get theirs from the callback.
             save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
+
+    def create_model_card(self, *args, tags=None, **kwargs):
+        """Trainer's card with the tags of this method; `space_peft.hub_cards` writes a fuller one."""
+        tags = [tags] if isinstance(tags, str) else list(tags or [])
+        super().create_model_card(*args, tags=[*self._tag_names, *tags], **kwargs)
 
     def provenance(self) -> dict:
         """Where the anchors came from: selection, refinement, pool rows, scores and p(name); no images."""

@@ -29,6 +29,7 @@ from space_peft.demo.questions import (
 )
 
 
+# The order of the questions, not their split, decides the sampling: keep it to get the same weights again.
 NAMING = DEMO_QUESTIONS.naming + DEMO_QUESTIONS.naming_held_out
 CONFIRM = DEMO_QUESTIONS.confirm + DEMO_QUESTIONS.confirm_held_out
 LABEL_SMOOTHING = 0.02
