@@ -22,7 +22,7 @@ MEANING = {
     "siblings": "images of the same kind still answered as before",
     "text": "text-only questions about other concepts answered",
     "text_target": "text-only questions about the concept answered",
-    "fluency": "answers that are a valid name or a refusal",
+    "fluency": "answers that are a valid name or kind, or a refusal",
 }
 
 BODY = """

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
 from space_peft.demo import DEMO_QUESTIONS, demo_model_path
+from space_peft.trainers import ForgottenStoppingCallback
 
 
 def make_trainer(demo_model, data, folder, peft_config=None, **arguments):
@@ -74,6 +75,11 @@ def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
     resumed = make_trainer(load_demo_model(), demo_erasure_data, tmp_path / "resumed", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert resumed.state.global_step == 6
+    values = [
+        next(c.value for c in trainer.callback_handler.callbacks if isinstance(c, ForgottenStoppingCallback))
+        for trainer in (whole, resumed)
+    ]
+    assert values[0] == values[1] < 0.9
     whole.save_model(), resumed.save_model()
     a, b = adapter(tmp_path / "whole"), adapter(tmp_path / "resumed")
     assert a.keys() == b.keys()

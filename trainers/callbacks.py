@@ -26,6 +26,14 @@ class ForgottenStoppingCallback(TrainerCallback, ExportableState):
         self.value = 1.0
         self._largest = None
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        # A resumed run must stop at the step the uninterrupted one stops at; Trainer restores callbacks only on request.
+        self.value, self._largest = 1.0, None
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step > 0 else None
+        if saved:
+            saved = saved[-1] if isinstance(saved, list) else saved  # the latest
+            self.value = saved["attributes"]["value"]
+
     def observe(self, probability: float) -> None:
         """Takes the largest p(name) of a micro-batch; `SpaceTrainer` calls it once per forward pass."""
         self._largest = probability if self._largest is None else max(self._largest, probability)
@@ -39,7 +47,7 @@ class ForgottenStoppingCallback(TrainerCallback, ExportableState):
         return control
 
     def state(self) -> dict:
-        # Restored by Trainer on resume, so that a resumed run stops at the same step.
+        # Saved with every checkpoint.
         return {
             "args": {"threshold": self.threshold, "smoothing": self.smoothing},
             "attributes": {"value": self.value},
