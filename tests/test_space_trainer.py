@@ -79,7 +79,7 @@ def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
         next(c.value for c in trainer.callback_handler.callbacks if isinstance(c, ForgottenStoppingCallback))
         for trainer in (whole, resumed)
     ]
-    assert values[0] == values[1] < 0.9
+    assert values[0] == values[1] < 1.0
     whole.save_model(), resumed.save_model()
     a, b = adapter(tmp_path / "whole"), adapter(tmp_path / "resumed")
     assert a.keys() == b.keys()
