@@ -253,6 +253,22 @@ def test_plain_lora_trains_without_the_constraint(demo_model, demo_erasure_data,
     assert not (tmp_path / "space_config.json").exists()
 
 
+def test_a_model_id_is_enough(demo_erasure_data, tmp_path):
+    """Model and processor are loaded from the id, here a folder as `from_pretrained` takes it; a default config serves."""
+    args = SpaceConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to="none", use_cpu=True,
+        model_init_kwargs={"dtype": "float32", "attn_implementation": "eager"},
+    )  # fmt: skip
+    anchors, retain = demo_erasure_data
+    trainer = SpaceTrainer(
+        str(demo_model_path()), args, anchors=anchors, retain_dataset=retain[:40], questions=DEMO_QUESTIONS
+    )
+    assert trainer.model.get_base_model().config._attn_implementation == "eager"
+    assert trainer.processing_class.image_token == "<image>"
+    trainer.train()
+    assert trainer.state.global_step == 1 and trainer.null_spaces
+
+
 def test_an_adapter_that_is_there_is_trained(demo_model, demo_erasure_data, tmp_path):
     first = make_trainer(demo_model, demo_erasure_data, tmp_path / "a")
     model = first.model
