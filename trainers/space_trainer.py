@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -176,7 +177,9 @@ class SpaceTrainer(Trainer):
                     "leave `peft_config` out to train the adapter that is there."
                 )
             return model
-        peft_config = peft_config or SpaceLoraConfig()
+        peft_config = (
+            SpaceLoraConfig() if peft_config is None else copy.copy(peft_config)
+        )  # The caller's stays as it is.
         if peft_config.target_modules is None:
             peft_config.target_modules = default_target_modules(model, args.target)
         return get_peft_model(model, peft_config)
