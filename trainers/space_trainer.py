@@ -162,7 +162,7 @@ class SpaceTrainer(Trainer):
             self.eval_rows = self.held_out
         self.certificate: RetentionCertificate | None = None
         self._probe_baseline = None
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._metrics = defaultdict(list)  # Of training, since the last log.
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
 
@@ -242,7 +242,7 @@ class SpaceTrainer(Trainer):
 
     def _record(self, terms: dict[str, torch.Tensor], log_prob: torch.Tensor, features: torch.Tensor) -> None:
         probability = self.accelerator.gather(log_prob.detach().exp())
-        metrics = self._metrics["train"]
+        metrics = self._metrics
         for key, value in terms.items():
             metrics[f"loss_{key}"].append(value.item())
         metrics["name_probability"].append(probability.mean().item())
@@ -253,10 +253,11 @@ class SpaceTrainer(Trainer):
                 callback.observe(probability.max().item())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        metrics = {key: sum(values) / len(values) for key, values in self._metrics[mode].items() if values}
-        self._metrics[mode].clear()
-        if mode == "train" and "loss" in logs:
+        metrics = {}
+        if self.model.training:
+            metrics = {key: sum(values) / len(values) for key, values in self._metrics.items()}
+            self._metrics.clear()
+        if self.model.training and "loss" in logs:
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, GradientHealthCallback) and callback.norms:
                     metrics["lora_b_grad_min"] = min(callback.norms.values())

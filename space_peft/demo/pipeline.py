@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..anchors import refine_anchors, select_anchors, select_random_anchors
 from ..config import SpaceLoraConfig
 from ..evaluation import ErasureReport, Probe, ProbeResults, evaluate_probes
-from . import DEMO_QUESTIONS, demo_concepts, load_demo_images, load_demo_model
+from . import DEMO_QUESTIONS, load_demo_images, load_demo_model
 from .probes import demo_probes, demo_retain_rows, demo_split
 
 
@@ -130,12 +130,10 @@ def erase(
     from ..trainers import SpaceConfig, SpaceTrainer  # The trainers stand above this package.
 
     settings = settings or DemoSettings()
-    if concept not in demo_concepts():
-        raise ValueError(f"the embedded model knows no {concept!r}; see `space_peft.demo.demo_concepts()`.")
     seconds = {}
     images = load_demo_images()
+    public, _ = demo_split(images, concept)  # Refuses an unknown concept, with the nearest names.
     model, processor = load_demo_model()
-    public, _ = demo_split(images, concept)
     probes = demo_probes(concept, images)
 
     start = time.perf_counter()
