@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from . import distributed
 from ._io import write_json
 from .fitting import observe_inputs
 from .layers import adapted_layers, lora_weights
@@ -19,8 +20,8 @@ from .null_space import NullSpace
 
 CERTIFICATE_NAME = "space_certificate.json"
 _FORMAT = "space_peft.certificate.v1"
-# A weight may lie outside of a hard null space by this share: float32 rounding, with a margin.
-_ROUNDING = 1e-4
+# A weight may lie outside of a hard null space by this share: rounding to bfloat16. It counts in the bound.
+_ROUNDING = 2.0**-8
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,17 @@ class _ChangeMeter:
         return change, output
 
 
+def _add_up_processes(meters: dict[str, _ChangeMeter]) -> None:
+    """Adds up what each process measured on its share of the batches."""
+    parts = distributed.gather_objects({name: (meter.sums, meter.counts) for name, meter in meters.items()})
+    for name, meter in meters.items():
+        meter.sums, meter.counts = {}, {}
+        for sums, counts in (part[name] for part in parts):
+            for group in sums:
+                meter.sums[group] = meter.sums.get(group, 0.0) + sums[group]
+                meter.counts[group] = meter.counts.get(group, 0) + counts[group]
+
+
 def measure_certificate(
     model: nn.Module,
     null_spaces: Mapping[str, NullSpace],
@@ -195,18 +207,19 @@ def measure_certificate(
         layer = layers[name]
         base = layer.get_base_layer()
         a, b, scaling = lora_weights(layer, adapter_name)
-        bias = getattr(base, "bias", None)
         for group, mask in parts():
             h = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]  # (n, d)
             if len(h) == 0:
                 continue
-            output = base(h) if bias is None else base(h) - bias  # (n, m), W h
-            change = scaling * (h.to(a.dtype) @ a.T) @ b.T  # (n, m)
+            output = _without_bias(base, h)  # (n, m), W h
+            dtype = torch.promote_types(a.dtype, torch.float32)
+            change = scaling * (h.to(dtype) @ a.T.to(dtype)) @ b.T.to(dtype)  # (n, m)
             meters[name].update(group, change, output)
 
     observe_inputs(
         model, dataloader, layers, visit, image_token_id=image_token_id, progress=progress, desc="certificate"
     )
+    _add_up_processes(meters)
     unseen = [name for name, meter in meters.items() if not any(meter.counts.values())]
     if unseen:
         raise ValueError(
@@ -216,7 +229,7 @@ def measure_certificate(
     for name, layer in layers.items():
         space = null_spaces[name]
         a, b, scaling = lora_weights(layer, adapter_name)
-        update = _same_norms(scaling * b, a)
+        update = _same_norms(scaling * distributed.whole(b), distributed.whole(a))
         change, output = meters[name].means()
         rows.append(
             LayerCertificate(
@@ -227,7 +240,7 @@ def measure_certificate(
                 kept=space.kept,
                 update_norm=float(update.norm()),
                 bound=bounds[name],
-                fitted_change=space.change(update),
+                fitted_change=min(space.change(update), bounds[name]),
                 change=change**0.5,
                 relative_change=change / output if output > 0 else 0.0,
             )
@@ -247,17 +260,27 @@ def measure_certificate(
 def _bound(name: str, layer, space: NullSpace, adapter_name: str) -> float:
     """METHOD.md's bound on the change: `s B A'` with `A = A' P` goes into [`NullSpace.bound`]."""
     a, b, scaling = lora_weights(layer, adapter_name)
-    a = a.detach().double()
+    a, b = distributed.whole(a).detach().double(), distributed.whole(b)
     if space.constraint == "hard":
-        outside = float((a - space.project(a)).norm()) / max(float(a.norm()), torch.finfo(torch.float32).tiny)
+        inside = space.project(a)
+        outside = float((a - inside).norm()) / max(float(a.norm()), torch.finfo(torch.float32).tiny)
         if outside > _ROUNDING:
             raise ValueError(
                 f"the adapter was not trained under this hard null space: {outside:.1%} of lora_A of layer {name!r} "
                 "lies in protected directions. Give the null spaces saved with the adapter."
             )
-    else:
-        a = space.unproject(a)
-    return space.bound(_same_norms(scaling * b, a))
+        # What rounding has put into protected directions adds to the change.
+        return space.bound(_same_norms(scaling * b, inside)) + space.change(_same_norms(scaling * b, a - inside))
+    return space.bound(_same_norms(scaling * b, space.unproject(a)))
+
+
+def _without_bias(base: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    """`W h` `(n, m)` of inputs `(n, d)` from the layer itself, whose weight may be packed, quantised or offloaded."""
+    if base.weight.dtype.is_floating_point:
+        h = h.to(base.weight.dtype)
+    if getattr(base, "bias", None) is None:
+        return base(h)
+    return base(h) - base(torch.zeros_like(h[:1]))
 
 
 def _same_norms(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,8 @@ CONSTRAINTS = ("soft", "hard", "none")
 STATISTICS = ("token", "pooled")
 # The initialisations of PEFT that leave the base weights alone and need no data.
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal")
+# `max_rank="auto"`.
+_AUTO_RANK_SHARE, _LEAST_AUTO_RANK = 32, 16
 
 
 @dataclass
@@ -44,9 +46,14 @@ class SpaceLoraConfig(LoraConfig):
             removes; 1.0 removes every direction that retained inputs have.
         statistics (`str`, defaults to `"token"`): What counts as one retained input: every `"token"`, or the mean over
             a row's tokens of one kind (`"pooled"`).
-        max_rank (`int`, *optional*): Largest number of eigenvectors kept per layer. Hard: at most this many directions
-            are protected, so less energy than asked may be. Soft: every direction beyond gets the filter value of the
-            largest eigenvalue among them, which is at most its own: the bound holds, with less freedom to learn.
+        tokens_per_row (`int`, *optional*, defaults to 64): At most this many tokens of a kind (image, text) of a
+            retained row count, drawn at random; `None` for all. An image's hundreds of tokens are much alike, and the
+            statistics of all of them cost as much as the forward pass.
+        max_rank (`int` or `"auto"`, *optional*, defaults to `"auto"`): Largest number of eigenvectors kept per layer;
+            `None` for as many as needed. Hard: at most this many directions are protected, so less energy than asked
+            may be; `"auto"` sets no limit. Soft: every direction beyond gets the filter value of the largest eigenvalue
+            among them, which is at most its own: the bound holds, with less freedom to learn; `"auto"` is `d / 32`, at
+            least 16, which was measured to erase and retain as well as all of them (`docs/decisions.md`).
         kwargs: The fields of [`~peft.LoraConfig`].
 
     Raises:
@@ -65,8 +72,12 @@ class SpaceLoraConfig(LoraConfig):
     statistics: Literal["token", "pooled"] = field(
         default="token", metadata={"help": "What counts as one retained input: every 'token' or a 'pooled' row."}
     )
-    max_rank: int | None = field(
-        default=None, metadata={"help": "Largest number of eigenvectors kept per layer; None for as many as needed."}
+    tokens_per_row: int | None = field(
+        default=64, metadata={"help": "Most tokens of a kind of a retained row that count, drawn at random; None: all."}
+    )
+    max_rank: int | Literal["auto"] | None = field(
+        default="auto",
+        metadata={"help": "Largest number of eigenvectors kept per layer; None: as many as needed; 'auto': d / 32."},
     )
 
     def __post_init__(self):
@@ -95,10 +106,18 @@ class SpaceLoraConfig(LoraConfig):
             )
         if not 0 < self.energy <= 1:
             raise ValueError(f"`energy` is {self.energy}; expected a share in (0, 1], e.g. 0.999.")
-        if self.max_rank is not None and (
-            isinstance(self.max_rank, bool) or not isinstance(self.max_rank, int) or self.max_rank < 1
-        ):
-            raise ValueError(f"`max_rank` is {self.max_rank!r}; expected an integer of at least 1, or None.")
+        for name, others in (("tokens_per_row", (None,)), ("max_rank", (None, "auto"))):
+            value = getattr(self, name)
+            if value in others or isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+                continue
+            expected = " or ".join(["an integer of at least 1", *map(repr, others)])
+            raise ValueError(f"`{name}` is {value!r}; expected {expected}.")
+
+    def rank_limit(self, dim: int) -> int | None:
+        """Returns the largest number of eigenvectors kept for a layer of `dim` inputs; `None` for no limit."""
+        if self.max_rank != "auto":
+            return self.max_rank
+        return max(dim // _AUTO_RANK_SHARE, _LEAST_AUTO_RANK) if self.constraint == "soft" else None
 
     def _check_plain_lora(self) -> None:
         """Refuses whatever would change the model outside of `s B A`, or make `s B A` something else."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 
 import torch
 
 
 def multimodal_core(model):
-    """Returns the innermost module that has `get_image_features`, the one whose forward calls it.
+    """Returns the innermost module that makes image features, the one whose forward needs them.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): A multimodal model, wrapped or not.
@@ -19,7 +20,7 @@ def multimodal_core(model):
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for candidate in (getattr(base, "model", None), base):
-        if candidate is not None and hasattr(candidate, "get_image_features"):
+        if candidate is not None and (hasattr(candidate, "get_image_features") or attends_to_images(candidate)):
             return candidate
     raise ValueError(
         f"{type(base).__name__} has no `get_image_features`: it is not a multimodal model. Load it with "
@@ -27,12 +28,49 @@ def multimodal_core(model):
     )
 
 
+def attends_to_images(core) -> bool:
+    """Whether a model's layers attend to projected image features instead of reading them as tokens (Mllama).
+
+    Args:
+        core (`nn.Module`): The innermost model, without an output head.
+    """
+    parts = ("vision_model", "multi_modal_projector")
+    return not hasattr(core, "get_image_features") and all(hasattr(core, part) for part in parts)
+
+
+def image_features(model, inputs: Mapping) -> torch.Tensor:
+    """Projected visual tokens, averaged over each row of a batch that shows an image.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): A multimodal model.
+        inputs (`dict[str, torch.Tensor]`): What its processor made of prompts with images, on the model's device.
+
+    Returns:
+        `torch.Tensor`: `(n, d)`, float32, not normalised.
+    """
+    core = multimodal_core(model)
+    if attends_to_images(core):
+        names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+        states = core.vision_model(**{name: inputs[name] for name in names}).last_hidden_state
+        return _pool_tiles(core.multi_modal_projector(states), inputs)
+    output = core.get_image_features(**accepted_inputs(inputs, core), return_dict=True)
+    return _pool_rows(output, inputs.get("input_ids"), core)
+
+
+def accepted_inputs(inputs: Mapping, module, method: str = "get_image_features") -> dict:
+    """The tensors that a method takes by name: processors also put out counts and masks meant for `forward`."""
+    # Of the class: an instance's method may be wrapped (`tap_image_features`), which hides the parameters.
+    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    parameters = inspect.signature(getattr(type(base), method)).parameters
+    return {key: value for key, value in inputs.items() if key in parameters}
+
+
 def pool_features(features) -> torch.Tensor:
     """Mean over an image's visual tokens.
 
     Args:
-        features: What `get_image_features` returned: an output whose `pooler_output` holds, for each image, its
-            projected tokens `(tokens, d)`, or one tensor `(n, tokens, d)`.
+        features: What `get_image_features` returned: an output whose `pooler_output` holds, for each image (or each
+            tile of one), its projected tokens `(tokens, d)`, or one tensor `(n, tokens, d)`.
 
     Returns:
         `torch.Tensor`: `(n, d)`, float32, not normalised.
@@ -41,6 +79,30 @@ def pool_features(features) -> torch.Tensor:
     if isinstance(features, torch.Tensor):
         return features.float().mean(dim=1)
     return torch.stack([tokens.float().reshape(-1, tokens.shape[-1]).mean(dim=0) for tokens in features])
+
+
+def _pool_rows(output, input_ids: torch.Tensor | None, core) -> torch.Tensor:
+    """Mean over the visual tokens of each row that has any: an image may have been cut into several tiles, which only
+    the image tokens in its prompt keep together."""
+    pooled = getattr(output, "pooler_output", output)
+    token = getattr(core.config, "image_token_id", None)
+    if input_ids is None or token is None:
+        return pool_features(output)
+    tokens = torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])  # (all visual tokens, d)
+    counts = [count for count in (input_ids == token).sum(dim=1).tolist() if count]
+    if sum(counts) != len(tokens):
+        return pool_features(output)
+    return torch.stack([part.float().mean(dim=0) for part in tokens.split(counts)])
+
+
+def _pool_tiles(states: torch.Tensor, inputs: Mapping) -> torch.Tensor:
+    """The same for `(rows, images, tiles, tokens, d)`, tiles of padding left out, and rows without an image."""
+    shown = inputs["aspect_ratio_ids"] > 0  # (rows, images)
+    mask = inputs["aspect_ratio_mask"].bool() & shown[..., None]  # (rows, images, tiles)
+    tiles = states.float().reshape(*mask.shape, -1, states.shape[-1]).mean(dim=-2)  # (rows, images, tiles, d)
+    weights = mask.to(tiles)[..., None]
+    pooled = (tiles * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp(min=1)
+    return pooled[shown.any(dim=1)]
 
 
 @contextlib.contextmanager
@@ -54,19 +116,38 @@ def tap_image_features(model) -> Iterator[list]:
         model (`PreTrainedModel` or `PeftModel`): A multimodal model.
 
     Yields:
-        `list[torch.Tensor]`: Grows by one `(n, d)` tensor of pooled features per forward pass with images.
+        `list[torch.Tensor]`: Grows by one `(n, d)` tensor per forward pass with images: the features of each row that
+        shows any, averaged over its visual tokens.
     """
     core = multimodal_core(model)
-    original = core.get_image_features
     collected: list[torch.Tensor] = []
+    inputs: dict = {}  # of the forward pass that is going on
 
-    def tapped(*args, **kwargs):
-        output = original(*args, **kwargs)
-        collected.append(pool_features(output))
-        return output
+    with contextlib.ExitStack() as stack:
 
-    core.get_image_features = tapped
-    try:
+        def start(_, args, kwargs):
+            inputs.update(kwargs)
+
+        def end(*_):
+            inputs.clear()
+
+        stack.callback(core.register_forward_pre_hook(start, with_kwargs=True).remove)
+        stack.callback(core.register_forward_hook(end, always_call=True).remove)
+        if attends_to_images(core):
+
+            def projected(_, args, output):
+                if inputs:
+                    collected.append(_pool_tiles(output, inputs))
+
+            stack.callback(core.multi_modal_projector.register_forward_hook(projected).remove)
+        else:
+            original = core.get_image_features
+
+            def tapped(*args, **kwargs):
+                output = original(*args, **kwargs)
+                collected.append(_pool_rows(output, inputs.get("input_ids"), core))
+                return output
+
+            core.get_image_features = tapped
+            stack.callback(delattr, core, "get_image_features")
         yield collected
-    finally:
-        del core.get_image_features

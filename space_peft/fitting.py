@@ -11,9 +11,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from . import distributed
+from ._precision import exact_products
+from .features import attends_to_images
 from .layers import adapted_layers, adapter_config, base_model, deployed_model
 from .null_space import NullSpace, NullSpaceFitter
 from .prompts import to_device
+from .token_sample import TokenSample
 
 
 # What a layer sees comes in parts: (kind, mask of the tokens of that kind or None for all of them).
@@ -33,12 +37,13 @@ def fit_null_space(
 
     The statistics are those of the deployed model: adapters off, evaluation mode. The settings are those of the
     adapter's [`SpaceLoraConfig`]. Layers that are given the same input (q/k/v, gate/up) share one `NullSpace`. In a
-    distributed run the sums of all processes are added up, so each may be given all of the data or its share.
+    distributed run every process must call it with the same data: each sees a share of the batches and decomposes a
+    share of the layers, and all return the same null spaces.
 
     Args:
         model (`PeftModel` or `PreTrainedModel`): With the adapter, from `get_peft_model` or `add_adapter`.
         dataloader (iterable of `dict[str, torch.Tensor]`): Batches as [`~prompts.encode_conversations`] makes them;
-            `labels` are not used.
+            `labels` are not used. The logits of all positions are not computed unless a batch says `logits_to_keep`.
         adapter_name (`str`, defaults to `"default"`): The adapter.
         image_token_id (`int`, *optional*): Token that stands for a piece of an image in `input_ids`. By default the
             one (and that for videos) which the model's config names.
@@ -58,16 +63,24 @@ def fit_null_space(
         dataloader,
         adapter_name,
         statistics=config.statistics,
+        tokens_per_row=config.tokens_per_row,
+        dtype=torch.float64 if config.constraint == "hard" else torch.float32,
         image_token_id=image_token_id,
         progress=progress,
     )
-    fitted: dict[int, NullSpace] = {}  # by fitter
+    settings = {"strength": config.strength, "energy": config.energy}
+    unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
+    with tqdm(total=len(unique), desc="null spaces", disable=not _shows_progress(progress), leave=False) as bar:
+
+        def decompose(fitter: NullSpaceFitter) -> NullSpace:
+            space = fitter.fit(config.constraint, max_rank=config.rank_limit(fitter.dim), **settings)
+            bar.update()
+            return space.to("cpu") if distributed.rank_and_size()[1] > 1 else space  # it is sent to the others
+
+        spaces = distributed.divide(unique, decompose)
+    fitted = {id(fitter): space for fitter, space in zip(unique, spaces, strict=True)}
     null_spaces = {}
-    for name, fitter in tqdm(fitters.items(), desc="null spaces", disable=not progress, leave=False):
-        if id(fitter) not in fitted:
-            fitted[id(fitter)] = fitter.fit(
-                config.constraint, strength=config.strength, energy=config.energy, max_rank=config.max_rank
-            )
+    for name, fitter in fitters.items():
         space = null_spaces[name] = fitted[id(fitter)]
         rank = layers[name].r[adapter_name]
         if config.constraint == "hard" and space.dim - space.rank < rank:
@@ -86,25 +99,41 @@ def collect_moments(
     adapter_name: str = "default",
     *,
     statistics: str = "token",
+    tokens_per_row: int | None = None,
+    dtype: torch.dtype = torch.float64,
     image_token_id: int | None = None,
     progress: bool = True,
 ) -> dict[str, NullSpaceFitter]:
-    """Observes the inputs of every adapted layer; see [`fit_null_space`] for the arguments.
+    """Observes the inputs of every adapted layer; see [`fit_null_space`] for the other arguments.
+
+    Args:
+        statistics (`str`, defaults to `"token"`): See [`SpaceLoraConfig`].
+        tokens_per_row (`int`, *optional*): See [`SpaceLoraConfig`]; all by default. Pooled statistics use all.
+        dtype (`torch.dtype`, defaults to `torch.float64`): Of the sums, see [`NullSpaceFitter`].
 
     Returns:
         `dict[str, NullSpaceFitter]`: By layer name. Layers that were given the same tensors hold the same fitter.
     """
+    distributed.check_supported(model)
     layers = adapted_layers(model, adapter_name)
     fitters: dict[str, NullSpaceFitter] = {}
     sharing = _InputSharing()
+    sample = TokenSample(tokens_per_row if statistics == "token" else None)
+
+    def new_fitter(dim: int, name: str) -> NullSpaceFitter:
+        return NullSpaceFitter(dim, statistics=statistics, name=name, dtype=dtype)
+
+    def start_forward(inputs: dict) -> None:
+        sharing.start_forward()
+        sample.start_batch(inputs)
 
     def visit(name: str, x: torch.Tensor, parts: Callable[[], Parts]) -> None:
         if not sharing.is_new(name, x):
             return
         if name not in fitters:
-            fitters[name] = NullSpaceFitter(x.shape[-1], statistics=statistics, name=name)
+            fitters[name] = new_fitter(x.shape[-1], name)
         for group, mask in parts():
-            fitters[name].update(x, mask, group)
+            fitters[name].update(x, sample.draw(x.shape[:-1], mask, group), group)
 
     observe_inputs(
         model,
@@ -114,8 +143,9 @@ def collect_moments(
         image_token_id=image_token_id,
         progress=progress,
         desc="retained inputs",
-        on_batch=sharing.start_forward,
+        on_batch=start_forward,
     )
+    distributed.add_up(fitters, sharing.owner, new_fitter, next(model.parameters()).device)
     seen = {name for name, owner in sharing.owner.items() if fitters[owner].counts}
     unseen = [name for name in layers if name not in seen]
     if unseen:
@@ -123,8 +153,6 @@ def collect_moments(
             f"{len(unseen)} adapted layers saw no retained data, the first is {unseen[0]!r}. Give retained rows that "
             "use them (rows with images for the vision tower), or leave them out of target_modules."
         )
-    for fitter in fitters.values():
-        _add_up_processes(fitter)
     return {name: fitters[sharing.owner[name]] for name in layers}
 
 
@@ -137,7 +165,7 @@ def observe_inputs(
     image_token_id: int | None = None,
     progress: bool = True,
     desc: str | None = None,
-    on_batch: Callable[[], None] | None = None,
+    on_batch: Callable[[dict], None] | None = None,
 ) -> int:
     """Runs the deployed model over batches and shows `visit` what goes into modules.
 
@@ -150,7 +178,7 @@ def observe_inputs(
         image_token_id (`int`, *optional*): See [`fit_null_space`].
         progress (`bool`, defaults to `True`): Whether to show a progress bar.
         desc (`str`, *optional*): Its label.
-        on_batch (`Callable`, *optional*): Called before every forward pass.
+        on_batch (`Callable`, *optional*): Called with the model's inputs before every forward pass.
 
     Returns:
         `int`: Number of batches.
@@ -159,13 +187,17 @@ def observe_inputs(
     language = _language_modules(inner)
     visual_tokens = _visual_tokens(inner, image_token_id)
     masks: Parts = []
+    counted = True
 
     def hook_of(name: str, module: nn.Module):
         in_language = None if language is None else any(part in language for part in module.modules())
 
         def hook(_, args, kwargs):
+            if not counted:
+                return
             x = args[0] if args else kwargs["x"]
-            visit(name, x, lambda: _parts(name, x, masks, in_language))
+            with exact_products([x.device.type]):  # a Trainer's autocast would round the statistics
+                visit(name, x, lambda: _parts(name, x, masks, in_language))
 
         return hook
 
@@ -180,14 +212,17 @@ def observe_inputs(
         for name, module in modules.items():
             handle = module.register_forward_pre_hook(hook_of(name, module), with_kwargs=True)
             stack.callback(handle.remove)
-        for batch in tqdm(dataloader, desc=desc, disable=not progress, leave=False):
+        shares = distributed.share_batches(dataloader, model)
+        for batch, counted in tqdm(shares, desc=desc, disable=not _shows_progress(progress), leave=False):  # noqa: B007
             if not isinstance(batch, Mapping):
                 raise TypeError(f"a batch is a {type(batch).__name__}; expected a dict of tensors.")
             inputs = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
             masks[:] = _token_masks(inputs, visual_tokens)
             if on_batch is not None:
-                on_batch()
-            model(**inputs, **({"logits_to_keep": 1} if few_logits else {}))
+                on_batch(inputs)
+            if few_logits:
+                inputs.setdefault("logits_to_keep", 1)
+            model(**inputs)
             batches += 1
     if batches == 0:
         raise ValueError("the retained data are empty: the dataloader gave no batch. Give at least one retained row.")
@@ -251,6 +286,8 @@ def _language_modules(model: nn.Module) -> set[nn.Module] | None:
 def _visual_tokens(model: nn.Module, image_token_id: int | None) -> list[int]:
     if image_token_id is not None:
         return [image_token_id]
+    if attends_to_images(getattr(model, "model", None)):
+        return []  # its image token is one word of the prompt
     config = getattr(model, "config", None)
     return [token for name in _VISUAL_TOKENS if isinstance(token := getattr(config, name, None), int)]
 
@@ -266,18 +303,25 @@ def _token_masks(inputs: dict, visual_tokens: list[int]) -> Parts:
         return [("text", attention.bool())]
     attention = torch.ones_like(ids, dtype=torch.bool) if attention is None else attention.bool()
     image = torch.isin(ids, torch.tensor(visual_tokens, dtype=ids.dtype, device=ids.device))
-    return [("image", image & attention), ("text", ~image & attention)]
+    parts = [("image", image & attention), ("text", ~image & attention)]
+    if "aspect_ratio_mask" in inputs:
+        # (rows, images, tiles): all images have the same number of tiles, some of them padding (Mllama).
+        shown = inputs["aspect_ratio_ids"] > 0
+        parts.append(("tiles", inputs["aspect_ratio_mask"].bool() & shown[..., None]))
+    return parts
 
 
 def _parts(name: str, x: torch.Tensor, masks: Parts, in_language: bool | None) -> Parts:
     """Which tokens of a layer's input are of which kind; `(kind, None)` stands for all of them."""
+    tiles = next((mask for kind, mask in masks if kind == "tiles"), None)
+    masks = [(kind, mask) for kind, mask in masks if kind != "tiles"]
     if not masks or in_language is False:
-        return [("image", None)]
+        return _image_part(x, tiles)
     shape = masks[0][1].shape
     if x.shape[:-1] == shape:
         return [(group, mask.to(x.device)) for group, mask in masks]
     if in_language is None or x.ndim == 3:
-        return [("image", None)]  # a vision tower, or image features that a language layer attends to
+        return _image_part(x, tiles)  # a vision tower, or image features that a language layer attends to
     if x.shape[:-1].numel() == shape.numel():
         return [(group, mask.to(x.device).reshape(x.shape[:-1])) for group, mask in masks]
     if bool(torch.stack([mask for _, mask in masks]).any(dim=0).all()):
@@ -288,16 +332,23 @@ def _parts(name: str, x: torch.Tensor, masks: Parts, in_language: bool | None) -
     )
 
 
+def _image_part(x: torch.Tensor, tiles: torch.Tensor | None) -> Parts:
+    """All of an image side's input, or those of its tokens that lie in tiles which are no padding."""
+    positions = x.shape[:-1].numel()
+    if tiles is None or positions % tiles.numel():
+        return [("image", None)]
+    # However a model folds its dimensions, they stay in the order rows, images, tiles, tokens of a tile.
+    mask = tiles.flatten().repeat_interleave(positions // tiles.numel()).view(x.shape[:-1])
+    return [("image", mask.to(x.device))]
+
+
+def _shows_progress(progress: bool) -> bool:
+    return progress and distributed.rank_and_size()[0] == 0
+
+
 @contextlib.contextmanager
 def _random_state_kept(model: nn.Module) -> Iterator[None]:
     """Looking at retained data must not change the random numbers that training is going to draw."""
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
-
-
-def _add_up_processes(fitter: NullSpaceFitter) -> None:
-    """Adds up the sums of all processes of a distributed run; all of them must have seen the layer."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        if torch.distributed.get_world_size() > 1:
-            fitter.all_reduce()

@@ -84,6 +84,16 @@ def lora_weights(layer: LoraLayer, adapter_name: str = "default") -> tuple[nn.Pa
     return layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight, layer.scaling[adapter_name]
 
 
+def quantised_4bit(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the layers that bitsandbytes holds in 4 bits, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if not isinstance(module, LoraLayer)
+        and getattr(getattr(module, "weight", None), "quant_state", None) is not None
+    }
+
+
 @contextlib.contextmanager
 def deployed_model(model: nn.Module) -> Iterator[nn.Module]:
     """The model as it is deployed: in evaluation mode, adapters off, no gradients; all of it restored afterwards.
@@ -101,6 +111,10 @@ def deployed_model(model: nn.Module) -> Iterator[nn.Module]:
     requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.eval()
+        for module in quantised_4bit(model).values():
+            # In evaluation mode on a CPU, bitsandbytes lays the weights out anew for a kernel without backward pass, for
+            # good: gradients would silently stop there in all training that follows. Nothing else depends on the mode.
+            module.training = True
         for layer in enabled:
             layer.enable_adapters(False)
         with torch.no_grad():

@@ -8,39 +8,54 @@ from __future__ import annotations
 
 import torch
 
+from ._precision import exact_products
+from .spectral import Spectrum, decompose
 from .subspace import NullSpace, load_null_spaces, save_null_spaces
 
 
 __all__ = ["NullSpace", "NullSpaceFitter", "load_null_spaces", "save_null_spaces"]
 
+# Columns of a second moment that are computed at a time; only those on and above the diagonal are.
+_PANEL = 512
+
 # A soft filter within this distance of the value used outside the kept eigenvectors is not worth an eigenvector.
 _FLAT = 1e-3
+# Eigenpairs computed where no constraint uses them: their largest value goes into the certificate's bound.
+_UNCONSTRAINED = 8
 
 
 class NullSpaceFitter:
     """
     Streaming estimate of the second moment `C` of a layer's inputs; `fit` turns it into a [`NullSpace`].
 
-    Sums are kept per group and in float64: a direction that no retained input has must come out as zero, and what
-    float32 sums leave there instead (1e-7 of the largest eigenvalue) would show as 3e-4 in the inputs. `C` is the mean
-    over the groups of each group's own mean, so that many image tokens do not drown few text tokens.
+    Sums are kept per group: `C` is the mean over the groups of each group's own mean, so that many image tokens do not
+    drown few text tokens. Only the upper triangle of a sum is computed.
 
     Args:
         dim (`int`): Length `d` of an input.
         statistics (`str`, defaults to `"token"`): `"token"`: every unmasked token is a sample; `"pooled"`: the mean
             over the unmasked tokens of a row is.
         name (`str`, *optional*): What is observed, for error messages.
+        dtype (`torch.dtype`, defaults to `torch.float64`): Of the sums. A hard constraint needs float64: a direction
+            that no retained input has must come out as zero, and what float32 leaves there instead (1e-7 of the
+            largest eigenvalue) would show as 3e-4 in the inputs. A soft one cannot tell: float32 is faster and half the
+            size.
     """
 
-    def __init__(self, dim: int, *, statistics: str = "token", name: str | None = None):
+    def __init__(
+        self, dim: int, *, statistics: str = "token", name: str | None = None, dtype: torch.dtype = torch.float64
+    ):
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
             raise ValueError(f"`dim` is {dim!r}; expected an integer of at least 1.")
         if statistics not in ("token", "pooled"):
             raise ValueError(f"`statistics` is {statistics!r}; expected 'token' or 'pooled'.")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"`dtype` is {dtype}; expected torch.float32 or torch.float64.")
         self.dim = dim
+        self.dtype = dtype
         self.statistics = statistics
         self.name = name
-        self._sums: dict[str, torch.Tensor] = {}  # group -> sum of h h^T, (d, d)
+        self._sums: dict[str, torch.Tensor] = {}  # group -> sum of h h^T, (d, d), upper triangle
         self._counts: dict[str, int] = {}
 
     @property
@@ -81,7 +96,7 @@ class NullSpaceFitter:
                 f"{bad} of {len(rows)} retained inputs{self._where} contain NaN or infinity; the statistics would be "
                 "meaningless. Check the retained data, or load the model in bfloat16 or float32 instead of float16."
             )
-        rows = rows.to(torch.float64)
+        rows = rows.to(self.dtype)
         if self.statistics == "pooled" and h.ndim > 2:
             flat = mask.reshape(len(h), -1)  # (b, tokens)
             row_of = torch.arange(len(h), device=h.device)[:, None].expand_as(flat)[flat]  # (n,)
@@ -93,7 +108,10 @@ class NullSpaceFitter:
         if group not in self._sums:
             self._sums[group] = rows.new_zeros(self.dim, self.dim)
             self._counts[group] = 0
-        self._sums[group].addmm_(rows.T, rows)
+        with exact_products({rows.device.type}):
+            for start in range(0, self.dim, _PANEL):
+                panel = rows[:, start : start + _PANEL]
+                self._sums[group][start : start + _PANEL, start:].addmm_(panel.T, rows[:, start:])
         self._counts[group] += len(rows)
         return self
 
@@ -110,24 +128,30 @@ class NullSpaceFitter:
             )
         for group, total in other._sums.items():
             if group in self._sums:
-                self._sums[group] += total.to(self._sums[group].device)
+                self._sums[group] += total.to(self._sums[group])
             else:
-                self._sums[group] = total.clone()
+                self._sums[group] = total.to(self.dtype, copy=True)
             self._counts[group] = self._counts.get(group, 0) + other._counts[group]
         return self
 
     def __add__(self, other: NullSpaceFitter) -> NullSpaceFitter:
-        return NullSpaceFitter(self.dim, statistics=self.statistics, name=self.name).merge(self).merge(other)
+        return self._empty().merge(self).merge(other)
 
-    def all_reduce(self, groups: tuple[str, ...] = ("image", "text")) -> NullSpaceFitter:
+    def _empty(self) -> NullSpaceFitter:
+        return NullSpaceFitter(self.dim, statistics=self.statistics, name=self.name, dtype=self.dtype)
+
+    def all_reduce(
+        self, groups: tuple[str, ...] = ("image", "text"), device: torch.device | None = None
+    ) -> NullSpaceFitter:
         """Adds up this fitter over all processes of the initialised `torch.distributed` group, in place.
 
         Args:
             groups (`tuple[str, ...]`): Every group that any process may have seen, so that all of them send the same.
+            device (`torch.device`, *optional*): Where a process that has seen nothing takes part. Defaults to the CPU.
         """
-        device = next((total.device for total in self._sums.values()), torch.device("cpu"))
+        device = next((total.device for total in self._sums.values()), device or torch.device("cpu"))
         for group in sorted({*groups, *self._sums}):
-            total = self._sums.get(group, torch.zeros(self.dim, self.dim, dtype=torch.float64, device=device))
+            total = self._sums.get(group, torch.zeros(self.dim, self.dim, dtype=self.dtype, device=device))
             count = torch.tensor(self._counts.get(group, 0), dtype=torch.int64, device=device)
             torch.distributed.all_reduce(total)
             torch.distributed.all_reduce(count)
@@ -155,11 +179,11 @@ class NullSpaceFitter:
                 f"the state is of dimension {state['dim']} and {state['statistics']!r} statistics; expected dimension "
                 f"{self.dim} and {self.statistics!r} statistics."
             )
-        self._sums = {group: total.to(torch.float64).clone() for group, total in state["sums"].items()}
+        self._sums = {group: total.to(self.dtype, copy=True) for group, total in state["sums"].items()}
         self._counts = dict(state["counts"])
 
     def second_moment(self) -> torch.Tensor:
-        """Returns `C` `(d, d)`, float64: the mean over groups of each group's mean of `h h^T`.
+        """Returns `C` `(d, d)`, of the sums' dtype: the mean over groups of each group's mean of `h h^T`.
 
         Raises:
             ValueError: If nothing was seen.
@@ -167,9 +191,16 @@ class NullSpaceFitter:
         if not self._sums:
             raise ValueError(f"no retained inputs{self._where} were seen; nothing to fit.")
         groups = sorted(self._sums)
-        device = self._sums[groups[0]].device
-        total = sum(self._sums[group].to(device) / self._counts[group] for group in groups)
-        return total / len(groups)
+        total = torch.zeros_like(self._sums[groups[0]])
+        for group in groups:
+            total.add_(self._sums[group].to(total), alpha=1 / (self._counts[group] * len(groups)))
+        # In panels, because a mirrored copy of the whole would be a third matrix of this size.
+        for start in range(0, self.dim, _PANEL):
+            stop = start + _PANEL
+            corner = total[start:stop, start:stop].triu()
+            total[start:stop, start:stop] = corner + corner.triu(1).T
+            total[stop:, start:stop] = total[start:stop, stop:].T
+        return total
 
     def fit(
         self, constraint: str = "soft", *, strength: float = 0.3, energy: float = 0.999, max_rank: int | None = None
@@ -180,7 +211,8 @@ class NullSpaceFitter:
             constraint (`str`, defaults to `"soft"`): `"soft"`, `"hard"` or `"none"`.
             strength (`float`, defaults to 0.3): `t` of the soft filter.
             energy (`float`, defaults to 0.999): Share of `trace(C)` that the hard constraint removes.
-            max_rank (`int`, *optional*): Largest number of eigenvectors used.
+            max_rank (`int`, *optional*): Largest number of eigenvectors used; all by default. A small one is also
+                faster: the others are not computed then.
 
         Raises:
             ValueError: If nothing was seen, all inputs were zero, or a setting is out of range.
@@ -191,15 +223,16 @@ class NullSpaceFitter:
             raise ValueError(f"`strength` is {strength}; expected a number > 0.")
         if not 0 < energy <= 1:
             raise ValueError(f"`energy` is {energy}; expected a share in (0, 1].")
-        values, vectors = torch.linalg.eigh(self.second_moment())
-        values, vectors = values.flip(0).clamp_(min=0.0), vectors.flip(1)  # (d,), (d, d), descending
-        mean = float(values.mean())
+        moment = self.second_moment()
+        mean = float(moment.diagonal().mean(dtype=torch.float64))
         if mean == 0.0:
             raise ValueError(f"all retained inputs{self._where} are zero; nothing to fit.")
-        values = values / mean
+        moment /= mean
         limit = self.dim if max_rank is None else min(max_rank, self.dim)
-        start, stop, outside, kept = 0, 0, 1.0, values.new_zeros(0)
+        start, stop, outside = 0, 0, 1.0
         if constraint == "hard":
+            spectrum = decompose(moment)
+            values = spectrum.values
             # Eigenvalues below rounding are those of directions that no input has.
             seen = int((values > values[0] * self.dim * torch.finfo(values.dtype).eps).sum())
             enough = int((values.cumsum(0) < energy * values.sum()).sum()) + 1
@@ -210,17 +243,26 @@ class NullSpaceFitter:
                 start, stop, outside = stop, self.dim, 0.0
                 kept = values.new_ones(stop - start)
         elif constraint == "soft":
-            filters = strength / (values + strength)  # (d,), ascending
+            # One more than is used: it says what the filter does to all directions beyond.
+            spectrum = decompose(moment, limit + 1, lambda values: strength / (values + strength) ** 2)
+            values = spectrum.values
+            filters = strength / (values + strength)  # (n,), ascending
             stop = min(int((filters < 1.0 - _FLAT).sum()), limit)
             # The filter value of the largest eigenvalue outside is the smallest one outside: with it nothing outside
             # is let through more than its own filter would, whatever the eigenvectors left out.
-            outside = float(filters[stop]) if stop < self.dim else 1.0
+            outside = float(filters[stop]) if stop < len(filters) else 1.0
             kept = filters[:stop]
+        else:
+            spectrum = decompose(moment, _UNCONSTRAINED)
+            kept = spectrum.values.new_zeros(0)
+        known = len(spectrum.values) if len(spectrum.values) == self.dim else stop
         return NullSpace(
-            eigenvectors=vectors[:, start:stop].to(torch.float32).contiguous(),
+            eigenvectors=spectrum.vectors[:, start:stop].to(torch.float32).contiguous(),
             filters=kept.to(torch.float32),
             outside=outside,
-            eigenvalues=values.cpu(),
+            eigenvalues=spectrum.values[:known].cpu(),
+            next_eigenvalue=_upper(spectrum, known),
+            residuals=spectrum.residuals[start:stop].cpu(),
             scale=mean,
             start=start,
             constraint=constraint,
@@ -230,3 +272,10 @@ class NullSpaceFitter:
             statistics=self.statistics,
             counts=self.counts,
         )
+
+
+def _upper(spectrum: Spectrum, index: int) -> float:
+    """An eigenvalue, no less than it is by what its residual allows; 0 beyond the last one of a full decomposition."""
+    if index >= len(spectrum.values):
+        return 0.0
+    return float(spectrum.values[index] + spectrum.residuals[index])

@@ -6,11 +6,14 @@ Every part of the library that talks to a model (refinement, fitting, training, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers import PaliGemmaProcessor
 
 
 IGNORE_INDEX = -100
@@ -40,6 +43,21 @@ def load_rgb(image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"image {getattr(image, 'filename', '') or image!r} does not decode: {error}.") from error
+
+
+def image_token(processor) -> str:
+    """The text that stands for an image in a prompt.
+
+    Raises:
+        ValueError: If the processor has none.
+    """
+    token, index = getattr(processor, "image_token", None), getattr(processor, "image_token_id", None)
+    if token is None and index is None:
+        raise ValueError(
+            f"{type(processor).__name__} has no image token, so its prompts cannot hold an image. Load the processor "
+            "of the multimodal model itself: `AutoProcessor.from_pretrained(...)`."
+        )
+    return processor.tokenizer.convert_ids_to_tokens(index) if token is None else token
 
 
 def conversation(question: str, *, answer: str | None = None, image: Image.Image | None = None) -> dict:
@@ -79,10 +97,15 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
         outside the completions, and what the processor adds (`pixel_values`, ...).
 
     Raises:
-        ValueError: If the chat template does not extend the prompt by the completion, or there are no rows.
+        ValueError: If there is no chat template, it does not extend the prompt by the completion, or there are no rows.
     """
     if len(rows) == 0:
         raise ValueError("got no rows to encode; expected at least one conversation.")
+    if getattr(processor, "chat_template", None) is None:
+        raise ValueError(
+            f"{type(processor).__name__} has no chat template, so it is not known how a question is put to the model. Set "
+            "`processor.chat_template`; docs/models.md has one for PaliGemma, whose checkpoints come without."
+        )
     tokenizer = processor.tokenizer
     prompts, answers = [], []
     for row in rows:
@@ -99,16 +122,9 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
             answer = whole[len(prompt) :]
         prompts.append(prompt)
         answers.append(answer)
-    images = [load_rgb(image) for row in rows for image in row["images"]]
-    # The template has already written the special tokens; adding them again would put two BOS in front.
-    inputs = processor(
-        images=images or None,
-        text=prompts,
-        padding=True,
-        padding_side="left",
-        add_special_tokens=False,
-        return_tensors="pt",
-    )
+    # By row: processors that allow several images a row take a flat list for one row's.
+    images = [[load_rgb(image) for image in row["images"]] for row in rows]
+    inputs = _encode_prompts(processor, prompts, images)
     batch = dict(inputs)
     completions = [tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in answers]
     width = max(len(ids) for ids in completions)
@@ -124,11 +140,38 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
             batch[key] = torch.cat([value, tail], dim=1)
         elif key == "attention_mask":
             batch[key] = torch.cat([value, tail_mask], dim=1)
+        elif key == "cross_attention_mask":
+            # (n, length, images, tiles): an answer sees what the end of its prompt sees (Mllama).
+            batch[key] = torch.cat([value, value[:, -1:].expand(-1, width, -1, -1)], dim=1)
         elif isinstance(value, torch.Tensor) and value.shape == shape:
-            # token_type_ids and the like mark images; an answer is text, which they mark with 0.
-            batch[key] = torch.cat([value, value.new_zeros(shape[0], width)], dim=1)
+            # token_type_ids and the like mark images; an answer is text, which they mark with 0. PaliGemma's mark what
+            # must not be seen ahead, and that is the answer.
+            kind = int(key == "token_type_ids" and isinstance(processor, PaliGemmaProcessor))
+            batch[key] = torch.cat([value, value.new_full((shape[0], width), kind)], dim=1)
     batch["labels"] = torch.cat([labels, tail.masked_fill(tail_mask == 0, IGNORE_INDEX)], dim=1)
     return batch
+
+
+def _encode_prompts(processor, prompts: list[str], images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
+    """Prompts padded on the left, with what the processor makes of their images."""
+    # The template has already written the special tokens; adding them again would put two BOS in front.
+    options = {"padding": True, "padding_side": "left", "add_special_tokens": False, "return_tensors": "pt"}
+    if not isinstance(processor, PaliGemmaProcessor) or all(images):
+        return dict(processor(images=images if any(images) else None, text=prompts, **options))
+    # PaliGemma's processor refuses text alone, and beside rows with images it writes BOS into the middle of a word.
+    tokenizer = processor.tokenizer
+    shown, silent = ([i for i, row in enumerate(images) if bool(row) == wanted] for wanted in (True, False))
+    parts = [dict(tokenizer([f"{tokenizer.bos_token}{prompts[i]}\n" for i in silent], **options))]
+    parts[0]["token_type_ids"] = torch.zeros_like(parts[0]["input_ids"])
+    if shown:
+        parts.append(dict(processor(images=[images[i] for i in shown], text=[prompts[i] for i in shown], **options)))
+    length = max(part["input_ids"].shape[1] for part in parts)
+    order = torch.tensor(silent + shown).argsort()
+    merged = {"pixel_values": parts[1]["pixel_values"]} if shown else {}
+    for key, padding in (("input_ids", tokenizer.pad_token_id), ("attention_mask", 0), ("token_type_ids", 0)):
+        columns = [F.pad(part[key], (length - part[key].shape[1], 0), value=padding) for part in parts]
+        merged[key] = torch.cat(columns)[order]
+    return merged
 
 
 def build_batch(
@@ -179,14 +222,45 @@ def answer_columns(labels: torch.Tensor) -> int:
     return labels.shape[1] - int(has_label.int().argmax()) + 1
 
 
+def answer_logits(model, batch: dict) -> torch.Tensor:
+    """The logits that predict a batch's answers, from one forward pass.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model, also as `DistributedDataParallel` or another wrapper with a
+            `module` holds it.
+        batch (`dict[str, torch.Tensor]`): As `encode_conversations` makes it, with `labels`, on the model's device.
+
+    Returns:
+        `torch.Tensor`: `(n, answer_columns(labels), vocabulary)`; column j predicts column j of
+        `losses.answer_labels(labels)`, and the last one nothing.
+    """
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    columns = answer_columns(batch["labels"])
+    if takes_logits_to_keep(model):
+        inputs["logits_to_keep"] = columns
+    return model(**inputs).logits[:, -columns:]
+
+
+def takes_logits_to_keep(model) -> bool:
+    """Whether the model's forward can be told to compute its last logits only; those of all positions are large."""
+    while hasattr(model, "module"):
+        model = model.module
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Of the class: mixed precision wraps the forward of the instance, which hides the parameters.
+    return "logits_to_keep" in inspect.signature(type(base).forward).parameters
+
+
 def to_device(batch: dict, model) -> dict:
     """Moves a batch to the model's device, floating-point inputs to its dtype."""
-    parameter = next(model.parameters())
+    # Quantised weights have an integer dtype, and offloaded ones the meta device (accelerate then moves the inputs).
+    parameters = [weight for weight in model.parameters() if weight.is_floating_point()]
+    dtype = parameters[0].dtype
+    device = next((weight.device for weight in parameters if weight.device.type != "meta"), torch.device("cpu"))
     moved = {}
     for key, value in batch.items():
         if isinstance(value, torch.Tensor):
-            value = value.to(parameter.device)
-            value = value.to(parameter.dtype) if value.is_floating_point() else value
+            value = value.to(device)
+            value = value.to(dtype) if value.is_floating_point() else value
         moved[key] = value
     return moved
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ._io import atomic_path
 
 
-_FORMAT = "space_peft.null_spaces.v1"
+_FORMAT = "space_peft.null_spaces.v2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,9 @@ class NullSpace:
         eigenvectors (`torch.Tensor`): `U` `(d, k)`, float32: those of `C` whose filter value is not `c`.
         filters (`torch.Tensor`): `f` `(k,)`, float32.
         outside (`float`): `c`, the filter value of every direction outside of `U`.
-        eigenvalues (`torch.Tensor`): `l` `(d,)`, float64, descending, mean 1.
+        eigenvalues (`torch.Tensor`): The leading `l` `(n,)`, float64, descending; scaled so that all `d` have mean 1.
+        next_eigenvalue (`float`): No eigenvalue after the `n`-th is larger; 0 if `n = d`.
+        residuals (`torch.Tensor`): `||C u - l u||` `(k,)` of the columns `u` of `U`, float64; zeros if they are exact.
         scale (`float`): `m`, the mean eigenvalue of `C`: the mean square of an input's components.
         start (`int`): Column `j` of `U` belongs to eigenvalue `start + j`.
         constraint (`str`): `"soft"`, `"hard"` or `"none"`.
@@ -42,6 +44,8 @@ class NullSpace:
     filters: torch.Tensor
     outside: float
     eigenvalues: torch.Tensor
+    next_eigenvalue: float
+    residuals: torch.Tensor
     scale: float
     start: int
     constraint: str
@@ -65,15 +69,34 @@ class NullSpace:
     @property
     def free_dimensions(self) -> float:
         """`trace(P)`: the directions left to learn in; `d - k` for the hard constraint."""
-        return float(self.spectrum_filters().sum())
+        return float(self.filters.sum(dtype=torch.float64)) + self.outside * (self.dim - len(self.filters))
 
     @property
     def kept(self) -> float:
         """Share of the retained inputs' energy kept from the adapter: `1 - trace(P C P) / trace(C)`."""
-        return float(1.0 - (self.spectrum_filters() ** 2 * self.eigenvalues).sum() / self.eigenvalues.sum())
+        return 1.0 - self._passed / self.dim
+
+    @property
+    def _passed(self) -> float:
+        """`trace(P C P)` for a `C` of mean eigenvalue 1. Exact, for the values of `U` are Rayleigh quotients."""
+        values = self._own_eigenvalues
+        rest = max(self.dim - float(values.sum()), 0.0)
+        return float((self.filters.cpu().double() ** 2 * values).sum()) + self.outside**2 * rest
+
+    @property
+    def _own_eigenvalues(self) -> torch.Tensor:
+        """Those of the columns of `U`, `(k,)`."""
+        return self.eigenvalues[self.start : self.start + len(self.filters)]
+
+    @property
+    def _largest_outside(self) -> float:
+        """The largest eigenvalue of a direction outside of `U`."""
+        stop = self.start + len(self.filters)
+        rest = torch.cat([self.eigenvalues[: self.start], self.eigenvalues[stop:]])
+        return max(float(rest.max()) if len(rest) else 0.0, self.next_eigenvalue)
 
     def spectrum_filters(self) -> torch.Tensor:
-        """Returns the filter value of each of the `d` eigenvalues, `(d,)`, float64 (for plots and bounds)."""
+        """Returns the filter value of each of the `n` leading eigenvalues, `(n,)`, float64 (for plots)."""
         filters = torch.full_like(self.eigenvalues, self.outside)
         filters[self.start : self.start + len(self.filters)] = self.filters.to(filters)
         return filters
@@ -126,12 +149,19 @@ class NullSpace:
         Returns:
             `float`: In units of the layer's output when `weight` is `s B A'`.
         """
-        gains = self.spectrum_filters() * (self.scale * self.eigenvalues).sqrt()  # (d,)
         if weight is None:
-            return float(gains.max())
+            return self._largest_gain
         weight = weight.detach().to(torch.float64)
-        spectral = torch.linalg.matrix_norm(weight, 2)
-        return min(float(weight.norm() * gains.max()), float(spectral * gains.norm()))
+        spectral = float(torch.linalg.matrix_norm(weight, 2))
+        return min(float(weight.norm()) * self._largest_gain, spectral * math.sqrt(self.scale * self._passed))
+
+    @property
+    def _largest_gain(self) -> float:
+        """`||P C^(1/2)||_2`: `max_i f_i sqrt(m l_i)`, and where `U` is inexact what it shares with the rest at most."""
+        filters = self.filters.cpu().double()
+        inside = float((filters**2 * self._own_eigenvalues).max()) if len(filters) else 0.0
+        shared = self.outside * float((filters * self.residuals).norm())
+        return math.sqrt(self.scale * (max(inside, self.outside**2 * self._largest_outside) + shared))
 
     @property
     def worst_case_gain(self) -> float:
@@ -147,32 +177,45 @@ class NullSpace:
     def change(self, weight: torch.Tensor) -> float:
         """Root mean square of `||W h||` over the retained inputs seen, from the stored eigenpairs alone.
 
-        Exact along the kept eigenvectors; what lies outside of them counts with its largest eigenvalue, so the value
-        is never too small. Unlike [`bound`] it assumes nothing about `W`.
+        Exact along the kept eigenvectors; what lies outside of them counts with the largest eigenvalue there, so the
+        value is never too small. Unlike [`bound`] it assumes nothing about `W`.
 
         Args:
             weight (`torch.Tensor`): `W` `(n, d)`, e.g. `s B A` as it is saved.
         """
-        weight = weight.detach().to(torch.float64)
-        basis = self.eigenvectors.to(weight)  # (d, k)
+        basis = self.eigenvectors.to(weight.device)  # (d, k)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        weight, basis = weight.detach().to(dtype), basis.to(dtype)
         along = weight @ basis  # (n, k)
-        stop = self.start + basis.shape[1]
-        inside = (along**2).sum(dim=0) @ self.eigenvalues[self.start : stop].to(weight)
-        rest = torch.cat([self.eigenvalues[: self.start], self.eigenvalues[stop:]])
-        outside = (weight - along @ basis.T).norm() ** 2 * (float(rest.max()) if len(rest) else 0.0)
-        return math.sqrt(self.scale * float(inside + outside))
+        rest = float((weight - along @ basis.T).norm())
+        lengths = along.norm(dim=0).cpu().double()  # (k,)
+        inside = float((lengths**2 * self._own_eigenvalues).sum())
+        shared = 2 * rest * float((lengths * self.residuals).sum())
+        return math.sqrt(self.scale * (inside + shared + rest**2 * self._largest_outside))
 
     def to(self, device: torch.device | str) -> NullSpace:
         """Returns the same null space with its tensors on a device."""
         values = dict(self.__dict__)
         for name in ("eigenvectors", "filters"):
             values[name] = values[name].to(device)
-        values["eigenvalues"] = values["eigenvalues"].cpu()
+        for name in ("eigenvalues", "residuals"):
+            values[name] = values[name].cpu()
         return NullSpace(**values)
 
 
-_SCALARS = ("outside", "scale", "start", "constraint", "strength", "energy", "max_rank", "statistics", "counts")
-_TENSORS = ("eigenvectors", "filters", "eigenvalues")
+_SCALARS = (
+    "outside",
+    "next_eigenvalue",
+    "scale",
+    "start",
+    "constraint",
+    "strength",
+    "energy",
+    "max_rank",
+    "statistics",
+    "counts",
+)
+_TENSORS = ("eigenvectors", "filters", "eigenvalues", "residuals")
 
 
 def save_null_spaces(path: str | os.PathLike, null_spaces: dict[str, NullSpace]) -> None:

@@ -16,7 +16,14 @@ from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.layers import adapter_config
 
 
-OWN = {"constraint": "hard", "strength": 0.1, "energy": 0.9, "statistics": "pooled", "max_rank": 7}
+OWN = {
+    "constraint": "hard",
+    "strength": 0.1,
+    "energy": 0.9,
+    "statistics": "pooled",
+    "tokens_per_row": 16,
+    "max_rank": 7,
+}
 STOCK = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "rank_pattern": {"q_proj": 2}}
 
 
@@ -48,7 +55,8 @@ def test_defaults_are_the_documented_ones():
         "strength": 0.3,
         "energy": 0.999,
         "statistics": "token",
-        "max_rank": None,
+        "tokens_per_row": 64,
+        "max_rank": "auto",
     }
     assert config.peft_type == "LORA" and isinstance(config, LoraConfig)
 
@@ -153,6 +161,9 @@ def test_fields_survive_copies_and_the_model():
         ({"energy": float("nan")}, "`energy` is nan"),
         ({"max_rank": 0}, "`max_rank` is 0"),
         ({"max_rank": 2.5}, "`max_rank` is 2.5"),
+        ({"max_rank": "all"}, "`max_rank` is 'all'; expected an integer of at least 1 or None or 'auto'"),
+        ({"tokens_per_row": 0}, "`tokens_per_row` is 0"),
+        ({"tokens_per_row": True}, "`tokens_per_row` is True"),
         ({"r": 0}, "holds the rank 0"),
         ({"rank_pattern": {"q_proj": 0}}, "`rank_pattern` holds the rank 0"),
         ({"use_dora": True}, "set use_dora=False"),

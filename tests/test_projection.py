@@ -1,7 +1,9 @@
 """The projected update: with any optimiser, in plain loops, in transformers' Trainer and in TRL's."""
 
 import copy
+import gc
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from space_peft.config import SpaceLoraConfig
 from space_peft.fitting import fit_null_space
 from space_peft.layers import adapted_layers, lora_weights
 from space_peft.null_space import NullSpaceFitter, load_null_spaces
-from space_peft.projection import NULL_SPACES_NAME, NullSpaceCallback, attach_null_space
+from space_peft.projection import NULL_SPACES_NAME, NullSpaceCallback, attach_null_space, offload_null_spaces
 
 
 OPTIMIZERS = {
@@ -121,6 +123,116 @@ def test_soft_update_is_the_projected_update_of_the_optimiser(project_gradient):
         optimizer.step()
     for name, layer in adapted_layers(model).items():
         torch.testing.assert_close(lora_weights(layer)[0].double(), expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("constraint", ["soft", "hard"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_layers_that_share_a_null_space(dtype, constraint):
+    """q/k/v and gate/up share one, their ranks differ, and one of them gets no gradient; against dense float64."""
+    model, spaces = soft_llama(constraint=constraint, energy=0.9, rank_pattern={"k_proj": 3, "v_proj": 6, "up_proj": 1})
+    model.to(dtype)
+    layers = adapted_layers(model)
+    assert len(layers) == 2 * 7 and len({id(space) for space in spaces.values()}) == 2 * 4
+    optimizer = torch.optim.SGD(trainable(model), lr=0.5)
+    start = {name: a.double() for name, a in initial_weights(model).items()}
+    attach_null_space(model, optimizer, spaces)
+    expected = {}
+    for name, layer in layers.items():
+        p = dense_projection(spaces[name])
+        expected[name] = start[name] @ p
+        a = lora_weights(layer)[0]
+        if "k_proj" not in name:
+            a.grad = torch.randn_like(a)
+            expected[name] -= 0.5 * a.grad.double() @ p @ p
+    optimizer.step()
+    for name, layer in layers.items():
+        error = lora_weights(layer)[0].double() - expected[name]
+        assert error.norm() <= 1e-6 * expected[name].norm(), name
+
+
+def dense_projection(space):
+    """`P` `(d, d)` in float64 from its definition."""
+    basis = space.eigenvectors.double()
+    return space.outside * torch.eye(space.dim).double() + (basis * (space.filters.double() - space.outside)) @ basis.T
+
+
+def test_projection_is_exact_under_autocast_and_tf32():
+    model, spaces = hard_llama()
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    precisions = []
+
+    class Watched(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.addmm_.default:
+                precisions.append(torch.backends.cuda.matmul.fp32_precision)
+            return function(*args, **(kwargs or {}))
+
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with torch.autocast("cpu", torch.bfloat16), Watched():
+            attach_null_space(model, optimizer, spaces)
+            train(model, optimizer, FORGET, steps=3)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert precisions == ["ieee"] * (1 + 2 * 3) * 14
+    for name, layer in adapted_layers(model).items():
+        a = lora_weights(layer)[0].detach().double()
+        assert (a - a @ dense_projection(spaces[name])).norm() <= 1e-6 * a.norm(), name
+
+
+@pytest.mark.parametrize("constraint", ["soft", "hard"])
+def test_next_to_nothing_is_kept_between_steps(constraint):
+    """No second copy of eigenvectors, none of the weights, only filter values; a step frees all that it allocates."""
+
+    def live_bytes():
+        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some objects are deprecated names that complain about being looked at
+            tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+    model, spaces = soft_llama(constraint=constraint, energy=0.9)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    model(**FORGET).loss.backward()
+    gradients = [weight.grad for weight in trainable(model)]  # Python sees them from here on
+    before = live_bytes()
+    attached = attach_null_space(model, optimizer, spaces)
+    optimizer.step()
+    filters = {id(space): space.filters.nbytes for space in spaces.values()}
+    assert live_bytes() == before + sum(filters.values())
+    assert before > sum(gradient.nbytes for gradient in gradients) > 0
+    attached.remove()
+
+
+@pytest.mark.parametrize("constraint", ["soft", "hard"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_offloaded_eigenvectors_give_the_same_result(device, constraint):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    weights, used = [], []
+    for offload in (False, True):
+        model, spaces = soft_llama(constraint=constraint, energy=0.9)
+        model.to(device)
+        optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+        free = torch.cuda.memory_allocated() if device == "cuda" else 0
+        attach_null_space(model, optimizer, spaces, offload=offload)
+        used.append(torch.cuda.memory_allocated() - free if device == "cuda" else 0)
+        train(model, optimizer, {key: value.to(device) for key, value in FORGET.items()}, steps=5)
+        weights.append(initial_weights(model))
+    assert all(torch.equal(a, weights[1][name]) for name, a in weights[0].items())
+    if device == "cuda":
+        assert used[1] == 0 < used[0]
+
+
+def test_offloading_keeps_what_layers_share():
+    _, spaces = soft_llama()
+    moved = offload_null_spaces(spaces)
+    assert moved.keys() == spaces.keys()
+    assert len({id(space) for space in moved.values()}) == len({id(space) for space in spaces.values()}) == 8
+    for name, space in moved.items():
+        assert space.eigenvectors.device.type == "cpu" and torch.equal(space.eigenvectors, spaces[name].eigenvectors)
 
 
 def test_gradient_projection_with_adam_is_the_reparametrisation():
@@ -248,14 +360,6 @@ def test_optimiser_state_is_untouched_and_pickles():
     copy.deepcopy(optimizer)
 
 
-def test_low_precision_adapter_is_warned_about():
-    model, spaces = soft_llama()
-    for layer in adapted_layers(model).values():
-        layer.lora_A.to(torch.bfloat16)
-    with pytest.warns(UserWarning, match="is torch.bfloat16: rounding it leaks"):
-        attach_null_space(model, torch.optim.SGD(trainable(model), lr=0.1), spaces)
-
-
 def test_bad_attachments_are_refused():
     model, spaces = soft_llama()
     optimizer = torch.optim.SGD(trainable(model), lr=0.1)
@@ -304,15 +408,16 @@ def trainer_for(model, folder, callback, **arguments):
     return Trainer(model=model, args=arguments, train_dataset=rows_of(FORGET), callbacks=[callback])
 
 
+@pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("how", ["get_peft_model", "add_adapter"])
-def test_callback_in_a_plain_trainer(tmp_path, how):
+def test_callback_in_a_plain_trainer(tmp_path, how, offload):
     config = SpaceLoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], constraint="hard", energy=1.0)
     model = tiny_llama()
     if how == "add_adapter":
         model.add_adapter(config)
     else:
         model = get_peft_model(model, config)
-    callback = NullSpaceCallback([RETAINED])
+    callback = NullSpaceCallback([RETAINED], offload=offload)
     trainer = trainer_for(model, tmp_path, callback, gradient_accumulation_steps=2, weight_decay=0.1)
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]

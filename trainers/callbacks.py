@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from space_peft.distributed import gradient_norms
 from space_peft.layers import adapted_layers
+from space_peft.zero import gradient_norms as partitioned_gradient_norms
+from space_peft.zero import zero_optimizer
 
 
 class ForgottenStoppingCallback(TrainerCallback, ExportableState):
@@ -69,16 +71,24 @@ class GradientHealthCallback(TrainerCallback):
         self.norms: dict[str, float] = {}
         self._largest: dict[str, float] = {}
         self._seen = 0
+        self._handle = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         self.norms, self._largest, self._seen = {}, {}, 0
+        self._remove()
+        if (zero := zero_optimizer(optimizer)) is not None:
+            # DeepSpeed makes the step as part of backward, and has no gradients before or after.
+            self._handle = zero.optimizer.register_step_pre_hook(lambda *_: self._observe(model, zero))
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self._handle is None:
+            self._observe(model)
+
+    def _observe(self, model, zero=None):
         layers = adapted_layers(model)
-        gradients = [layer.lora_B[layer.active_adapters[0]].weight.grad for layer in layers.values()]
-        zero = torch.zeros(())
-        norms = torch.stack([zero if g is None else g.detach().float().norm().to(zero.device) for g in gradients])
-        self.norms = dict(zip(layers, norms.tolist()))
+        weights = [layer.lora_B[layer.active_adapters[0]].weight for layer in layers.values()]
+        norms = gradient_norms(weights) if zero is None else partitioned_gradient_norms(zero, weights)
+        self.norms = dict(zip(layers, norms))
         for name, norm in self.norms.items():
             self._largest[name] = max(self._largest.get(name, 0.0), norm)
         self._seen += 1
@@ -86,8 +96,14 @@ class GradientHealthCallback(TrainerCallback):
             self._check()
 
     def on_train_end(self, args, state, control, **kwargs):
+        self._remove()
         if 0 < self._seen < self.patience:
             self._check()
+
+    def _remove(self):
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def _check(self):
         dead = [name for name, norm in self._largest.items() if norm == 0.0]

@@ -74,29 +74,61 @@ class PairedRows(torch.utils.data.Dataset):
         return len(self.forget_order)
 
     def __getitem__(self, item: int) -> dict:
-        anchor, question, answer = self.rows[self.forget_order[item]]
+        forget_row = self.forget_order[item]
         picks = self.retain_order[item * self.retain_per_anchor : (item + 1) * self.retain_per_anchor]
+        retain_rows = [self.indices[pick] for pick in picks]
         return {
-            "forget": conversation(question, answer=answer, image=self.images[anchor]),
-            "retain": [self.retained[self.indices[pick]] for pick in picks],
+            "forget": self.forget_conversation(forget_row),
+            "forget_row": forget_row,
+            "retain": [self.retained[row] for row in retain_rows],
+            "retain_rows": retain_rows,
         }
+
+    def forget_conversation(self, row: int) -> dict:
+        """The conversation of one of `rows`."""
+        anchor, question, answer = self.rows[row]
+        return conversation(question, answer=answer, image=self.images[anchor])
+
+    def retained_rows(self) -> set[int]:
+        """Every retained row that some item holds."""
+        return {self.indices[pick] for pick in self.retain_order}
 
 
 class PairCollator:
     """Collates items of `PairedRows` into `{"forget": batch, "retain": batch}`, each ready for the model.
 
+    `forget_rows` and `retain_rows` beside them say which rows these are.
+
     Args:
         processor (`ProcessorMixin`): The model's processor.
+        always_image (`bool`, defaults to `False`): Whether a batch of text-only retained rows gets an image, with a
+            question and no answer, so that it counts in no loss. FSDP2 needs it: without an image one process would
+            leave out the vision tower while the others wait for its part of the tower's weights.
     """
 
-    def __init__(self, processor):
+    def __init__(self, processor, always_image: bool = False):
         self.processor = processor
+        self.always_image = always_image
 
     def __call__(self, items: Sequence[dict]) -> dict[str, dict[str, torch.Tensor]]:
+        retain = [row for item in items for row in item["retain"]]
+        if self.always_image and not any(row["images"] for row in retain):
+            retain.append({**items[0]["forget"], "completion": []})
         return {
             "forget": encode_conversations(self.processor, [item["forget"] for item in items]),
-            "retain": encode_conversations(self.processor, [row for item in items for row in item["retain"]]),
+            "forget_rows": [item["forget_row"] for item in items],
+            "retain": encode_conversations(self.processor, retain),
+            "retain_rows": [row for item in items for row in item["retain_rows"]],
         }
+
+
+def forget_loader(processor, data: PairedRows, batch_size: int):
+    """A dataloader of all of `data.rows`, each encoded as the items of `data` are."""
+    return torch.utils.data.DataLoader(
+        range(len(data.rows)),
+        batch_size=batch_size,
+        collate_fn=lambda rows: encode_conversations(processor, [data.forget_conversation(row) for row in rows]),
+    )
 
 
 def retained_loader(processor, retained: RetainedRows, indices: Sequence[int], batch_size: int):

@@ -13,7 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, set_seed
 
-from space_peft import losses
+from space_peft import distributed, losses
 from space_peft._io import write_json
 from space_peft.anchors import anchor_info
 from space_peft.anchors.refine import name_probabilities, text_anchor
@@ -24,13 +24,14 @@ from space_peft.layers import adapted_layers, deployed_model, lora_weights
 from space_peft.names import check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.projection import NULL_SPACES_NAME, NullSpaceCallback
-from space_peft.prompts import answer_columns, name_tokens, to_device
+from space_peft.prompts import answer_columns, answer_logits, name_tokens, to_device
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS, default_target_modules
 
 from .callbacks import ForgottenStoppingCallback, GradientHealthCallback
-from .pairs import PairCollator, PairedRows, forget_rows, retained_loader
+from .deployed_answers import DeployedAnswers, DeployedAnswersCallback
+from .pairs import PairCollator, PairedRows, forget_loader, forget_rows, retained_loader
 from .space_config import SpaceConfig
 
 
@@ -129,7 +130,10 @@ class SpaceTrainer(Trainer):
         multimodal_core(model)
         set_seed(args.seed)  # Before the adapter is initialised.
         model = self._add_adapter(model, peft_config, args)
-        self.concept_embedding = text_anchor(model, processing_class, self.concept, info)
+        # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.
+        self.concept_embedding = distributed.divide(
+            [self.concept], lambda concept: text_anchor(model, processing_class, concept, info).cpu()
+        )[0]
 
         # Only an adapter on the vision side moves image features; elsewhere L_orth and L_div would be constants.
         vision = {*VISION_PARTS, *PROJECTOR_PARTS}
@@ -142,6 +146,10 @@ class SpaceTrainer(Trainer):
         )
         self.held_out = retained_loader(processing_class, self.retained, held_out, args.fit_batch_size)
 
+        if args.ddp_find_unused_parameters is None:
+            # Every layer is used in every step, but not in each of its two forward passes. DDP would look for unused
+            # ones after each, and take those that the second does not use for done.
+            args.ddp_find_unused_parameters = False
         constrained = isinstance(model.peft_config[model.active_adapter], SpaceLoraConfig)
         super().__init__(
             model=model,
@@ -153,6 +161,8 @@ class SpaceTrainer(Trainer):
             callbacks=self._own_callbacks(args, processing_class, fitted, constrained) + (callbacks or []),
             optimizers=optimizers,
         )
+        self.data_collator.always_image = self.is_fsdp_enabled and args.world_size > 1
+        distributed.check_saves_whole(self.accelerator)
         # The loss is a mean over rows already: Trainer must divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         if eval_dataset is not None:
@@ -161,6 +171,7 @@ class SpaceTrainer(Trainer):
         else:
             self.eval_rows = self.held_out
         self.certificate: RetentionCertificate | None = None
+        self.deployed_answers: DeployedAnswers | None = None
         self._probe_baseline = None
         self._metrics = defaultdict(list)  # Of training, since the last log.
         if hasattr(self.model, "add_model_tags"):
@@ -197,10 +208,24 @@ class SpaceTrainer(Trainer):
             callbacks.append(ForgottenStoppingCallback(args.stop_threshold, args.stop_smoothing))
         self.null_space = None
         if constrained:
-            loader = retained_loader(processor, self.retained, fitted, args.fit_batch_size)
-            self.null_space = NullSpaceCallback(loader)
-            callbacks.insert(0, self.null_space)
+            self.fit_loader = retained_loader(processor, self.retained, fitted, args.fit_batch_size)
+            self.null_space = NullSpaceCallback(self.fit_loader)
+            # The null space first: what the others need of the retained rows is a by-product of fitting it.
+            callbacks = [self.null_space, DeployedAnswersCallback(lambda: self.deployed_answers), *callbacks]
         return callbacks
+
+    def _keep_deployed_answers(self) -> DeployedAnswers | None:
+        """Looks at the anchors' rows now, and at the retained ones while the null space is fitted."""
+        if self.args.world_size > 1:
+            return None  # A process fits on other rows than those it trains on.
+        data = self.train_dataset
+        answers = DeployedAnswers(self.accelerator.unwrap_model(self.model))
+        loader = forget_loader(self.processing_class, data, self.args.fit_batch_size)
+        if not answers.observe(loader, "forget", range(len(data.rows))):
+            return None
+        if self.null_space is not None:
+            self.null_space.retain_dataloader = answers.watch_retained(self.fit_loader, data.retained_rows())
+        return answers
 
     @property
     def null_spaces(self) -> dict:
@@ -209,42 +234,48 @@ class SpaceTrainer(Trainer):
 
     # Training
 
-    def _answer_logits(self, model, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Trailing logits of a batch and the answer labels they predict."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        logits = model(**inputs, logits_to_keep=answer_columns(batch["labels"])).logits
-        return logits, losses.answer_labels(batch["labels"])
+    def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int]) -> torch.Tensor:
+        """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass."""
+        kept = self.deployed_answers and self.deployed_answers.logits(kind, rows, answer_columns(batch["labels"]))
+        if kept is not None:
+            return kept
+        with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
+            return answer_logits(deployed, batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args = self.args
-        with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
-            forget_base, labels = self._answer_logits(deployed, inputs["forget"])
-            keep_base, _ = self._answer_logits(deployed, inputs["retain"])
+        forget, retain = inputs["forget"], inputs["retain"]
+        forget_base = self._deployed_logits("forget", forget, inputs["forget_rows"])
+        labels = losses.answer_labels(forget["labels"])
         name = name_tokens(labels, self.processing_class.tokenizer)
         with tap_image_features(self.accelerator.unwrap_model(model)) as features:
-            logits, _ = self._answer_logits(model, inputs["forget"])
+            logits = answer_logits(model, forget)
         overwriting = losses.overwriting_log_probs(forget_base, name)
         log_prob = losses.name_log_prob(logits, name, losses.path_weights(overwriting, name))
         terms = {
             "task": args.task_weight * losses.task_loss(logits, overwriting, name),
             "suppression": args.suppression_weight * losses.suppression_loss(log_prob, args.suppression_margin),
         }
+        anchors = distributed.gather_rows(features[0])
         if self.moves_features:
-            terms["repulsion"] = args.repulsion_weight * losses.repulsion_loss(
-                features[0], self.concept_embedding.to(features[0])
-            )
-            terms["isotropy"] = args.isotropy_weight * losses.isotropy_loss(features[0])
+            concept = self.concept_embedding.to(anchors)
+            terms["repulsion"] = args.repulsion_weight * losses.repulsion_loss(anchors, concept)
+            terms["isotropy"] = args.isotropy_weight * losses.isotropy_loss(anchors)
         if args.keep_weight:
-            keep, targets = self._answer_logits(model, inputs["retain"])
-            terms["keep"] = args.keep_weight * losses.keep_loss(keep, keep_base, targets)
-        self._record(terms, log_prob, features[0])
+            keep_base = self._deployed_logits("retain", retain, inputs["retain_rows"])
+            keep, targets = answer_logits(model, retain), losses.answer_labels(retain["labels"])
+            # A mean over tokens, of which the processes have different numbers.
+            weight = args.keep_weight * distributed.mean_weight((targets != losses.IGNORE_INDEX).sum())
+            terms["keep"] = weight * losses.keep_loss(keep, keep_base, targets)
+        self._record(terms, log_prob, anchors)
         return sum(terms.values())
 
     def _record(self, terms: dict[str, torch.Tensor], log_prob: torch.Tensor, features: torch.Tensor) -> None:
         probability = self.accelerator.gather(log_prob.detach().exp())
+        values = self.accelerator.gather(torch.stack([term.detach() for term in terms.values()])[None]).mean(dim=0)
         metrics = self._metrics
-        for key, value in terms.items():
-            metrics[f"loss_{key}"].append(value.item())
+        for key, value in zip(terms, values.tolist()):
+            metrics[f"loss_{key}"].append(value)
         metrics["name_probability"].append(probability.mean().item())
         metrics["name_probability_max"].append(probability.max().item())
         metrics["feature_entropy"].append(losses.spectral_entropy(features.detach()).item())
@@ -270,19 +301,22 @@ class SpaceTrainer(Trainer):
     def leaks(self) -> dict[str, float]:
         """What the adapter does to retained inputs h as of now, per layer: RMS of ||dW h|| over RMS of ||h||.
 
-        From the stored eigenpairs, without a pass over data. With B = Q R, ||B A x|| = ||R A x||, so that nothing
-        larger than (r, d) is formed.
+        From the stored eigenpairs, without a pass over data; nothing larger than (r, d) is formed.
         """
         layers = adapted_layers(self.accelerator.unwrap_model(self.model)) if self.null_spaces else {}
         result = {}
         for name, layer in layers.items():
             a, b, scaling = lora_weights(layer)
+            a, b = distributed.whole(a).detach().float(), distributed.whole(b).detach().float()
             space = self.null_spaces[name]
-            r = torch.linalg.qr(b.float(), mode="r").R
-            result[name] = space.change(scaling * r @ a.float()) / (space.scale * space.dim) ** 0.5
+            # ||B A x|| = ||R A x|| for any R with R^T R = B^T B, and such an R is (r, r).
+            squares, axes = torch.linalg.eigh((b.T @ b).double().cpu())
+            r = (squares.clamp(min=0).sqrt()[:, None] * axes.T).to(a)
+            result[name] = space.change(scaling * r @ a) / (space.scale * space.dim) ** 0.5
         return result
 
     def train(self, *args, **kwargs):
+        self.deployed_answers = self._keep_deployed_answers()
         output = super().train(*args, **kwargs)
         if self.null_spaces and len(self.held_out.dataset):
             self.certificate = measure_certificate(
@@ -348,8 +382,8 @@ class SpaceTrainer(Trainer):
         for batch in loader:
             batch = to_device(batch, model)
             with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
-                base, targets = self._answer_logits(deployed, batch)
-            logits, _ = self._answer_logits(model, batch)
+                base = answer_logits(deployed, batch)
+            logits, targets = answer_logits(model, batch), losses.answer_labels(batch["labels"])
             mask = targets != losses.IGNORE_INDEX
             count = int(mask.sum())
             loss += losses.keep_loss(logits, base, targets).item() * count

@@ -1,0 +1,175 @@
+"""The deployed model's answers, computed once: what a step compares with does not change while the adapter learns."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from space_peft.layers import base_model, deployed_model
+from space_peft.losses import IGNORE_INDEX, answer_labels
+from space_peft.prompts import answer_columns, answer_logits, takes_logits_to_keep, to_device
+
+
+class DeployedAnswers:
+    """
+    Keeps, for rows seen once, the hidden states from which the output layer makes the logits of their answers.
+
+    Those are exact and small (a row's answer is a few vectors of length d, where its logits are as many of the
+    vocabulary's), and most of a deployed pass is not needed again: the retained rows' states are a by-product of
+    fitting the null space.
+
+    Args:
+        model (`PeftModel`): The adapted model; its output layer is used with adapters off.
+    """
+
+    def __init__(self, model):
+        self._model = model
+        self._head = base_model(model).get_output_embeddings()
+        self._states: dict[tuple[str, int], torch.Tensor] = {}  # (kind, row) -> (answer tokens, d), on the CPU
+        self._retained: tuple[DataLoader, set[int]] | None = None
+        self._last: torch.Tensor | None = None
+
+    def watch_retained(self, loader: DataLoader, wanted: Collection[int]) -> Iterable[dict]:
+        """The same batches for fitting the null space, from which the answers of the `wanted` rows are kept.
+
+        Args:
+            loader (`DataLoader`): From `retained_loader`.
+            wanted (collection of `int`): Retained rows that training is going to use.
+        """
+        self._retained = (loader, set(wanted))
+        return _Watched(self, loader, "retain", loader.dataset.indices, set(wanted))
+
+    def complete_retained(self) -> None:
+        """Puts those batches through the model in which `wanted` rows are that nobody has put through it.
+
+        In the batches that fitting uses, so that a resumed run, which fits nothing, computes what the first one did.
+        """
+        loader, wanted = self._retained or (None, set())
+        missing = {row for row in wanted if ("retain", row) not in self._states}
+        if not missing:
+            return
+        rows = loader.dataset.indices
+        starts = range(0, len(rows), loader.batch_size)
+        batches = [range(start, min(start + loader.batch_size, len(rows))) for start in starts]
+        batches = [list(places) for places in batches if missing & {rows[place] for place in places}]
+        part = DataLoader(loader.dataset, batch_sampler=batches, collate_fn=loader.collate_fn)
+        self.observe(part, "retain", [rows[place] for places in batches for place in places], wanted)
+
+    def observe(
+        self, loader: Iterable[dict], kind: str, rows: Sequence[int], wanted: Collection[int] | None = None
+    ) -> bool:
+        """Puts batches through the deployed model and keeps their answers.
+
+        Args:
+            loader (iterable of `dict[str, torch.Tensor]`): Batches with `labels`.
+            kind (`str`): Which numbering `rows` is of.
+            rows (`list[int]`): The loader's rows, in order.
+            wanted (collection of `int`, *optional*): Those whose answers are kept; all by default.
+
+        Returns:
+            `bool`: Whether the logits made of what was kept are the model's own. They are not where a model scales or
+            caps what its output layer puts out.
+        """
+        faithful = True
+        with deployed_model(self._model) as deployed:
+            for batch in _Watched(self, loader, kind, rows, set(rows if wanted is None else wanted)):
+                batch.pop("logits_to_keep", None)
+                logits = answer_logits(deployed, to_device(batch, deployed))
+                faithful = faithful and self._faithful(logits)
+        return faithful
+
+    def logits(self, kind: str, rows: Sequence[int], columns: int) -> torch.Tensor | None:
+        """The deployed model's logits of rows' answers, aligned as `answer_logits` aligns them.
+
+        Args:
+            kind (`str`): As for `observe`.
+            rows (`list[int]`): Which rows.
+            columns (`int`): `answer_columns` of the batch they are in.
+
+        Returns:
+            `torch.Tensor`: `(n, columns, vocabulary)`, without meaning after the end of an answer; `None` if one of the
+            rows was not kept.
+        """
+        kept = [self._states.get((kind, row)) for row in rows]
+        if not kept or any(states is None for states in kept):
+            return None
+        hidden = kept[0].new_zeros(len(kept), columns, kept[0].shape[-1])
+        for row, states in enumerate(kept):
+            hidden[row, : len(states)] = states
+        adapted = isinstance(self._head, LoraLayer)
+        with torch.no_grad(), deployed_model(self._model) if adapted else contextlib.nullcontext():
+            return self._head(hidden.to(next(self._model.parameters()).device))
+
+    def _faithful(self, logits: torch.Tensor) -> bool:
+        """Whether the output layer's last output is what the model put out."""
+        return torch.allclose(self._last[:, -logits.shape[1] :].to(logits), logits, rtol=1e-5, atol=1e-5)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[list[torch.Tensor]]:
+        heard: list[torch.Tensor] = []
+
+        def listen(module, args, output):
+            heard[:] = [args[0].detach()]
+            self._last = output.detach()
+
+        handle = self._head.register_forward_hook(listen)
+        try:
+            yield heard
+        finally:
+            handle.remove()
+            self._last = None
+
+    def _keep(self, kind: str, rows: Sequence[int], labels: torch.Tensor, hidden: torch.Tensor) -> None:
+        hidden = hidden[:, -answer_columns(labels) :]
+        lengths = (answer_labels(labels) != IGNORE_INDEX).sum(dim=1).tolist()
+        for row, states, length in zip(rows, hidden, lengths, strict=True):
+            if row is not None:
+                self._states[kind, row] = states[:length].to("cpu", copy=True)
+
+
+class DeployedAnswersCallback(TrainerCallback):
+    """Keeps the answers of retained rows that no fitting has shown: a resumed run takes its null spaces from a file.
+
+    Args:
+        answers (`Callable`): Returns the [`DeployedAnswers`] of the run, or `None`.
+    """
+
+    def __init__(self, answers: Callable[[], DeployedAnswers | None]):
+        self._answers = answers
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        answers = self._answers()
+        if answers is not None:
+            answers.complete_retained()
+
+
+class _Watched:
+    """
+    The batches of a loader, each to be put through the deployed model once before the next is asked for; what the
+    output layer is given meanwhile is kept. May be gone through again.
+    """
+
+    def __init__(self, answers: DeployedAnswers, loader, kind: str, rows: Sequence[int], wanted: set[int]):
+        self._answers, self._loader, self._kind = answers, loader, kind
+        self._rows, self._wanted = list(rows), wanted
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict]:
+        few_logits = takes_logits_to_keep(self._answers._model)
+        start = 0
+        with self._answers._listening() as heard:
+            for batch in self._loader:
+                labels = batch["labels"]
+                rows = [row if row in self._wanted else None for row in self._rows[start : start + len(labels)]]
+                start += len(labels)
+                heard.clear()
+                yield {**batch, "logits_to_keep": answer_columns(labels)} if few_logits else batch
+                if heard:
+                    self._answers._keep(self._kind, rows, labels, heard[0])
