@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -107,6 +107,13 @@ def share_batches(dataloader: Iterable[Mapping], model: nn.Module) -> Iterator[t
                 yield other, counted and place == rank
         else:
             yield batch, counted
+
+
+def share_length(dataloader: Iterable[Mapping]) -> int | None:
+    """The number of batches of a share, if it is known beforehand."""
+    if not isinstance(dataloader, Sized):
+        return None
+    return len(dataloader) if _is_shared(dataloader) else -(-len(dataloader) // rank_and_size()[1])
 
 
 def _own_batches(dataloader: Iterable[Mapping]) -> Iterator[tuple[Mapping, bool]]:

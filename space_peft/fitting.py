@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from . import distributed
 from ._precision import exact_products
 from .features import attends_to_images
+from .fit_progress import FitProgress, weights_checksum
 from .layers import adapted_layers, adapter_config, base_model, deployed_model
 from .null_space import NullSpace, NullSpaceFitter
 from .prompts import to_device
@@ -32,6 +34,8 @@ def fit_null_space(
     *,
     image_token_id: int | None = None,
     progress: bool = True,
+    save_to: str | os.PathLike | None = None,
+    save_every: int = 50,
 ) -> dict[str, NullSpace]:
     """Fits the null space of every adapted layer to retained data, in one pass.
 
@@ -48,6 +52,9 @@ def fit_null_space(
         image_token_id (`int`, *optional*): Token that stands for a piece of an image in `input_ids`. By default the
             one (and that for videos) which the model's config names.
         progress (`bool`, defaults to `True`): Whether to show progress bars.
+        save_to (`str` or `os.PathLike`, *optional*): A file to keep the sums in while fitting, from which the next call
+            goes on if this one is killed: as large as the sums, and deleted at the end. One process only.
+        save_every (`int`, defaults to 50): Batches between two saves.
 
     Returns:
         `dict[str, NullSpace]`: By the layer's name in the base model.
@@ -55,6 +62,7 @@ def fit_null_space(
     Raises:
         ValueError: If there are no batches, a layer saw no data or NaN, padding cannot be told from data, or a null
             space is smaller than the layer's rank.
+        RuntimeError: If the batches are not those of the interrupted fit in `save_to`.
     """
     config = adapter_config(model, adapter_name)
     layers = adapted_layers(model, adapter_name)
@@ -67,6 +75,8 @@ def fit_null_space(
         dtype=torch.float64 if config.constraint == "hard" else torch.float32,
         image_token_id=image_token_id,
         progress=progress,
+        save_to=save_to,
+        save_every=save_every,
     )
     settings = {"strength": config.strength, "energy": config.energy}
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
@@ -103,6 +113,8 @@ def collect_moments(
     dtype: torch.dtype = torch.float64,
     image_token_id: int | None = None,
     progress: bool = True,
+    save_to: str | os.PathLike | None = None,
+    save_every: int = 50,
 ) -> dict[str, NullSpaceFitter]:
     """Observes the inputs of every adapted layer; see [`fit_null_space`] for the other arguments.
 
@@ -123,9 +135,21 @@ def collect_moments(
     def new_fitter(dim: int, name: str) -> NullSpaceFitter:
         return NullSpaceFitter(dim, statistics=statistics, name=name, dtype=dtype)
 
-    def start_forward(inputs: dict) -> None:
+    saved = None
+    if save_to is not None:
+        if distributed.rank_and_size()[1] > 1:
+            raise ValueError("`save_to` keeps the sums of one process, but several are fitting; leave it out.")
+        identity = {
+            "statistics": statistics, "tokens_per_row": tokens_per_row, "dtype": str(dtype),
+            "weights": weights_checksum(layers),
+        }  # fmt: skip
+        saved = FitProgress(save_to, save_every, identity)
+        saved.load(fitters, sharing.owner, new_fitter)
+
+    def start_forward(inputs: dict) -> bool:
         sharing.start_forward()
         sample.start_batch(inputs)
+        return saved is None or saved.start_batch(inputs)
 
     def visit(name: str, x: torch.Tensor, parts: Callable[[], Parts]) -> None:
         if not sharing.is_new(name, x):
@@ -144,7 +168,10 @@ def collect_moments(
         progress=progress,
         desc="retained inputs",
         on_batch=start_forward,
+        after_batch=None if saved is None else lambda: saved.end_batch(fitters, sharing.owner),
     )
+    if saved is not None:
+        saved.remove()
     distributed.add_up(fitters, sharing.owner, new_fitter, next(model.parameters()).device)
     seen = {name for name, owner in sharing.owner.items() if fitters[owner].counts}
     unseen = [name for name in layers if name not in seen]
@@ -165,7 +192,8 @@ def observe_inputs(
     image_token_id: int | None = None,
     progress: bool = True,
     desc: str | None = None,
-    on_batch: Callable[[dict], None] | None = None,
+    on_batch: Callable[[dict], bool] | None = None,
+    after_batch: Callable[[], None] | None = None,
 ) -> int:
     """Runs the deployed model over batches and shows `visit` what goes into modules.
 
@@ -178,7 +206,9 @@ def observe_inputs(
         image_token_id (`int`, *optional*): See [`fit_null_space`].
         progress (`bool`, defaults to `True`): Whether to show a progress bar.
         desc (`str`, *optional*): Its label.
-        on_batch (`Callable`, *optional*): Called with the model's inputs before every forward pass.
+        on_batch (`Callable`, *optional*): Called with the model's inputs before every forward pass; says whether to
+            make it.
+        after_batch (`Callable`, *optional*): Called after every forward pass.
 
     Returns:
         `int`: Number of batches.
@@ -213,17 +243,22 @@ def observe_inputs(
             handle = module.register_forward_pre_hook(hook_of(name, module), with_kwargs=True)
             stack.callback(handle.remove)
         shares = distributed.share_batches(dataloader, model)
-        for batch, counted in tqdm(shares, desc=desc, disable=not _shows_progress(progress), leave=False):  # noqa: B007
+        total = distributed.share_length(dataloader)
+        for batch, counted in tqdm(  # noqa: B007
+            shares, desc=desc, total=total, disable=not _shows_progress(progress), leave=False
+        ):
             if not isinstance(batch, Mapping):
                 raise TypeError(f"a batch is a {type(batch).__name__}; expected a dict of tensors.")
             inputs = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
             masks[:] = _token_masks(inputs, visual_tokens)
-            if on_batch is not None:
-                on_batch(inputs)
+            batches += 1
+            if on_batch is not None and not on_batch(inputs):
+                continue
             if few_logits:
                 inputs.setdefault("logits_to_keep", 1)
             model(**inputs)
-            batches += 1
+            if after_batch is not None:
+                after_batch()
     if batches == 0:
         raise ValueError("the retained data are empty: the dataloader gave no batch. Give at least one retained row.")
     return batches

@@ -108,10 +108,11 @@ class NullSpaceFitter:
         if group not in self._sums:
             self._sums[group] = rows.new_zeros(self.dim, self.dim)
             self._counts[group] = 0
+        total = self._sums[group] = self._sums[group].to(rows.device)  # a loaded state comes on the CPU
         with exact_products({rows.device.type}):
             for start in range(0, self.dim, _PANEL):
                 panel = rows[:, start : start + _PANEL]
-                self._sums[group][start : start + _PANEL, start:].addmm_(panel.T, rows[:, start:])
+                total[start : start + _PANEL, start:].addmm_(panel.T, rows[:, start:])
         self._counts[group] += len(rows)
         return self
 

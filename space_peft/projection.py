@@ -21,7 +21,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ._precision import exact_products
-from .distributed import check_supported, local_rows, reshard
+from .distributed import check_supported, divide, local_rows, reshard
+from .fit_progress import FIT_PROGRESS_NAME
 from .fitting import fit_null_space
 from .layers import adapted_layers, adapter_config, lora_weights, quantised_4bit
 from .null_space import NullSpace, load_null_spaces, save_null_spaces
@@ -331,6 +332,8 @@ class NullSpaceCallback(TrainerCallback):
         project_gradient (`bool`, defaults to `True`): See [`attach_null_space`].
         offload (`bool`, defaults to `False`): See [`attach_null_space`].
         progress (`bool`, defaults to `True`): Whether to show progress bars while fitting.
+        fit_save_steps (`int`, *optional*): Retained batches after which the sums are saved in the output folder, again
+            and again, so that a run killed while fitting goes on from there; never by default. See [`fit_null_space`].
 
     Raises:
         ValueError: If neither or both of `retain_dataloader` and `null_spaces` are given.
@@ -346,6 +349,7 @@ class NullSpaceCallback(TrainerCallback):
         project_gradient: bool = True,
         offload: bool = False,
         progress: bool = True,
+        fit_save_steps: int | None = None,
     ):
         if (retain_dataloader is None) == (null_spaces is None):
             raise ValueError("give either `retain_dataloader` or `null_spaces`, and not both.")
@@ -356,6 +360,7 @@ class NullSpaceCallback(TrainerCallback):
         self.project_gradient = project_gradient
         self.offload = offload
         self.progress = progress
+        self.fit_save_steps = fit_save_steps
         self._attached: AttachedNullSpace | None = None
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
@@ -363,15 +368,19 @@ class NullSpaceCallback(TrainerCallback):
         adapter_config(model, self.adapter_name)
         resumed = state.global_step > 0
         if self.null_spaces is None and resumed:
-            saved = _saved_null_spaces(args, state)
-            self.null_spaces = None if saved is None else load_null_spaces(saved)
+            # Read by rank 0 for all: on several machines, the others may not see its disk.
+            self.null_spaces = divide([args], lambda args: _saved_null_spaces(args, state))[0]
         if self.null_spaces is None:
+            saving = {}
+            if self.fit_save_steps is not None:
+                saving = {"save_to": Path(args.output_dir, FIT_PROGRESS_NAME), "save_every": self.fit_save_steps}
             self.null_spaces = fit_null_space(
                 model,
                 self.retain_dataloader,
                 self.adapter_name,
                 image_token_id=self.image_token_id,
                 progress=self.progress and not args.disable_tqdm,
+                **saving,
             )
         if self.offload:  # or the ones that were fitted on a device would stay there beside the offloaded ones
             self.null_spaces = offload_null_spaces(self.null_spaces, pin=args.device.type == "cuda")
@@ -399,9 +408,10 @@ class NullSpaceCallback(TrainerCallback):
             self._attached = None
 
 
-def _saved_null_spaces(args, state) -> Path | None:
+def _saved_null_spaces(args, state) -> dict[str, NullSpace] | None:
     """The null spaces saved with the checkpoint that a run was resumed from."""
     folders = [Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")]
     if isinstance(args.resume_from_checkpoint, (str, os.PathLike)):
         folders.insert(0, Path(args.resume_from_checkpoint))
-    return next((folder / NULL_SPACES_NAME for folder in folders if (folder / NULL_SPACES_NAME).is_file()), None)
+    saved = next((folder / NULL_SPACES_NAME for folder in folders if (folder / NULL_SPACES_NAME).is_file()), None)
+    return None if saved is None else load_null_spaces(saved)

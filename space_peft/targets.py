@@ -18,13 +18,20 @@ PROJECTOR_PARTS = ("multi_modal_projector", "connector")
 LANGUAGE_PARTS = ("language_model", "text_model")
 
 
+# A pooling head of the tower: the language model reads tokens, so that its output goes nowhere.
+_UNREAD = re.compile(r"(^|\.)head\.")
+
+
 def _used_vision_layers(model) -> int | None:
     """How many of the tower's first layers reach the output, if not all (LLaVA reads the second-to-last by default)."""
-    layer = getattr(model.config, "vision_feature_layer", None)
+    layers = getattr(model.config, "vision_feature_layer", None)
     count = getattr(getattr(model.config, "vision_config", None), "num_hidden_layers", None)
-    if not isinstance(layer, int) or count is None or layer in (-1, count):
+    if layers is None or count is None:
         return None
-    return count + 1 + layer if layer < 0 else layer
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    # Hidden states are counted from the embeddings' on: -1 and `count` are the last layer's.
+    used = max(count + 1 + layer if layer < 0 else layer for layer in layers)
+    return None if used >= count else used
 
 
 def default_target_modules(model, target: Target) -> str:
@@ -50,25 +57,26 @@ def default_target_modules(model, target: Target) -> str:
     if target not in parts:
         raise ValueError(f"`target` must be 'vision', 'language' or 'all', got {target!r}.")
     core = multimodal_core(model)
-    prefix = next((name for name, module in model.named_modules() if module is core), "")
-    prefix = f"{prefix}." if prefix else ""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in core.named_modules() if isinstance(module, nn.Linear)]
     used = _used_vision_layers(model)
     patterns = []
     for part in parts[target]:
-        inside = [name for name in linear if name.startswith(f"{prefix}{part}.")]
-        if not inside:
-            continue
-        leaves = "|".join(sorted({re.escape(name.rsplit(".", 1)[-1]) for name in inside}))
-        between = r"(.*\.)?"
-        if part in VISION_PARTS and used is not None:
-            # Only layers 0 .. used - 1; a name without `layers.N.` (patch embedding, heads) is not adapted either.
-            between = rf"(.*\.)?layers\.({'|'.join(map(str, range(used)))})\.(.*\.)?"
-        patterns.append(rf"{part}\.{between}({leaves})")
+        for name in linear:
+            if name != part and not name.startswith(f"{part}."):
+                continue
+            # Numbers inside a name count layers. One at its end tells a Linear from its neighbours in a Sequential.
+            pattern = re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(name))
+            if part in VISION_PARTS:
+                if _UNREAD.search(name):
+                    continue
+                if used is not None and r"\d+" in pattern:
+                    # Only layers 0 .. used - 1.
+                    pattern = pattern.replace(r"\d+", f"({'|'.join(map(str, range(used)))})", 1)
+            patterns.append(pattern)
     if not patterns:
         shown = "\n  ".join(sorted({re.sub(r"\.\d+\.", ".*.", name) for name in linear}))
         raise ValueError(
             f"no default target modules for `target={target!r}` of {type(model).__name__}: none of its parts is called "
             f"{', '.join(parts[target])}. Choose `SpaceLoraConfig(target_modules=...)` among its linear layers:\n  {shown}"
         )
-    return rf"(.*\.)?({'|'.join(patterns)})"
+    return rf"(.*\.)?({'|'.join(dict.fromkeys(patterns))})"

@@ -30,7 +30,6 @@ from space_peft.anchors import (
     select_random_anchors,
     set_anchor_info,
 )
-from space_peft.anchors.picking import pick
 from space_peft.demo import load_demo_model
 from space_peft.names import mentions
 
@@ -97,38 +96,6 @@ def test_near_duplicates_are_dropped_and_counted():
     assert anchors["pool_row"][:] == [1, 3]
     assert anchor_info(anchors)["excluded"]["near_duplicate"] == 2
     assert choose("red", pool, diversity=0.0, k=2, duplicate_threshold=None)["pool_row"][:] == [1, 0]
-
-
-def greedy_reference(z, scores, k, diversity):
-    centred = z - z.mean(axis=0)
-    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
-    chosen = []
-    for _ in range(k):
-        values = {}
-        for i in set(range(len(z))) - set(chosen):
-            likeness = max((float(centred[i] @ centred[j]) for j in chosen), default=0.0)
-            values[i] = (1 - diversity) * float(scores[i]) - diversity * likeness
-        chosen.append(max(values, key=lambda i: (values[i], scores[i])))
-    return chosen
-
-
-@pytest.mark.parametrize("diversity", [0.0, 0.1, 0.5, 1.0])
-def test_maximal_marginal_relevance_follows_its_formula(diversity):
-    random = np.random.default_rng(0)
-    z = random.normal(size=(60, 8)).astype(np.float32) + 0.5
-    z /= np.linalg.norm(z, axis=1, keepdims=True)
-    scores = z @ z[7]
-    rows, duplicates = pick(z, scores, np.arange(60), 12, diversity=diversity, duplicate_threshold=None)
-    assert rows.tolist() == greedy_reference(z, scores, 12, diversity) and duplicates == 0
-
-
-def test_shortlist_grows_when_duplicates_use_it_up():
-    random = np.random.default_rng(0)
-    same = np.tile(random.normal(size=(1, 8)), (1500, 1))
-    z = np.concatenate([same, random.normal(size=(20, 8))]).astype(np.float32)
-    z /= np.linalg.norm(z, axis=1, keepdims=True)
-    rows, duplicates = pick(z, z @ z[0], np.arange(len(z)), 5, diversity=0.0, duplicate_threshold=0.99)
-    assert len(rows) == 5 and rows[0] == 0 and (rows[1:] >= 1500).all() and duplicates == 1499
 
 
 def test_the_same_twice_and_for_any_batch_size(pool):
@@ -223,18 +190,6 @@ def test_cache_follows_pool_encoder_and_switch(pool, tmp_path):
     encoder = ColourEncoder()
     choose("red", pool, encoder=encoder, cache_dir=False)
     assert encoder.images == 7 and len(list(tmp_path.iterdir())) == 3
-
-
-def test_interrupted_embedding_leaves_no_file(pool, tmp_path):
-    class Failing(ColourEncoder):
-        def embed_images(self, images):
-            if self.images >= 4:
-                raise RuntimeError("out of memory")
-            return super().embed_images(images)
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        choose("red", pool, encoder=Failing(), cache_dir=tmp_path, batch_size=2)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_default_cache_is_in_the_hugging_face_cache(pool, tmp_path, monkeypatch):

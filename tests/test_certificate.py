@@ -86,6 +86,25 @@ def test_an_adapter_outside_of_its_hard_null_space_is_refused():
         measure_certificate(model, spaces, RETAINED, progress=False)
 
 
+def test_rounding_to_bfloat16_is_accepted_and_counts_in_the_bound():
+    """Nothing but rounding touches the retained inputs here, so a bound without it would be zero."""
+    retained = [text_batch(rows=1, length=12, seed=5)]  # at most 12 of the 48 input directions
+    config = SpaceLoraConfig(r=3, target_modules="all-linear", constraint="hard", energy=1.0)
+    model = get_peft_model(tiny_llama(), config)
+    spaces = fit_null_space(model, retained, progress=False)
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+    attach_null_space(model, optimizer, spaces)
+    train(model, optimizer, text_batch(rows=4, seed=6), steps=10)
+    exact = measure_certificate(model, spaces, retained, progress=False)
+    for layer in adapted_layers(model).values():
+        a = lora_weights(layer)[0].data
+        a.copy_(a.to(torch.bfloat16))
+    rounded = measure_certificate(model, spaces, retained, progress=False)
+    for before, after in zip(exact.layers, rounded.layers, strict=True):
+        assert after.change > 100 * before.change
+        assert after.change <= after.fitted_change * (1 + 1e-3) <= after.bound * (1 + 2e-3)
+
+
 def test_measured_again_after_loading_with_stock_peft(tmp_path):
     model, spaces = erased()
     certificate = measure_certificate(model, spaces, HELD_OUT, progress=False)

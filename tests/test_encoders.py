@@ -1,10 +1,9 @@
 """The shared spaces: each encoder on a real (tiny) model with a real tokenizer and image processor."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from architectures import build
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -26,6 +25,7 @@ from space_peft.anchors import CaptionEncoder, DualEncoder, Encoder, OwnSpaceEnc
 from space_peft.anchors.encoders import resolve_encoder
 from space_peft.demo import load_demo_model
 from space_peft.features import multimodal_core, tap_image_features
+from space_peft.prompts import answer_logits, build_batch
 
 
 WORDS = "[PAD] [UNK] [EOS] a an photo image picture of the fox wolf red car . wild animal".split()
@@ -180,49 +180,30 @@ def test_own_space_features_by_tile_are_gathered_by_image(demo, own, monkeypatch
     torch.testing.assert_close(own.embed_images(pictures(3)), expected, atol=1e-5, rtol=0)
 
 
-TEXT_SIDE = {**SMALL, "vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
-VISION_SIDE = {**SMALL, "hidden_size": 32, "image_size": 32, "patch_size": 8}
-
-
-def tiny_qwen():
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-    special = {"bos_token_id": 1, "eos_token_id": 2, "image_token_id": 60}
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
-    config = Qwen2_5_VLConfig(
-        text_config={**TEXT_SIDE, **special, "rope_parameters": rope},
-        vision_config={**vision, "fullatt_block_indexes": [1]},
-    )
-    return Qwen2_5_VLForConditionalGeneration(config), Qwen2VLImageProcessorPil(min_pixels=28**2, max_pixels=4 * 56**2)
-
-
-def tiny_idefics(split):
-    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
-    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-
-    config = Idefics3Config(text_config={**TEXT_SIDE, "model_type": "llama"}, vision_config=VISION_SIDE, scale_factor=2)
-    images = Idefics3ImageProcessorPil(
-        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}, do_image_splitting=split
-    )
-    return Idefics3ForConditionalGeneration(config), images
-
-
-@pytest.mark.parametrize("make", [tiny_qwen, lambda: tiny_idefics(False), lambda: tiny_idefics(True)])
-def test_own_space_of_other_architectures(make):
-    """Patches in one sequence with a grid of sizes (Qwen), and images in nested lists cut into tiles (Idefics)."""
-    torch.manual_seed(0)
-    model, image_processor = make()
-    # Only the parts the encoder reads; the architectures' whole processors need vocabularies of the Hub.
-    processor = SimpleNamespace(tokenizer=word_tokenizer(), image_processor=image_processor, image_token="<image>")
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3", "llava_next", "internvl", "mllama"])
+def test_own_space_of_other_architectures(name):
+    """Patches in one sequence (Qwen), tiles in one or in nested lists, features that are attended to (Mllama)."""
+    model, processor = build(name)
     encoder = OwnSpaceEncoder(model, processor)
-    images = [image.resize((64 + 8 * i, 56)) for i, image in enumerate(pictures(3))]
+    images = [image.resize((20 + 12 * i, 24)) for i, image in enumerate(pictures(3))]
     together = encoder.embed_images(images)
     check_rows(together, 3)
     torch.testing.assert_close(together, torch.cat([encoder.embed_images([image]) for image in images]))
     assert torch.pdist(together).min() > 1e-4, "different images, different embeddings"
     assert encoder.embed_texts(["a fox"]).shape == (1, together.shape[1])
+
+
+def test_own_space_sees_what_the_model_is_shown():
+    """InternVL's processor cuts images into tiles; its image processor alone, by default, does not."""
+    model, processor = build("internvl")
+    image = pictures(1)[0].resize((48, 20))
+    assert len(processor.image_processor([image])["pixel_values"]) == 1
+    batch = build_batch(processor, ["What is this?"], images=[image])
+    assert len(batch["pixel_values"]) > 1
+    with torch.no_grad(), tap_image_features(model) as features:
+        answer_logits(model, build_batch(processor, ["What is this?"], images=[image], answers=["owl"]))
+    expected = torch.nn.functional.normalize(features[0], dim=-1)
+    torch.testing.assert_close(OwnSpaceEncoder(model, processor).embed_images([image]), expected)
 
 
 def test_own_space_while_features_are_tapped(demo, own):

@@ -1,8 +1,12 @@
 """Encoding conversations for the embedded model: what is padded, what is masked, what the logits mean."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from architectures import build
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from space_peft.features import pool_features, tap_image_features
@@ -10,10 +14,12 @@ from space_peft.losses import answer_labels, token_log_probs
 from space_peft.prompts import (
     IGNORE_INDEX,
     answer_columns,
+    answer_logits,
     build_batch,
     conversation,
     encode_conversations,
     generate_answers,
+    image_token,
     load_rgb,
     name_tokens,
 )
@@ -74,6 +80,80 @@ def test_trailing_logits_predict_the_answer(demo, demo_images):
     torch.testing.assert_close(kept[0, 0], full[0, position - 1])
 
 
+class WholeLogits(torch.nn.Module):
+    """A model whose forward cannot be told to compute its last logits only."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, input_ids, attention_mask, pixel_values):
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, WholeLogits, torch.nn.DataParallel])
+def test_answer_logits_are_the_trailing_ones_of_any_model(demo, demo_images, wrap):
+    model, processor = demo
+    batch = build_batch(processor, ["what is this?"] * 2, images=demo_images["image"][:2], answers=["fox", "hot dog"])
+    labels = batch["labels"]
+    with torch.no_grad():
+        whole = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+        got = answer_logits(wrap(model), batch)
+    assert got.shape[1] == answer_columns(labels) < labels.shape[1]
+    torch.testing.assert_close(got, whole[:, -answer_columns(labels) :])
+    assert batch["labels"] is labels, "the batch stays as it is"
+
+
+def test_only_needed_logits_are_computed(demo, demo_images):
+    model, processor = demo
+    batch = build_batch(processor, ["what is this?"], images=demo_images["image"][:1], answers=["fox"])
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q_proj"]))
+    widths = []
+    adapted.get_output_embeddings().register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    with torch.no_grad():
+        answer_logits(adapted, batch)
+    assert widths == [answer_columns(batch["labels"])] and widths[0] < batch["input_ids"].shape[1]
+
+
+def test_paligemma_answers_are_not_seen_ahead():
+    """Its prompts are read in both directions: an answer must not be, or it would be known before it is predicted."""
+    model, processor = build("paligemma")
+    image = Image.new("RGB", (20, 20), "red")
+    rows = [
+        conversation("What is this?", answer="red fox", image=image),
+        conversation("What kind is the wolf?", answer="red fox"),
+    ]
+    batch = encode_conversations(processor, rows)
+    answered = torch.arange(batch["input_ids"].shape[1]) > batch["input_ids"].shape[1] - answer_columns(batch["labels"])
+    assert torch.equal(batch["token_type_ids"], answered.long().expand(2, -1))
+    other = {**batch, "input_ids": batch["input_ids"].clone()}
+    last = int((batch["labels"][0] != IGNORE_INDEX).nonzero().max())
+    other["input_ids"][:, last - 1] = 5
+    with torch.no_grad():
+        a, b = answer_logits(model, batch), answer_logits(model, other)
+    torch.testing.assert_close(a[:, :2], b[:, :2])
+    assert (a[:, 2] - b[:, 2]).abs().max() > 1e-3
+    # BOS, the prompt and a line break, as its processor writes prompts with an image.
+    tokenizer = processor.tokenizer
+    text = tokenizer.decode(batch["input_ids"][1][batch["attention_mask"][1] == 1])
+    assert text.startswith("<s>") and text.count("<s>") == 1 and "answer : \n red fox" in text
+
+
+def test_mllama_answers_see_the_image():
+    model, processor = build("mllama")
+    images = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    batch = build_batch(processor, ["What is this?"] * 2, images=images, answers=["red fox", "owl"])
+    mask = batch["cross_attention_mask"]
+    assert mask.shape[:2] == batch["input_ids"].shape
+    width = answer_columns(batch["labels"]) - 1
+    asked, answers = mask[:, -width - 1], mask[:, -width:]
+    assert torch.equal(answers, asked[:, None].expand_as(answers)) and answers.any()
+    swapped = {**batch, "pixel_values": batch["pixel_values"].flip(0)}
+    with torch.no_grad():
+        difference = (answer_logits(model, batch) - answer_logits(model, swapped))[:, :-1].abs().amax(dim=(0, 2))
+    assert difference.min() > 1e-3, "every token of an answer depends on the image"
+
+
 def test_generation_ignores_batch_size_and_restores_the_mode(demo, demo_images):
     model, processor = demo
     images = demo_images["image"][:10]
@@ -129,8 +209,6 @@ def test_mismatched_and_empty_columns(demo):
 
 
 def test_a_template_that_hides_the_answer_is_refused(demo):
-    import copy
-
     _, processor = demo
     broken = copy.copy(processor)
     broken.chat_template = (
@@ -138,3 +216,22 @@ def test_a_template_that_hides_the_answer_is_refused(demo):
     )
     with pytest.raises(ValueError, match="does not extend the prompt"):
         build_batch(broken, ["what is this?"], answers=["fox"])
+
+
+def test_a_processor_without_template_is_refused(demo):
+    _, processor = demo
+    bare = copy.copy(processor)
+    bare.chat_template = None
+    with pytest.raises(ValueError, match="LlavaProcessor has no chat template"):
+        build_batch(bare, ["what is this?"])
+
+
+def test_a_processor_without_image_token_is_refused(demo):
+    _, processor = demo
+    assert image_token(processor) == "<image>"
+    bare = copy.copy(processor)
+    bare.image_token = None
+    assert image_token(bare) == "<image>", "by its id"
+    bare.image_token_id = None
+    with pytest.raises(ValueError, match="has no image token"):
+        image_token(bare)

@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from datasets import load_from_disk
+from architectures import build
+from datasets import Dataset, load_from_disk
+from PIL import Image
 
 from space_peft import anchor_info, refine_anchors, select_anchors
+from space_peft.anchors.info import set_anchor_info
+from space_peft.anchors.pixels import encode_image, find_layout
 from space_peft.anchors.refine import name_probabilities
 from space_peft.demo import DEMO_QUESTIONS
 from space_peft.demo.probes import demo_split
+from space_peft.questions import QuestionSet
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,97 @@ def test_bad_input(raw, demo):
         refine(raw, demo, steps=0)
     with pytest.raises(ValueError, match="provenance|concept"):
         refine(raw.remove_columns("score"), demo)
+
+
+def as_anchors(images, concept="wolf"):
+    return set_anchor_info(Dataset.from_dict({"image": images, "score": [0.0] * len(images)}), {"concept": concept})
+
+
+def test_images_of_different_sizes_keep_their_order():
+    """Qwen keeps each image's shape, so that they are refined in groups of one size, and put back where they were."""
+    model, processor = build("qwen2_5_vl")
+    sizes = [(20, 44), (20, 20), (20, 44), (44, 20)]  # (width, height)
+    raw = [Image.new("RGB", size, colour) for size, colour in zip(sizes, ("red", "green", "blue", "gold"))]
+    refined = refine_anchors(
+        as_anchors(raw), model=model, processor=processor, steps=2, learning_rate=1e-4, max_shift=0.0, progress=False
+    )
+    assert [image.size for image in refined["image"]] == [(16, 32), (16, 16), (16, 32), (32, 16)]
+    for image, original in zip(refined["image"], raw):
+        error = np.abs(np.asarray(image, dtype=int) - np.asarray(original.resize(image.size), dtype=int))
+        assert error.max() <= 1, "two small steps hardly move a pixel"
+
+
+def test_the_whole_image_made_small():
+    """Without cutting, Idefics shows the model nothing but a reduced image: every pixel of it is a mean of several."""
+    model, processor = build("idefics3")
+    processor.image_processor.do_image_splitting = False
+    rng = np.random.default_rng(0)
+    raw = [Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)) for _ in range(2)]
+    question = QuestionSet(naming=("What is this?",), naming_held_out=(), confirm=(), confirm_held_out=())
+    refined = refine_anchors(
+        as_anchors(raw), model=model, processor=processor, questions=question, steps=30, learning_rate=0.1,
+        max_shift=0.0, progress=False,
+    )  # fmt: skip
+    assert [image.size for image in refined["image"]] == [(32, 32)] * 2
+    for before, after in zip(refined["p_name_before"], refined["p_name_after"]):
+        assert after > 3 * before
+
+
+def test_shifts_move_whole_images():
+    """With tiles, a shift moves pixels from one tile to the next: it acts on the image and not on its tiles."""
+    _, processor = build("internvl")
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (16, 32, 3), dtype=np.uint8)
+    layout = find_layout(processor, Image.fromarray(image), {})
+    assert int(layout.small.sum()) == 1 and layout.shape[0] == 3
+    values = layout.start(processor, Image.fromarray(image))
+    shifted = Image.fromarray(np.roll(image, (1, -5), axis=(0, 1)))
+    wanted = encode_image(processor, shifted)["pixel_values"]
+    got = layout(torch.roll(values[None], (1, -5), dims=(2, 3)))
+    assert (got - wanted)[:2].abs().max() < 1e-5
+    assert (got - wanted)[2].abs().max() < 3 / 255 / 0.26
+
+
+def test_refinement_is_shifted(raw, demo):
+    """Under the same seed, and so the same questions: without shifts the pixels would be the same."""
+    shifted, still = (refine(raw.select([0]), demo, steps=2, max_shift=shift) for shift in (0.1, 0.0))
+    assert shifted[0]["image"].tobytes() != still[0]["image"].tobytes()
+
+
+@pytest.mark.parametrize("size, tiles", [((18, 14), 2), ((14, 18), 2), ((20, 20), 4), ((12, 12), 1)])
+def test_as_many_tiles_as_the_model_is_shown(size, tiles):
+    """Of the sizes that Mllama's processor keeps, the one that is cut into as many tiles as the image itself."""
+    _, processor = build("mllama")
+    image = Image.new("RGB", size, "red")
+    assert int(encode_image(processor, image)["aspect_ratio_mask"].sum()) == tiles
+    layout = find_layout(processor, image, {})
+    assert int(layout.used.sum()) == tiles == layout.height * layout.width // 16**2
+
+
+def test_layouts_that_are_not_understood_are_refused():
+    _, processor = build("llava")
+    image = Image.new("RGB", (16, 16))
+
+    class Flat(type(processor.image_processor)):
+        def preprocess(self, images, **kwargs):
+            output = super().preprocess(images, **kwargs)
+            output["pixel_values"] = output["pixel_values"].flatten(2)
+            return output
+
+    class Blurred(type(processor.image_processor)):
+        def preprocess(self, images, **kwargs):
+            output = super().preprocess(images, **kwargs)
+            output["pixel_values"] = output["pixel_values"].cumsum(dim=-1) / 16
+            return output
+
+    settings = {"size": {"height": 16, "width": 16}, "do_center_crop": False}
+    processor.image_processor = Blurred(**settings)
+    with pytest.raises(ValueError, match="Blurred changes an image of its own output size .tried 16 x 16."):
+        find_layout(processor, image, {})
+    processor.image_processor = Flat(**settings)
+    processor.replace_image_token = lambda inputs, image_idx, **kwargs: processor.image_token
+    with pytest.raises(ValueError, match=r"Flat gives pixel_values of shape \(1, 3, 256\)"):
+        find_layout(processor, image, {})
 
 
 def test_a_processor_that_rescales_is_refused(raw, demo):

@@ -1,5 +1,8 @@
 """Which layers each target adapts, on the embedded model and on models built from config."""
 
+from collections import Counter
+
+import architectures
 import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -49,6 +52,48 @@ def test_the_head_is_never_adapted():
 def test_layers_the_model_never_reads_are_left_out(layer, used):
     vision = adapted(tiny_llava(layer), "vision")
     assert {int(name.split("layers.")[1].split(".")[0]) for name in vision if "layers." in name} == set(range(used))
+
+
+def test_several_layers_of_the_tower_are_read():
+    """With features of several layers, all up to the last of them count."""
+    vision = adapted(tiny_llava([1, -2]), "vision")
+    assert {int(name.split("layers.")[1].split(".")[0]) for name in vision if "layers." in name} == {0, 1}
+
+
+# By part: how many linear layers each architecture's tiny model has there, by counting its layers by hand.
+CLIP, LLAMA = 6, 7  # q, k, v, out, fc1, fc2; q, k, v, o, gate, up, down
+PARTS = {
+    "llava": {"vision_tower": 2 * CLIP, "multi_modal_projector": 2, "language_model": 2 * LLAMA},
+    "llava_next": {"vision_tower": 2 * CLIP, "multi_modal_projector": 2, "language_model": 2 * LLAMA},
+    "llava_onevision": {"vision_tower": 2 * CLIP, "multi_modal_projector": 2, "language_model": 2 * LLAMA},
+    # qkv and proj in one each, and a merger of two layers
+    "qwen2_vl": {"visual": 2 * 4 + 2, "language_model": 2 * LLAMA},
+    "qwen2_5_vl": {"visual": 2 * 5 + 2, "language_model": 2 * LLAMA},
+    # one deepstack merger besides the last one
+    "qwen3_vl": {"visual": 3 * 4 + 2 + 2, "language_model": 2 * LLAMA},
+    "idefics3": {"vision_model": 2 * CLIP, "connector": 1, "text_model": 2 * LLAMA},
+    "internvl": {"vision_tower": 2 * CLIP, "multi_modal_projector": 2, "language_model": 2 * LLAMA},
+    # without the tower's pooling head
+    "paligemma": {"vision_tower": 2 * CLIP, "multi_modal_projector": 1, "language_model": 2 * LLAMA},
+    # its projector is a bare matrix
+    "gemma3": {"vision_tower": 2 * CLIP, "language_model": 2 * LLAMA},
+    # a local and a global tower; one of the three language layers attends to the image
+    "mllama": {"vision_model": 3 * CLIP, "multi_modal_projector": 1, "language_model": 3 * LLAMA},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_architecture(name):
+    def count(target):
+        model, _ = architectures.build(name)
+        names = adapted(model, target)
+        assert all(key.startswith("model.") for key in names)
+        return dict(Counter(key.split(".")[1] for key in names))
+
+    language = {part: n for part, n in PARTS[name].items() if part in ("language_model", "text_model")}
+    assert count("language") == language
+    assert count("vision") == {part: n for part, n in PARTS[name].items() if part not in language}
+    assert count("all") == PARTS[name]
 
 
 def test_unknown_target():

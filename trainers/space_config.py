@@ -47,6 +47,11 @@ class SpaceConfig(TrainingArguments):
             Share of the retained rows kept out of fitting and training; the certificate's change is measured on them.
         fit_batch_size (`int`, defaults to 32):
             Retained rows a forward pass while the null space is fitted.
+        fit_save_steps (`int`, *optional*):
+            Batches between two saves of what fitting has seen, so that a run killed while fitting goes on from there.
+            The file is as large as the second moments of all adapted layers; none is written by default.
+        offload_null_spaces (`bool`, defaults to `False`):
+            Whether the null spaces' eigenvectors stay in CPU memory and visit the device for each projection.
     """
 
     learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})
@@ -84,6 +89,12 @@ class SpaceConfig(TrainingArguments):
         default=0.1, metadata={"help": "Share of retained rows held out for the certificate."}
     )
     fit_batch_size: int = field(default=32, metadata={"help": "Retained rows a pass while fitting the null space."})
+    fit_save_steps: int | None = field(
+        default=None, metadata={"help": "Save what fitting has seen every so many batches; None: never."}
+    )
+    offload_null_spaces: bool = field(
+        default=False, metadata={"help": "Keep the null spaces' eigenvectors in CPU memory."}
+    )
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 

@@ -30,6 +30,7 @@ from space_peft.retain import RetainedRows
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS, default_target_modules
 
 from .callbacks import ForgottenStoppingCallback, GradientHealthCallback
+from .checkpoints import last_complete_checkpoint
 from .deployed_answers import DeployedAnswers, DeployedAnswersCallback
 from .pairs import PairCollator, PairedRows, forget_loader, forget_rows, retained_loader
 from .space_config import SpaceConfig
@@ -128,6 +129,7 @@ class SpaceTrainer(Trainer):
         if isinstance(model, str):
             model = AutoModelForImageTextToText.from_pretrained(model, **(args.model_init_kwargs or {}))
         multimodal_core(model)
+        distributed.check_supported(model)
         set_seed(args.seed)  # Before the adapter is initialised.
         model = self._add_adapter(model, peft_config, args)
         # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.
@@ -209,7 +211,9 @@ class SpaceTrainer(Trainer):
         self.null_space = None
         if constrained:
             self.fit_loader = retained_loader(processor, self.retained, fitted, args.fit_batch_size)
-            self.null_space = NullSpaceCallback(self.fit_loader)
+            self.null_space = NullSpaceCallback(
+                self.fit_loader, offload=args.offload_null_spaces, fit_save_steps=args.fit_save_steps
+            )
             # The null space first: what the others need of the retained rows is a by-product of fitting it.
             callbacks = [self.null_space, DeployedAnswersCallback(lambda: self.deployed_answers), *callbacks]
         return callbacks
@@ -315,9 +319,19 @@ class SpaceTrainer(Trainer):
             result[name] = space.change(scaling * r @ a) / (space.scale * space.dim) ** 0.5
         return result
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Trains, then measures the certificate.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                As in Trainer, but for `True`: the newest checkpoint that was written to its end; if a killed run left
+                none, training starts at the beginning.
+            args, kwargs: See [`~transformers.Trainer.train`].
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         self.deployed_answers = self._keep_deployed_answers()
-        output = super().train(*args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.null_spaces and len(self.held_out.dataset):
             self.certificate = measure_certificate(
                 self.accelerator.unwrap_model(self.model),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..features import multimodal_core, pool_features
-from ..prompts import load_rgb, to_device
+from ..features import accepted_inputs, image_features, multimodal_core
+from ..prompts import image_token, load_rgb, to_device
 
 
 @runtime_checkable
@@ -51,7 +50,7 @@ class OwnSpaceEncoder:
     concepts' own images best: area under the ROC curve 0.98, against 0.73 to 0.88 with a hidden layer).
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): With `get_image_features`. Adapters count as they are set at the time.
+        model (`PreTrainedModel` or `PeftModel`): A multimodal model. Adapters count as they are set at the time.
         processor (`ProcessorMixin`): With a tokenizer and an image processor.
         text_layer (`int`, *optional*): Which hidden state a text is read from: 0 is the language model's input, -1 its
             last. Default: the word embeddings, without running the language model.
@@ -65,14 +64,9 @@ class OwnSpaceEncoder:
     templates = ("{}",)
 
     def __init__(self, model, processor, text_layer: int | None = None):
-        self._core = multimodal_core(model)
+        multimodal_core(model)  # Raises if there is no vision side.
         _require(processor, "tokenizer", "image_processor")
-        if getattr(processor, "image_token", None) is None and getattr(processor, "image_token_id", None) is None:
-            raise ValueError(
-                f"{type(processor).__name__} has no image token, so its prompts cannot hold an "
-                "image. Load the processor "
-                "of the multimodal model itself: `AutoProcessor.from_pretrained(...)`."
-            )
+        image_token(processor)
         self.model, self.processor, self.text_layer = model, processor, text_layer
         self.name = f"{_model_name(model)} (own space{'' if text_layer is None else f', text layer {text_layer}'})"
 
@@ -83,17 +77,16 @@ class OwnSpaceEncoder:
     @torch.no_grad()
     def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Embeds n images: `(n, d)` float32, rows of length 1."""
-        images = [load_rgb(image) for image in images]
+        # With a prompt that is nothing but the image: image processors alone have other defaults than whole processors.
+        inputs = self.processor(
+            images=[[load_rgb(image)] for image in images],
+            text=[image_token(self.processor)] * len(images),
+            padding=True,
+            return_tensors="pt",
+        )
         with _evaluating(self.model):
-            features = self._project(images)
-            if len(features) != len(images):
-                # Some architectures give features by tile, several of one image: one image at a time is unambiguous.
-                features = torch.stack([self._project([image]).mean(dim=0) for image in images])
+            features = image_features(self.model, to_device(dict(inputs), self.model))
         return F.normalize(features, dim=-1).cpu()
-
-    def _project(self, images: list[Image.Image]) -> torch.Tensor:
-        inputs = to_device(dict(self.processor.image_processor(images, return_tensors="pt")), self.model)
-        return pool_features(self._core.get_image_features(**_accepted(inputs, self._core), return_dict=True))
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -167,7 +160,9 @@ class DualEncoder:
 
     def _features(self, get_features, inputs) -> torch.Tensor:
         with _evaluating(self.model):
-            output = get_features(**_accepted(to_device(dict(inputs), self.model), self.model, get_features.__name__))
+            output = get_features(
+                **accepted_inputs(to_device(dict(inputs), self.model), self.model, get_features.__name__)
+            )
         features = output if isinstance(output, torch.Tensor) else output.pooler_output
         return F.normalize(features.float(), dim=-1).cpu()
 
@@ -251,14 +246,6 @@ def _require(processor, *parts: str) -> None:
             f"{type(processor).__name__} has no {' and no '.join(missing)}: pass the model's whole processor, "
             "`AutoProcessor.from_pretrained(...)`, not a part of it."
         )
-
-
-def _accepted(inputs: dict, module, method: str = "get_image_features") -> dict:
-    """The tensors that a method takes by name: processors also put out counts and masks meant for `forward`."""
-    # Of the class: an instance's method may be wrapped (`features.tap_image_features`), which hides the parameters.
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module
-    parameters = inspect.signature(getattr(type(base), method)).parameters
-    return {key: value for key, value in inputs.items() if key in parameters}
 
 
 def _model_name(model) -> str:

@@ -17,20 +17,12 @@ from tqdm.auto import tqdm
 
 from ..features import tap_image_features
 from ..losses import answer_labels, log1mexp, name_log_prob
-from ..prompts import answer_columns, build_batch, load_rgb, name_tokens, to_device
+from ..prompts import answer_logits, build_batch, load_rgb, name_tokens, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from .encoders import OwnSpaceEncoder
 from .info import anchor_info, set_anchor_info
+from .pixels import PixelLayout, encode_image, find_layout, image_statistics, tolerance_of
 from .select import concept_embedding
-
-
-def _image_statistics(processor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation that `pixel_values` were normalised with, `(3, 1, 1)` each."""
-    image_processor = processor.image_processor
-    if not getattr(image_processor, "do_normalize", True):
-        return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
-    mean, std = (torch.tensor(getattr(image_processor, f"image_{name}")).view(3, 1, 1) for name in ("mean", "std"))
-    return mean, std
 
 
 def text_anchor(model, processor, concept: str, info: dict) -> torch.Tensor:
@@ -48,17 +40,6 @@ def _to_images(pixels: torch.Tensor) -> list[Image.Image]:
 
 def _total_variation(x: torch.Tensor) -> torch.Tensor:
     return (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
-
-
-def _encode_pixels(processor, images: Sequence[Image.Image]) -> torch.Tensor:
-    pixel_values = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
-        shape = getattr(pixel_values, "shape", type(pixel_values).__name__)
-        raise ValueError(
-            f"{type(processor.image_processor).__name__} gives pixel_values of shape {tuple(shape)}; refinement so far "
-            "handles one (3, height, width) tensor an image, as LLaVA's does. Use unrefined anchors with this model."
-        )
-    return pixel_values
 
 
 @torch.no_grad()
@@ -87,9 +68,8 @@ def name_probabilities(
             batch = to_device(
                 build_batch(processor, [question] * len(part), images=part, answers=[name] * len(part)), model
             )
-            labels = batch.pop("labels")
-            logits = model(**batch, logits_to_keep=answer_columns(labels)).logits
-            targets = name_tokens(answer_labels(labels), processor.tokenizer)
+            logits = answer_logits(model, batch)
+            targets = name_tokens(answer_labels(batch["labels"]), processor.tokenizer)
             probabilities += name_log_prob(logits, targets).exp().tolist()
     finally:
         model.train(was_training)
@@ -158,13 +138,21 @@ def refine_anchors(
         raw = [load_rgb(image) for image in anchors["image"]]
         e_c = text_anchor(model, processor, concept, info)
         generator = torch.Generator().manual_seed(seed)
-        refined, bar = [], tqdm(total=-(-len(raw) // batch_size) * steps, desc="Refining anchors", disable=not progress)
-        for start in range(0, len(raw), batch_size):
-            part = raw[start : start + batch_size]
-            refined += _refine_batch(
-                model, processor, part, concept, e_c, questions, steps, learning_rate, total_variation,
-                feature_weight, max_shift, generator, bar,
+        groups = _by_layout(processor, raw)
+        batches = [
+            (layout, rows[start : start + batch_size])
+            for layout, rows in groups
+            for start in range(0, len(rows), batch_size)
+        ]
+        refined = [None] * len(raw)
+        bar = tqdm(total=len(batches) * steps, desc="Refining anchors", disable=not progress)
+        for layout, rows in batches:
+            part = _refine_batch(
+                model, processor, layout, [raw[row] for row in rows], concept, e_c, questions, steps, learning_rate,
+                total_variation, feature_weight, max_shift, generator, bar,
             )  # fmt: skip
+            for row, image in zip(rows, part):
+                refined[row] = image
         bar.close()
         question = questions.naming[0]
         before = name_probabilities(model, processor, raw, question, concept, batch_size=batch_size)
@@ -185,19 +173,31 @@ def refine_anchors(
     )
 
 
+def _by_layout(processor, images: Sequence[Image.Image]) -> list[tuple[PixelLayout, list[int]]]:
+    """The rows that are refined at the same size, with that size's layout; sizes in order of appearance."""
+    known: dict[tuple[int, int], PixelLayout | None] = {}
+    groups: dict[tuple[int, int], tuple[PixelLayout, list[int]]] = {}
+    for row, image in enumerate(images):
+        layout = find_layout(processor, image, known)
+        groups.setdefault((layout.height, layout.width), (layout, []))[1].append(row)
+    return list(groups.values())
+
+
 def _refine_batch(
-    model, processor, images, concept, e_c, questions, steps, learning_rate, total_variation, feature_weight, max_shift,
-    generator, bar,
+    model, processor, layout, images, concept, e_c, questions, steps, learning_rate, total_variation, feature_weight,
+    max_shift, generator, bar,
 ) -> list[Image.Image]:  # fmt: skip
-    """Refines images of one batch; all tensors in normalised pixel units, `(n, 3, h, w)`."""
+    """Refines images of one layout; all tensors in normalised pixel units, `(n, 3, height, width)`."""
     parameter = next(model.parameters())
-    mean, std = _image_statistics(processor)
-    pixels = _encode_pixels(processor, images)
+    mean, std = (value.to(parameter.device) for value in image_statistics(processor))
     low, high = (0 - mean) / std, (1 - mean) / std
-    # The prompts never change, only the pixels do: encode each question once.
-    asks = [_prompt(processor, images, question, concept, model) for question in questions.naming]
+    pixels = torch.stack([layout.start(processor, image) for image in images]).to(parameter.device)
+    layout = layout.to(parameter.device)
+    # The prompts never change, only the pixels do: encode each question once, with images of the size to be stored.
+    started = _to_images(pixels * std + mean)
+    asks = [_prompt(processor, started, question, concept, model) for question in questions.naming]
     confirms = [
-        _prompt(processor, images, question.format(name=concept), questions.yes, model)
+        _prompt(processor, started, question.format(name=concept), questions.yes, model)
         for question in questions.confirm
     ]
     delta = torch.zeros_like(pixels).requires_grad_(True)
@@ -206,12 +206,12 @@ def _refine_batch(
     for step in range(steps):
         shifts = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
         x = torch.maximum(torch.minimum(pixels + delta, high), low)
-        x = torch.roll(x, shifts, dims=(2, 3)).to(parameter.device, parameter.dtype)
+        x = layout(torch.roll(x, shifts, dims=(2, 3))).to(parameter.dtype)
         # One question a step, naming and yes/no in turn: Adam's momentum averages over them at the cost of one.
         kind = confirms if confirms and step % 2 else asks
-        batch, targets, columns = kind[int(torch.randint(len(kind), (1,), generator=generator))]
+        batch, targets = kind[int(torch.randint(len(kind), (1,), generator=generator))]
         with tap_image_features(model) as features:
-            logits = model(**batch, pixel_values=x, logits_to_keep=columns).logits
+            logits = answer_logits(model, {**batch, "pixel_values": x})
         # Summed over images: each image's gradient, and so Adam's step, is its own.
         log_prob = name_log_prob(logits, targets)
         # Log-odds rather than log p: they go on rising when p is near 1, so that anchors end up no weaker evidence of
@@ -224,20 +224,20 @@ def _refine_batch(
         bar.update()
     final = torch.maximum(torch.minimum(pixels + delta.detach(), high), low)
     stored = _to_images(final * std + mean)
-    difference = (_encode_pixels(processor, stored) - final).abs().max().item()
-    # Half a level of rounding, with some room; more means the processor resizes or crops its own output.
-    if difference > 2 / 255 / std.min().item():
+    shown = torch.cat([encode_image(processor, image)["pixel_values"] for image in stored])
+    difference = (shown - layout(final).cpu()).abs().max().item()
+    if difference > tolerance_of(layout, std):
         raise ValueError(
-            f"{type(processor.image_processor).__name__} changes an image of its own output size by {difference:.3f} "
-            "(normalised units), so a refined image could not be stored. Use unrefined anchors with this processor."
+            f"{type(processor.image_processor).__name__} shows the model a refined image that differs from the one "
+            f"optimised by {difference:.3f} (normalised units), so refined images could not be stored. Use unrefined "
+            "anchors with this processor."
         )
     return stored
 
 
 def _prompt(processor, images, question, answer, model):
-    """Inputs without pixels, the answer's target tokens `(n, t)`, and how many trailing logits to keep."""
+    """Inputs without pixels but with labels, and the answer's target tokens `(n, t)`."""
     batch = build_batch(processor, [question] * len(images), images=images, answers=[answer] * len(images))
     batch = to_device(batch, model)
-    labels = batch.pop("labels")
     batch.pop("pixel_values")
-    return batch, name_tokens(answer_labels(labels), processor.tokenizer), answer_columns(labels)
+    return batch, name_tokens(answer_labels(batch["labels"]), processor.tokenizer)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from datasets import Dataset, Features, Image, Value
+from tqdm.auto import tqdm
 
+from ..distributed import gather_objects
 from ..names import mentions
+from .embeddings import embed_pool, embed_rows, indexed_embeddings
 from .encoders import Encoder, resolve_encoder
 from .info import library_versions, set_anchor_info
-from .picking import blockwise, pick
-from .pool import Pool, embed_pool, open_pool, undecodable
+from .picking import dots, pick
+from .pool import Pool, open_pool, undecodable
+from .processes import fail_together
 from .target_names import check_names
 
 
@@ -40,6 +44,7 @@ def select_anchors(
     skip_undecodable: bool = False,
     batch_size: int = 32,
     cache_dir: str | os.PathLike | bool | None = None,
+    faiss_index: str | None = None,
     progress: bool = True,
 ) -> Dataset:
     """Selects the pool's images that are nearest to a concept's name, without the concept itself.
@@ -52,6 +57,10 @@ def select_anchors(
     image already chosen are dropped. The mean is taken off between images only, where a common part would make all of
     them look alike; taken off the scores it was measured to change nothing. Deterministic; ties go to the better
     score, then to the lower pool row.
+
+    Memory is that of the best `max(1000, 20 k)` embeddings and a few thousand rows, however large the pool. Where
+    `torch.distributed` is initialised, every process has to call this: each embeds a share of the pool, with its own
+    copy of the model, and all of them return what one alone would.
 
     Args:
         concept (`str`): Name of what shall be forgotten, at most 200 characters.
@@ -81,7 +90,10 @@ def select_anchors(
             error.
         batch_size (`int`, defaults to 32): Images embedded at a time.
         cache_dir (`str` or `False`, *optional*): Where to cache the pool's embeddings, by default `space_peft` in the
-            Hugging Face cache; `False` for no cache. The cache is keyed by pool and encoder, weights included.
+            Hugging Face cache; `False` keeps them in memory. The cache is keyed by pool and encoder, weights included,
+            and written while the pool is embedded: a killed run goes on where it was.
+        faiss_index (`str`, *optional*): Name of a FAISS index of the pool (`Dataset.add_faiss_index`) of this encoder's
+            embeddings, of length 1 and not compressed: they are read from it instead of embedding the pool.
         progress (`bool`, defaults to `True`): Whether to show a progress bar.
 
     Returns:
@@ -99,43 +111,18 @@ def select_anchors(
     >>> anchor_info(anchors)["excluded"]
     ```
     """
-    concept, aliases, description = check_names(concept, aliases, description)
-    _check_settings(k, diversity, threshold, upper_threshold, duplicate_threshold, batch_size)
-    opened = open_pool(pool, image_column=image_column, caption_column=caption_column, id_column=id_column)
-    encoder = resolve_encoder(model, processor, encoder)
-    if encoder.reads == "caption" and opened.caption_column is None:
-        raise ValueError(
-            f"encoder {encoder.name!r} reads captions, but the pool has none (columns {opened.data.column_names}): set "
-            "`caption_column`, or use an encoder of images."
-        )
-    templates = _check_templates(encoder.templates if templates is None else templates)
-    target = concept_embedding(encoder, concept, aliases=aliases, description=description, templates=templates)
-    embeddings = embed_pool(
-        opened,
-        encoder,
-        batch_size=batch_size,
-        cache_dir=cache_dir,
-        skip_undecodable=skip_undecodable,
-        progress=progress,
-    )
-    scores = blockwise(embeddings, lambda block: block @ target)
-
-    named = _named_rows(opened, (concept, *aliases), exclude_by_caption, upper_threshold)
-    candidates, excluded = ~np.isnan(scores), {}
-    excluded["undecodable" if encoder.reads == "image" else "no_caption"] = int((~candidates).sum())
-    for reason, drop in (
-        ("caption", named),
-        ("above_upper_threshold", scores > (np.inf if upper_threshold is None else upper_threshold)),
-        ("below_threshold", scores < (-np.inf if threshold is None else threshold)),
-    ):
-        excluded[reason] = int((candidates & drop).sum())
-        candidates &= ~drop
-    if encoder.reads == "caption":
-        duplicate_threshold = None
-    rows, excluded["near_duplicate"] = pick(
-        embeddings, scores, np.flatnonzero(candidates), k, diversity=diversity, duplicate_threshold=duplicate_threshold
-    )
-    _check_count(len(rows), k, concept, len(opened), excluded, scores)
+    with fail_together():
+        concept, aliases, description = check_names(concept, aliases, description)
+        _check_settings(k, diversity, threshold, upper_threshold, duplicate_threshold, batch_size)
+        opened = open_pool(pool, image_column=image_column, caption_column=caption_column, id_column=id_column)
+        encoder = resolve_encoder(model, processor, encoder)
+        if encoder.reads == "caption" and opened.caption_column is None:
+            raise ValueError(
+                f"encoder {encoder.name!r} reads captions, but the pool has none (columns {opened.data.column_names}): "
+                "set `caption_column`, or use an encoder of images."
+            )
+        templates = _check_templates(encoder.templates if templates is None else templates)
+        target = concept_embedding(encoder, concept, aliases=aliases, description=description, templates=templates)
     info = {
         "stage": "selected",
         "method": "text-guided",
@@ -148,11 +135,44 @@ def select_anchors(
         "threshold": threshold,
         "upper_threshold": upper_threshold,
         "diversity": diversity,
-        "duplicate_threshold": duplicate_threshold,
+        "duplicate_threshold": None if encoder.reads == "caption" else duplicate_threshold,
     }
-    return _anchors(
-        opened, rows, scores[rows], {**info, **_pool_info(opened, exclude_by_caption, excluded, k, len(rows))}
+    target = _agree(
+        target,
+        {**info, "k": k, "pool rows": len(opened), "skip_undecodable": skip_undecodable, "faiss_index": faiss_index},
     )
+    if faiss_index is None:
+        embeddings = embed_pool(
+            opened,
+            encoder,
+            len(target),
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            skip_undecodable=skip_undecodable,
+            progress=progress,
+        )
+    else:
+        with fail_together():
+            embeddings = indexed_embeddings(pool, faiss_index, opened, encoder, len(target))
+    with fail_together():
+        named = _named_rows(opened, embeddings.row_ranges(), (concept, *aliases), exclude_by_caption, upper_threshold)
+    rows, scores, found = pick(
+        embeddings,
+        target,
+        named,
+        k,
+        threshold=threshold,
+        upper_threshold=upper_threshold,
+        diversity=diversity,
+        duplicate_threshold=info["duplicate_threshold"],
+    )
+    if found.known == 0:
+        what = "images decodes" if encoder.reads == "image" else "captions has text"
+        raise ValueError(f"none of the pool's {len(opened)} {what}: there is nothing to choose anchors from.")
+    nothing = "undecodable" if encoder.reads == "image" else "no_caption"
+    excluded = {nothing: found.excluded.pop("nothing_to_embed"), **found.excluded}
+    _check_count(len(rows), k, concept, len(opened), excluded, (found.lowest, found.highest))
+    return _anchors(opened, rows, scores, {**info, **_pool_info(opened, exclude_by_caption, excluded, k, len(rows))})
 
 
 def select_random_anchors(
@@ -196,7 +216,8 @@ def select_random_anchors(
     opened = open_pool(pool, image_column=image_column, caption_column=caption_column, id_column=id_column)
     if encoder is not None or model is not None or processor is not None:
         encoder = resolve_encoder(model, processor, encoder)
-    named = _named_rows(opened, (concept, *aliases), exclude_by_caption, None)
+    blocks = [range(start, min(start + 65536, len(opened))) for start in range(0, len(opened), 65536)]
+    named = _named_rows(opened, blocks, (concept, *aliases), exclude_by_caption, None)
     excluded = {"caption": int(named.sum()), "undecodable": 0}
     rows = []
     for row in np.random.default_rng(seed).permutation(np.flatnonzero(~named)):
@@ -210,8 +231,11 @@ def select_random_anchors(
     scores = np.full(len(rows), np.nan, dtype=np.float32)
     if encoder is not None:
         target = concept_embedding(encoder, concept, aliases=aliases)
-        drawn = replace(opened, data=opened.data.select(rows))
-        scores = embed_pool(drawn, encoder, batch_size=batch_size, cache_dir=False, progress=progress) @ target
+        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        batches = tqdm(batches, desc=f"embedding ({encoder.name})", unit="batch", disable=not progress)
+        # An image that does not decode was left out above; rows without a caption have no score.
+        vectors = [embed_rows(opened, encoder, batch, len(target), skip_undecodable) for batch in batches]
+        scores = dots(np.concatenate(vectors), target)
     info = {
         "stage": "selected",
         "method": "random",
@@ -274,34 +298,52 @@ def _check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     return tuple(templates)
 
 
-def _named_rows(pool: Pool, names: Sequence[str], exclude_by_caption: bool, upper_threshold) -> np.ndarray:
-    """Which rows' captions name the target, `(n,)` bool."""
-    captions = pool.captions() if exclude_by_caption else None
-    if captions is None:
-        if exclude_by_caption and upper_threshold is None:
+def _agree(target: np.ndarray, asked: dict) -> np.ndarray:
+    """The first process' `e_c`, once all of them were asked the same: otherwise each would wait for another thing."""
+    answers = gather_objects((target, asked))
+    for rank, (_, other) in enumerate(answers):
+        different = {key: (answers[0][1][key], other[key]) for key in asked if answers[0][1][key] != other[key]}
+        if different:
+            raise ValueError(
+                f"the processes were asked for different anchors: (process 0, process {rank}) have {different}. Give "
+                "all of them the same pool, model and settings."
+            )
+    return answers[0][0]
+
+
+def _named_rows(
+    pool: Pool, blocks: Iterable[range], names: Sequence[str], exclude_by_caption: bool, upper_threshold
+) -> np.ndarray:
+    """Which rows' captions name the target, `(n,)` bool; only rows in `blocks` are looked at."""
+    named = np.zeros(len(pool), dtype=bool)
+    if not exclude_by_caption:
+        return named
+    if pool.caption_column is None:
+        if upper_threshold is None:
             warnings.warn(
-                f"the pool has no captions (columns {pool.data.column_names}) and no "
-                "`upper_threshold` is set: images of "
-                f"{names[0]!r} itself cannot be told apart and may become anchors. Set `caption_column` or "
+                f"the pool has no captions (columns {pool.data.column_names}) and no `upper_threshold` is set: images "
+                f"of {names[0]!r} itself cannot be told apart and may become anchors. Set `caption_column` or "
                 "`upper_threshold`, or, if the pool is known to be free of the concept, `exclude_by_caption=False`.",
                 stacklevel=3,
             )
-        return np.zeros(len(pool), dtype=bool)
+        return named
     # Captions repeat in most pools (class names above all), and matching is the slow part.
-    verdicts = {caption: bool(caption) and mentions(caption, names) for caption in set(captions)}
-    return np.array([verdicts[caption] for caption in captions], dtype=bool)
+    verdict = lru_cache(maxsize=65536)(lambda caption: bool(caption) and mentions(caption, names))
+    for rows in blocks:
+        named[rows.start : rows.stop] = [verdict(caption) for caption in pool.captions(rows)]
+    return named
 
 
 def _check_count(
-    got: int, k: int, concept: str, size: int, excluded: dict[str, int], scores: np.ndarray | None
+    got: int, k: int, concept: str, size: int, excluded: dict[str, int], scores: tuple[float, float] | None
 ) -> None:
     if got >= k:
         return
     counts = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in excluded.items() if count)
     message = f"of the pool's {size} images {got} can stand in for {concept!r}, {k} were asked for"
     message += f"; left out: {counts or 'none'}."
-    if scores is not None and np.isfinite(scores).any():
-        message += f" Scores range from {np.nanmin(scores):.3f} to {np.nanmax(scores):.3f}."
+    if scores is not None:
+        message += f" Scores range from {scores[0]:.3f} to {scores[1]:.3f}."
     if got == 0:
         raise ValueError(
             message
@@ -340,11 +382,10 @@ def _anchors(pool: Pool, rows: Sequence[int], scores: np.ndarray, info: dict) ->
         "pool_row": [int(row) for row in rows],
     }
     features = {"image": Image(), "score": Value("float32"), "rank": Value("int32"), "pool_row": Value("int64")}
-    chosen = pool.data.select([int(row) for row in rows])
     if pool.caption_column is not None:
-        columns["caption"] = replace(pool, data=chosen).captions()
+        columns["caption"] = pool.captions(columns["pool_row"])
         features["caption"] = Value("string")
     if pool.id_column is not None:
-        columns["pool_id"] = chosen[pool.id_column][:]
+        columns["pool_id"] = pool.data.select_columns([pool.id_column])[columns["pool_row"]][pool.id_column]
         features["pool_id"] = pool.data.features[pool.id_column]
     return set_anchor_info(Dataset.from_dict(columns, features=Features(features)), info)

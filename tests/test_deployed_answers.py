@@ -1,0 +1,87 @@
+"""What is kept of the deployed model's answers is what a forward pass would say, and spares that pass."""
+
+import pytest
+import torch
+from test_space_trainer import make_trainer
+
+from space_peft.layers import adapted_layers, deployed_model, lora_weights
+from space_peft.losses import IGNORE_INDEX, answer_labels
+from space_peft.prompts import answer_columns, answer_logits
+from space_peft.trainers.pairs import forget_loader
+
+
+@pytest.fixture
+def trained(demo_model, demo_erasure_data, tmp_path):
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=3)
+    trainer.train()
+    return trainer
+
+
+def largest_difference(trainer, kind, batch, rows):
+    """Between kept and computed logits, where a token is predicted; the adapter is trained, so it must be off."""
+    kept = trainer.deployed_answers.logits(kind, rows, answer_columns(batch["labels"]))
+    with deployed_model(trainer.model) as deployed:
+        computed = answer_logits(deployed, batch)
+    assert kept.shape == computed.shape and not kept.requires_grad
+    predicted = answer_labels(batch["labels"]) != IGNORE_INDEX
+    return float((kept - computed)[:, :-1][predicted].abs().max())
+
+
+def test_kept_logits_are_those_of_the_deployed_model(trained):
+    """Rows in batches other than those they were seen in: other neighbours, other padding."""
+    assert any(lora_weights(layer)[1].abs().max() > 0 for layer in adapted_layers(trained.model).values())
+    for items in ([0, 1], [5, 2, 9, 3], [11]):
+        batch = trained.data_collator([trained.train_dataset[item] for item in items])
+        for kind in ("forget", "retain"):
+            assert largest_difference(trained, kind, batch[kind], batch[f"{kind}_rows"]) < 1e-4
+
+
+def test_answers_of_several_lengths_in_one_batch(trained):
+    data = trained.train_dataset
+    loader = forget_loader(trained.processing_class, data, len(data.rows))
+    batch = next(iter(loader))
+    lengths = (answer_labels(batch["labels"]) != IGNORE_INDEX).sum(dim=1)
+    assert len(set(lengths.tolist())) > 1 or len({answer for _, _, answer in data.rows}) > 1
+    assert largest_difference(trained, "forget", batch, range(len(data.rows))) < 1e-4
+
+
+def test_a_step_runs_no_deployed_pass(demo_model, demo_erasure_data, tmp_path):
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=3)
+    passes = []
+    tower = trainer.model.get_base_model().model.vision_tower
+    handle = tower.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    trainer.train()
+    handle.remove()
+    # Training's passes follow gradients; fitting, the anchors' rows and the certificate do not.
+    fitted = len(trainer.fit_loader) + len(trainer.held_out)
+    forget = -(-len(trainer.train_dataset.rows) // trainer.args.fit_batch_size)
+    assert passes.count(True) <= 2 * 3
+    assert passes.count(False) <= fitted + forget
+
+
+def test_rows_never_seen_are_asked_for(trained):
+    """E.g. retained rows under a stock LoraConfig, for which nothing is fitted."""
+    assert trained.deployed_answers.logits("retain", [10**6], 3) is None
+    assert trained.deployed_answers.logits("forget", [0, 10**6], 3) is None
+
+
+def test_a_model_that_rescales_its_logits_is_asked_every_time(demo_model, demo_erasure_data, tmp_path):
+    """As Gemma's and Granite's final scaling do: what the output layer puts out is then not the model's logits."""
+    model, _ = demo_model
+    original = model.forward
+
+    def scaled(*args, **kwargs):
+        output = original(*args, **kwargs)
+        output.logits = 0.5 * output.logits
+        return output
+
+    model.forward = scaled
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=2)
+    trainer.train()
+    assert trainer.deployed_answers is None
+    assert trainer.state.log_history[0]["loss_keep"] == pytest.approx(0, abs=1e-6)
+
+
+def test_keep_loss_begins_at_zero(trained):
+    """The first step compares the model with itself: a misaligned answer would show."""
+    assert trained.state.log_history[0]["loss_keep"] == pytest.approx(0, abs=1e-6)
