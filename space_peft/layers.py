@@ -107,8 +107,6 @@ def deployed_model(model: nn.Module) -> Iterator[nn.Module]:
         raise ValueError(f"an adapter is merged into layer {merged!r}; call model.unmerge_adapter() first.")
     training = {module: module.training for module in model.modules()}
     enabled = [layer for layer in layers.values() if not layer.disable_adapters]
-    # Switching adapters off and on again sets requires_grad of their weights, which is the user's to decide.
-    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.eval()
         for module in quantised_4bit(model).values():
@@ -116,13 +114,13 @@ def deployed_model(model: nn.Module) -> Iterator[nn.Module]:
             # good: gradients would silently stop there in all training that follows. Nothing else depends on the mode.
             module.training = True
         for layer in enabled:
-            layer.enable_adapters(False)
+            # Not by enable_adapters, which sets requires_grad of the weights, too: that is the user's to decide, and
+            # FSDP2 looks in its first forward pass which weights are trained.
+            layer._disable_adapters = True
         with torch.no_grad():
             yield model
     finally:
         for layer in enabled:
-            layer.enable_adapters(True)
-        for parameter, flag in requires_grad.items():
-            parameter.requires_grad_(flag)
+            layer._disable_adapters = False
         for module, flag in training.items():
             module.training = flag

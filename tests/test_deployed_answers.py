@@ -4,15 +4,16 @@ import pytest
 import torch
 from test_space_trainer import make_trainer
 
+from space_peft.demo import load_demo_model
 from space_peft.layers import adapted_layers, deployed_model, lora_weights
 from space_peft.losses import IGNORE_INDEX, answer_labels
 from space_peft.prompts import answer_columns, answer_logits
 from space_peft.trainers.pairs import forget_loader
 
 
-@pytest.fixture
-def trained(demo_model, demo_erasure_data, tmp_path):
-    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=3)
+@pytest.fixture(scope="module")
+def trained(demo_erasure_data, tmp_path_factory):
+    trainer = make_trainer(load_demo_model(), demo_erasure_data, tmp_path_factory.mktemp("trained"), max_steps=3)
     trainer.train()
     return trainer
 

@@ -182,6 +182,17 @@ def test_fsdp2_with_an_empty_shard(tmp_path):
     assert_same_adapter(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
+def test_fsdp2_in_bfloat16(tmp_path):
+    run = {"per_device_train_batch_size": 2, "bf16": True}
+    results = in_processes(tmp_path, [["two", "erase", run]], "--mixed_precision", "bf16", config="fsdp2")
+    for result in results["two"]:
+        assert not isinstance(result, str), result
+        assert result["log"][-1]["loss"] < result["log"][0]["loss"]
+        for layer in result["certificate"]["layers"]:
+            assert layer["fitted_change"] <= layer["bound"]
+
+
 @pytest.mark.slow  # DeepSpeed compiles an extension when it runs for the first time
 def test_deepspeed_equals_one_process(one_process, tmp_path):
     pytest.importorskip("deepspeed")

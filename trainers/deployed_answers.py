@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from space_peft.layers import base_model, deployed_model
-from space_peft.losses import IGNORE_INDEX, answer_labels
+from space_peft.losses import IGNORE_INDEX, answer_labels, keep_loss
 from space_peft.prompts import answer_columns, answer_logits, takes_logits_to_keep, to_device
 
 
@@ -173,3 +173,29 @@ class _Watched:
                 yield {**batch, "logits_to_keep": answer_columns(labels)} if few_logits else batch
                 if heard:
                     self._answers._keep(self._kind, rows, labels, heard[0])
+
+
+@torch.no_grad()
+def compare_with_deployed(model, loader: Iterable[dict]) -> dict[str, float]:
+    """How far an adapted model's answers are from the deployed one's.
+
+    Args:
+        model (`PeftModel`): The adapted model, as it shall be asked (evaluation mode is the caller's business).
+        loader (iterable of `dict[str, torch.Tensor]`): Batches with `labels`.
+
+    Returns:
+        `dict[str, float]`: `loss` (L_keep) and `keep_agreement` (share of answer tokens whose most likely token is the
+        deployed model's); empty without answers.
+    """
+    loss, agreed, tokens = 0.0, 0, 0
+    for batch in loader:
+        batch = to_device(batch, model)
+        with deployed_model(model) as deployed:
+            base = answer_logits(deployed, batch)
+        logits, targets = answer_logits(model, batch), answer_labels(batch["labels"])
+        mask = targets != IGNORE_INDEX
+        count = int(mask.sum())
+        loss += keep_loss(logits, base, targets).item() * count
+        agreed += int((logits.argmax(-1)[:, :-1] == base.argmax(-1)[:, :-1])[mask].sum())
+        tokens += count
+    return {"loss": loss / tokens, "keep_agreement": agreed / tokens} if tokens else {}

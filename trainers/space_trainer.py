@@ -20,18 +20,19 @@ from space_peft.anchors.refine import name_probabilities, text_anchor
 from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate, measure_certificate
 from space_peft.config import SpaceLoraConfig
 from space_peft.features import multimodal_core, tap_image_features
-from space_peft.layers import adapted_layers, deployed_model, lora_weights
+from space_peft.layers import adapted_layers, deployed_model
+from space_peft.leaks import measure_leaks
 from space_peft.names import check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.projection import NULL_SPACES_NAME, NullSpaceCallback
-from space_peft.prompts import answer_columns, answer_logits, name_tokens, to_device
+from space_peft.prompts import answer_columns, answer_logits, name_tokens
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS, default_target_modules
 
 from .callbacks import ForgottenStoppingCallback, GradientHealthCallback
 from .checkpoints import last_complete_checkpoint
-from .deployed_answers import DeployedAnswers, DeployedAnswersCallback
+from .deployed_answers import DeployedAnswers, DeployedAnswersCallback, compare_with_deployed
 from .pairs import PairCollator, PairedRows, forget_loader, forget_rows, retained_loader
 from .space_config import SpaceConfig
 
@@ -301,23 +302,10 @@ class SpaceTrainer(Trainer):
                 metrics["leak_max"], metrics["leak_mean"] = max(leaks.values()), sum(leaks.values()) / len(leaks)
         super().log({**logs, **metrics}, start_time)
 
-    @torch.no_grad()
     def leaks(self) -> dict[str, float]:
-        """What the adapter does to retained inputs h as of now, per layer: RMS of ||dW h|| over RMS of ||h||.
-
-        From the stored eigenpairs, without a pass over data; nothing larger than (r, d) is formed.
-        """
-        layers = adapted_layers(self.accelerator.unwrap_model(self.model)) if self.null_spaces else {}
-        result = {}
-        for name, layer in layers.items():
-            a, b, scaling = lora_weights(layer)
-            a, b = distributed.whole(a).detach().float(), distributed.whole(b).detach().float()
-            space = self.null_spaces[name]
-            # ||B A x|| = ||R A x|| for any R with R^T R = B^T B, and such an R is (r, r).
-            squares, axes = torch.linalg.eigh((b.T @ b).double().cpu())
-            r = (squares.clamp(min=0).sqrt()[:, None] * axes.T).to(a)
-            result[name] = space.change(scaling * r @ a) / (space.scale * space.dim) ** 0.5
-        return result
+        """What the adapter does to retained inputs as of now, per layer; see [`measure_leaks`]."""
+        model = self.accelerator.unwrap_model(self.model)
+        return measure_leaks(model, self.null_spaces) if self.null_spaces else {}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """Trains, then measures the certificate.
@@ -368,7 +356,7 @@ class SpaceTrainer(Trainer):
         was_training = model.training
         model.eval()
         try:
-            metrics = self._evaluate_retained(model, loader)
+            metrics = compare_with_deployed(model, loader)
             images, question = self.train_dataset.images, self.questions.naming[0]
             probabilities = name_probabilities(model, self.processing_class, images, question, self.concept)
             metrics["name_probability"] = sum(probabilities) / len(probabilities)
@@ -390,20 +378,6 @@ class SpaceTrainer(Trainer):
             model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _evaluate_retained(self, model, loader) -> dict[str, float]:
-        loss, agreed, tokens = 0.0, 0, 0
-        for batch in loader:
-            batch = to_device(batch, model)
-            with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
-                base = answer_logits(deployed, batch)
-            logits, targets = answer_logits(model, batch), losses.answer_labels(batch["labels"])
-            mask = targets != losses.IGNORE_INDEX
-            count = int(mask.sum())
-            loss += losses.keep_loss(logits, base, targets).item() * count
-            agreed += int((logits.argmax(-1)[:, :-1] == base.argmax(-1)[:, :-1])[mask].sum())
-            tokens += count
-        return {"loss": loss / tokens, "keep_agreement": agreed / tokens} if tokens else {}
 
     # Saving
 
