@@ -18,7 +18,7 @@ _EXPORTS = {
     "load_null_spaces": "null_space",
     "save_null_spaces": "null_space",
     "fit_null_space": "fitting",
-    "NullSpaceCallback": "projection",
+    "NullSpaceCallback": "callback",
     "attach_null_space": "projection",
     "RetentionCertificate": "certificate",
     "measure_certificate": "certificate",
@@ -48,10 +48,11 @@ def __dir__():
 
 if TYPE_CHECKING:
     from .anchors import anchor_info, refine_anchors, select_anchors, select_random_anchors
+    from .callback import NullSpaceCallback
     from .certificate import RetentionCertificate, measure_certificate
     from .config import SpaceLoraConfig
     from .fitting import fit_null_space
     from .null_space import NullSpace, NullSpaceFitter, load_null_spaces, save_null_spaces
-    from .projection import NullSpaceCallback, attach_null_space
+    from .projection import attach_null_space
     from .questions import QuestionSet
     from .trainers import SpaceConfig, SpaceTrainer

@@ -13,10 +13,10 @@ from transformers import Trainer, TrainingArguments
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, refine_anchors, select_anchors
 from space_peft.anchors.pixels import encode_image, find_layout
+from space_peft.callback import NullSpaceCallback
 from space_peft.features import image_features, tap_image_features
 from space_peft.fitting import observe_inputs
 from space_peft.layers import adapted_layers
-from space_peft.projection import NullSpaceCallback
 from space_peft.prompts import answer_logits, build_batch, conversation, encode_conversations, generate_answers
 from space_peft.questions import QuestionSet
 from space_peft.targets import default_target_modules

@@ -66,7 +66,10 @@ def test_fitting_counts_the_tokens_asked_for():
     counts = spaces["model.language_model.layers.0.self_attn.q_proj"].counts
     assert counts == {"image": 4 * 3 * 2, "text": 4 * 3 * 2}
     everything = collect_moments(model, batches, progress=False)
-    assert everything["model.language_model.layers.0.self_attn.q_proj"].counts == {"image": 4 * 3 * 4, "text": 4 * 3 * 6}
+    assert everything["model.language_model.layers.0.self_attn.q_proj"].counts == {
+        "image": 4 * 3 * 4,
+        "text": 4 * 3 * 6,
+    }
 
 
 def test_a_sample_estimates_the_moment_of_all_tokens():

@@ -17,6 +17,7 @@ from space_peft import distributed, losses
 from space_peft._io import write_json
 from space_peft.anchors import anchor_info
 from space_peft.anchors.refine import name_probabilities, text_anchor
+from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
 from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate, measure_certificate
 from space_peft.config import SpaceLoraConfig
 from space_peft.features import multimodal_core, tap_image_features
@@ -24,7 +25,6 @@ from space_peft.layers import adapted_layers, deployed_model
 from space_peft.leaks import measure_leaks
 from space_peft.names import check_concept
 from space_peft.null_space import save_null_spaces
-from space_peft.projection import NULL_SPACES_NAME, NullSpaceCallback
 from space_peft.prompts import answer_columns, answer_logits, name_tokens
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows
