@@ -22,6 +22,7 @@ _EXPORTS = {
     "attach_null_space": "projection",
     "RetentionCertificate": "certificate",
     "measure_certificate": "certificate",
+    "merge_adapter": "merge",
     "QuestionSet": "questions",
     "anchor_info": "anchors",
     "refine_anchors": "anchors",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .certificate import RetentionCertificate, measure_certificate
     from .config import SpaceLoraConfig
     from .fitting import fit_null_space
+    from .merge import merge_adapter
     from .null_space import NullSpace, NullSpaceFitter, load_null_spaces, save_null_spaces
     from .projection import attach_null_space
     from .questions import QuestionSet

@@ -33,6 +33,18 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
+def _merge(args: argparse.Namespace) -> int:
+    from .merge import merge_adapter
+
+    try:
+        folder = merge_adapter(args.adapter, args.output, base_model=args.base_model)
+    except (FileExistsError, ValueError) as error:
+        print(f"space-peft merge: {error}", file=sys.stderr)
+        return 2
+    print(f"The model with the adapter in its weights is in {folder}")
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command `space-peft`."""
     parser = argparse.ArgumentParser(
@@ -46,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", default="outputs/demo", help="folder to write to (default: outputs/demo)")
     demo.add_argument("--seed", type=int, default=0, help="of anchors, adapter and order of the data (default: 0)")
     demo.set_defaults(run=_demo)
+    merge = commands.add_parser("merge", help="write the model with an adapter added to its weights")
+    merge.add_argument("adapter", help="folder or Hub id of the adapter")
+    merge.add_argument("output", help="folder to write; must not exist")
+    merge.add_argument("--base-model", help="folder or Hub id, if not the one the adapter's config names")
+    merge.set_defaults(run=_merge)
     return parser
 
 
