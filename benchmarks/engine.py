@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # a child of `steps`: one trainer, its peak memory
     args = parser.parse_args()
     if args.memory_of:
-        print(json.dumps(steps.peak_memory(args.memory_of, args.smoke)))
+        print(json.dumps(steps.peak_memory(args.memory_of, args.smoke, args.device)))
         return 0
 
     output = Path(args.output)

@@ -47,6 +47,8 @@ VARIANTS: dict[str, dict] = {
     "without keep loss": {"training": {"keep_weight": 0.0}},
     "without margin": {"training": {"suppression_margin": 0.0}},
     "update projection only": {"project_gradient": False},
+    "all eigenvectors": {"max_rank": None},
+    "16 tokens a row": {"tokens_per_row": 16},
 }
 
 

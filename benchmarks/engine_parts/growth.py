@@ -36,7 +36,7 @@ def measure(smoke: bool, device: str) -> dict:
         points["tokens"].append((n, median(lambda fitter=fitter, x=x: fitter.update(x), repeats)))
     for size in (64, 128) if smoke else (256, 512, 1024, 2048, 4096):
         basis = random_basis(size)
-        c = ((basis * spectra(size)["outliers, bulk"]) @ basis.T).float().to(device)
+        c = ((basis * spectra(size)["as SmolLM2"]) @ basis.T).float().to(device)
         rank = SpaceLoraConfig().rank_limit(size)
         work = lambda c=c, rank=rank: decompose(c, rank + 1, lambda v: STRENGTH / (v + STRENGTH) ** 2)  # noqa: E731
         points["dimension"].append((size, median(work, repeats)))

@@ -10,13 +10,8 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import LlavaConfig, LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, select_random_anchors
 from space_peft.demo import DEMO_QUESTIONS, load_demo_images, load_demo_model
@@ -66,7 +61,7 @@ def wide_model(smoke: bool):
     return LlavaForConditionalGeneration(LlavaConfig.from_dict(config)).eval(), processor
 
 
-def make(kind: str, folder: str, smoke: bool, steps: int) -> Trainer:
+def make(kind: str, folder: str, smoke: bool, steps: int, device: str) -> Trainer:
     """A trainer on anchors and retained rows of the embedded data: "soft", "none" or "stock"."""
     model, processor = wide_model(smoke)
     public, _ = demo_split(load_demo_images(), CONCEPT)
@@ -74,7 +69,7 @@ def make(kind: str, folder: str, smoke: bool, steps: int) -> Trainer:
     retained = demo_retain_rows(CONCEPT, public, seed=0)[: 64 if smoke else 320]
     options = {
         "max_steps": steps, "per_device_train_batch_size": 4 if smoke else 16, "report_to": "none",
-        "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "seed": 0,
+        "save_strategy": "no", "disable_tqdm": True, "use_cpu": device == "cpu", "seed": 0,
     }  # fmt: skip
     target = default_target_modules(model, "language")
     constraint = "none" if kind == "stock" else kind
@@ -100,22 +95,23 @@ def make(kind: str, folder: str, smoke: bool, steps: int) -> Trainer:
     return trainer
 
 
-def step_seconds(kind: str, smoke: bool, steps: int) -> list[float]:
+def step_seconds(kind: str, smoke: bool, steps: int, device: str) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make(kind, folder, smoke, steps + 1)
+        trainer = make(kind, folder, smoke, steps + 1, device)
+        trainer.remove_callback(PrinterCallback)
         timer = StepTimer()
         trainer.add_callback(timer)
         trainer.train()
     return timer.seconds[2:]  # the first ones warm up
 
 
-def step_ratios(smoke: bool) -> dict:
+def step_ratios(smoke: bool, device: str) -> dict:
     rounds, steps = (1, 4) if smoke else (5, 8)
     medians = {"soft": [], "none": [], "stock": []}
     for number in range(rounds):
         kinds = list(medians)
         for kind in kinds[number % 3 :] + kinds[: number % 3]:
-            medians[kind].append(statistics.median(step_seconds(kind, smoke, steps)))
+            medians[kind].append(statistics.median(step_seconds(kind, smoke, steps, device)))
             print(kind, round(medians[kind][-1], 4), flush=True)
     pairs = {
         "step_ratio": [a / b for a, b in zip(medians["soft"], medians["none"])],
@@ -130,21 +126,21 @@ def step_ratios(smoke: bool) -> dict:
     return result
 
 
-def peak_memory(kind: str, smoke: bool) -> dict:
-    """Peak size of this process over a whole run, fitting included, in MB; called in a process of its own."""
+def peak_memory(kind: str, smoke: bool, device: str) -> dict:
+    """Peak size over a whole run, fitting included, in MB, of this process or of what it holds on a GPU."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make(kind, folder, smoke, 2)
-        loaded = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
-        trainer.train()
+        make(kind, folder, smoke, 2, device).train()
+    if device == "cuda":
+        return {"kind": kind, "peak": torch.cuda.max_memory_allocated() / 1e6}
     # Not getrusage: what it calls this process's peak includes that of its parent before it was started.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {"kind": kind, "loaded": loaded, "peak": int(status["VmHWM"].split()[0]) / 1e3}
+    return {"kind": kind, "peak": int(status["VmHWM"].split()[0]) / 1e3}
 
 
-def memory_ratios(smoke: bool) -> dict:
+def memory_ratios(smoke: bool, device: str) -> dict:
     main = sys.modules["__main__"]
     repeats = 1 if smoke else 5
-    flags = ["--smoke"] if smoke else []
+    flags = ["--device", device, *(["--smoke"] if smoke else [])]
     peaks = {kind: [] for kind in ("soft", "none", "stock")}
     for _ in range(repeats):
         for kind in peaks:
@@ -162,6 +158,4 @@ def memory_ratios(smoke: bool) -> dict:
 
 
 def measure(smoke: bool, device: str) -> dict:
-    if device != "cpu":
-        raise NotImplementedError("steps are measured on the CPU here; see benchmarks/engine_gpu.py for a GPU.")
-    return {**step_ratios(smoke), **memory_ratios(smoke)}
+    return {**step_ratios(smoke, device), **memory_ratios(smoke, device)}

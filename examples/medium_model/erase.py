@@ -36,7 +36,7 @@ from space_peft.prompts import conversation, generate_answers
 # below, which was added when the first erasure on the vision side had failed.
 CONCEPTS = ("owl", "banana", "castle")
 # Fields of SpaceConfig that differ from its defaults. The first step at the default rate of 5e-3 raises the task loss
-# on the owl's anchors from 0.4 to 5 when the tower is adapted, so the vision side is shown at a smaller one as well.
+# on the owl's anchors from 0.4 to 3 when the tower is adapted, so the vision side is shown at a smaller one as well.
 VARIANTS = {
     "vision": {"target": "vision"},
     "vision, smaller steps": {"target": "vision", "learning_rate": 1e-3},

@@ -37,6 +37,8 @@ class DemoSettings:
         constraint (`str`, defaults to `"soft"`): "soft", "hard" or "none".
         strength (`float`, defaults to 0.3): t of the soft constraint.
         energy (`float`, defaults to 0.999): Share of the trace that the hard constraint protects.
+        max_rank (`int` or `"auto"`, *optional*, defaults to `"auto"`): See [`SpaceLoraConfig`].
+        tokens_per_row (`int`, *optional*, defaults to 64): See [`SpaceLoraConfig`].
         project_gradient (`bool`, defaults to `True`): See `attach_null_space`.
         training (`dict`): Fields of `SpaceConfig` that differ from its defaults.
     """
@@ -50,6 +52,8 @@ class DemoSettings:
     constraint: str = "soft"
     strength: float = 0.3
     energy: float = 0.999
+    max_rank: int | str | None = "auto"
+    tokens_per_row: int | None = 64
     project_gradient: bool = True
     training: dict = field(default_factory=dict)
 
@@ -165,6 +169,8 @@ def erase(
             constraint=settings.constraint,
             strength=settings.strength,
             energy=settings.energy,
+            max_rank=settings.max_rank,
+            tokens_per_row=settings.tokens_per_row,
         ),
         questions=DEMO_QUESTIONS,
     )
