@@ -256,6 +256,8 @@ def observe_inputs(
                 continue
             if few_logits:
                 inputs.setdefault("logits_to_keep", 1)
+            else:
+                inputs.pop("logits_to_keep", None)
             model(**inputs)
             if after_batch is not None:
                 after_batch()

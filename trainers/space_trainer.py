@@ -20,7 +20,7 @@ from space_peft.anchors.refine import name_probabilities, text_anchor
 from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
 from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate, measure_certificate
 from space_peft.config import SpaceLoraConfig
-from space_peft.features import multimodal_core, tap_image_features
+from space_peft.features import attends_to_images, multimodal_core, tap_image_features
 from space_peft.layers import adapted_layers, deployed_model
 from space_peft.leaks import measure_leaks
 from space_peft.names import check_concept
@@ -223,6 +223,8 @@ class SpaceTrainer(Trainer):
         """Looks at the anchors' rows now, and at the retained ones while the null space is fitted."""
         if self.args.world_size > 1:
             return None  # A process fits on other rows than those it trains on.
+        if attends_to_images(multimodal_core(self.model)):
+            return None  # Rows without images answer otherwise beside rows that have one.
         data = self.train_dataset
         answers = DeployedAnswers(self.accelerator.unwrap_model(self.model))
         loader = forget_loader(self.processing_class, data, self.args.fit_batch_size)

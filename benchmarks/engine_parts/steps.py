@@ -47,7 +47,7 @@ def wide_model(smoke: bool):
     """A LLaVA of random weights, wider than the embedded one, for the embedded model's processor."""
     demo, processor = load_demo_model()
     config = demo.config.to_dict()
-    hidden, layers = (64, 1) if smoke else (768, 6)
+    hidden, layers = (64, 1) if smoke else (384, 6)
     config["text_config"].update(
         hidden_size=hidden,
         intermediate_size=int(3.5 * hidden),
