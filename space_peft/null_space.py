@@ -16,7 +16,7 @@ from .subspace import NullSpace, load_null_spaces, save_null_spaces
 __all__ = ["NullSpace", "NullSpaceFitter", "load_null_spaces", "save_null_spaces"]
 
 # Columns of a second moment that are computed at a time; only those on and above the diagonal are.
-_PANEL = 512
+_PANEL = 256
 
 # A soft filter within this distance of the value used outside the kept eigenvectors is not worth an eigenvector.
 _FLAT = 1e-3

@@ -125,3 +125,5 @@ class SpaceConfig(TrainingArguments):
         for name in ("retain_per_anchor", "fit_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.fit_save_steps is not None and self.fit_save_steps < 1:
+            raise ValueError(f"`fit_save_steps` must be at least 1 or None, got {self.fit_save_steps}.")
