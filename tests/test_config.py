@@ -208,3 +208,11 @@ def test_settings_are_checked_again_before_fitting():
     config.modules_to_save = ["score"]
     with pytest.raises(ValueError, match="leave task_type unset"):
         adapter_config(model)
+
+
+def test_auto_rank_is_a_share_of_the_inputs_and_only_for_the_soft_constraint():
+    soft, hard = SpaceLoraConfig(constraint="soft"), SpaceLoraConfig(constraint="hard")
+    assert [soft.rank_limit(d) for d in (96, 512, 4096, 11008)] == [16, 16, 128, 344]
+    assert hard.rank_limit(4096) is None
+    assert SpaceLoraConfig(max_rank=7).rank_limit(4096) == 7
+    assert SpaceLoraConfig(max_rank=None).rank_limit(4096) is None
