@@ -53,7 +53,8 @@ class SpaceLoraConfig(LoraConfig):
             `None` for as many as needed. Hard: at most this many directions are protected, so less energy than asked
             may be; `"auto"` sets no limit. Soft: every direction beyond gets the filter value of the largest eigenvalue
             among them, which is at most its own: the bound holds, with less freedom to learn; `"auto"` is `d / 32`, at
-            least 16, which was measured to erase and retain as well as all of them (`docs/decisions.md`).
+            least 16. On the embedded model that erases and retains as well as all of them; on one with a broader
+            spectrum it retained more and forgot less (`docs/decisions.md`): raise `strength`, or set `None`, then.
         kwargs: The fields of [`~peft.LoraConfig`].
 
     Raises:
