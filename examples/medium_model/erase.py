@@ -41,7 +41,11 @@ VARIANTS = {
     "vision": {"target": "vision"},
     "vision, smaller steps": {"target": "vision", "learning_rate": 1e-3},
     "language": {"target": "language"},
+    "language, strength 1": {"target": "language"},
+    "language, all eigenvectors": {"target": "language"},
 }
+# Fields of SpaceLoraConfig that differ from its defaults; added when the defaults had forgotten too little.
+CONSTRAINTS = {"language, strength 1": {"strength": 1.0}, "language, all eigenvectors": {"max_rank": None}}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -157,7 +161,7 @@ def erase(concept: str, variant: str, work: Path, anchors: Dataset, rows: list[d
         anchors=anchors,
         retain_dataset=rows,
         processing_class=processor,
-        peft_config=SpaceLoraConfig(r=settings.rank, lora_alpha=2 * settings.rank),
+        peft_config=SpaceLoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, **CONSTRAINTS.get(variant, {})),
         questions=QUESTIONS,
     )
     trainer.train()

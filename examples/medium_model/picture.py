@@ -24,6 +24,8 @@ TITLES = {
     "vision": "LoRA on tower and projector",
     "vision, smaller steps": "the same, learning rate 1e-3",
     "language": "LoRA on the language model",
+    "language, strength 1": "the same, strength t = 1",
+    "language, all eigenvectors": "t = 0.3, all eigenvectors",
 }
 
 
@@ -43,7 +45,7 @@ def draw(content: dict, path: Path) -> None:
     """
     variants = list(dict.fromkeys(result["variant"] for result in content["erasures"]))
     with matplotlib.rc_context({"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(12.5, 5.4), layout="constrained")
+        figure = Figure(figsize=(2.5 + 3.3 * len(variants), 5.4), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
         for axes, variant in zip(panels, variants):
