@@ -128,7 +128,7 @@ def _own_batches(dataloader: Iterable[Mapping]) -> Iterator[tuple[Mapping, bool]
         places = range(rank, -(-len(order[0]) // size) * size, size)
         counts = [place < len(order[0]) for place in places]
         own = [order[0][place if counted else 0] for place, counted in zip(places, counts)]
-        yield from zip(_with_batches(dataloader, own), counts, strict=True)
+        yield from zip(with_batches(dataloader, own), counts, strict=True)
     else:
         batches = iter(dataloader)
         while round_ := list(islice(batches, size)):
@@ -147,7 +147,7 @@ def _is_shared(dataloader: Iterable) -> bool:
     return isinstance(dataloader, (DataLoaderShard, DataLoaderDispatcher))
 
 
-def _with_batches(dataloader: DataLoader, batches: list[list[int]]) -> DataLoader:
+def with_batches(dataloader: DataLoader, batches: list[list[int]]) -> DataLoader:
     """The same dataloader with other batches of row numbers."""
     names = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
              "generator", "prefetch_factor", "persistent_workers")  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,7 @@ from .features import attends_to_images
 from .fit_progress import FitProgress, weights_checksum
 from .layers import adapted_layers, adapter_config, base_model, deployed_model
 from .null_space import NullSpace, NullSpaceFitter
-from .prompts import to_device
+from .prompts import takes_logits_to_keep, to_device
 from .token_sample import TokenSample
 
 
@@ -234,7 +233,7 @@ def observe_inputs(
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     observes_head = head is not None and any(part is head for module in modules.values() for part in module.modules())
     # The logits of all positions are the largest tensor of the pass, and nobody looks at them.
-    few_logits = "logits_to_keep" in inspect.signature(inner.forward).parameters and not observes_head
+    few_logits = takes_logits_to_keep(inner) and not observes_head
     batches = 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(deployed_model(model))

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ._io import atomic_path
@@ -64,8 +64,6 @@ def merge_adapter(
 
 
 def _base_of(adapter: str | os.PathLike) -> str:
-    from peft import PeftConfig
-
     name = PeftConfig.from_pretrained(os.fspath(adapter)).base_model_name_or_path
     if not name:
         raise ValueError(

@@ -107,6 +107,16 @@ def enliven(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+# LLaVA reads the second-to-last of its layers.
+CLIP_TOWER = {
+    **TOWER,
+    "num_hidden_layers": 3,
+    "model_type": "clip_vision_model",
+    "image_size": SIDE,
+    "patch_size": PATCH,
+}
+
+
 def llava():
     tokenizer = build_tokenizer({"image_token": "<image>"})
     processor = transformers.LlavaProcessor(
@@ -118,13 +128,7 @@ def llava():
         chat_template=chat_template("<image>"),
     )
     config = transformers.LlavaConfig(
-        vision_config={
-            **TOWER,
-            "num_hidden_layers": 3,
-            "model_type": "clip_vision_model",
-            "image_size": SIDE,
-            "patch_size": PATCH,
-        },
+        vision_config=CLIP_TOWER,
         text_config={**text_config(tokenizer), "model_type": "llama"},
         image_token_id=tokenizer.image_token_id,
     )
@@ -145,13 +149,7 @@ def llava_next():
         chat_template=chat_template("<image>"),
     )
     config = transformers.LlavaNextConfig(
-        vision_config={
-            **TOWER,
-            "num_hidden_layers": 3,
-            "model_type": "clip_vision_model",
-            "image_size": SIDE,
-            "patch_size": PATCH,
-        },
+        vision_config=CLIP_TOWER,
         text_config={**text_config(tokenizer), "model_type": "llama"},
         image_token_id=tokenizer.image_token_id,
         image_grid_pinpoints=PINPOINTS,

@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from space_peft.distributed import with_batches
 from space_peft.layers import base_model, deployed_model
 from space_peft.losses import IGNORE_INDEX, answer_labels, keep_loss
 from space_peft.prompts import answer_columns, answer_logits, takes_logits_to_keep, to_device
@@ -57,7 +58,7 @@ class DeployedAnswers:
         starts = range(0, len(rows), loader.batch_size)
         batches = [range(start, min(start + loader.batch_size, len(rows))) for start in starts]
         batches = [list(places) for places in batches if missing & {rows[place] for place in places}]
-        part = DataLoader(loader.dataset, batch_sampler=batches, collate_fn=loader.collate_fn)
+        part = with_batches(loader, batches)
         self.observe(part, "retain", [rows[place] for places in batches for place in places], wanted)
 
     def observe(
