@@ -28,6 +28,16 @@ _EXPORTS = {
     "refine_anchors": "anchors",
     "select_anchors": "anchors",
     "select_random_anchors": "anchors",
+    "project_concept": "concept_projection",
+    "CVFConfig": "trainers",
+    "CVFTrainer": "trainers",
+    "ErasureLedger": "trainers",
+    "GradDiffConfig": "trainers",
+    "GradDiffTrainer": "trainers",
+    "MMUnlearnerConfig": "trainers",
+    "MMUnlearnerTrainer": "trainers",
+    "NPOConfig": "trainers",
+    "NPOTrainer": "trainers",
     "SpaceConfig": "trainers",
     "SpaceTrainer": "trainers",
 }
@@ -51,10 +61,23 @@ if TYPE_CHECKING:
     from .anchors import anchor_info, refine_anchors, select_anchors, select_random_anchors
     from .callback import NullSpaceCallback
     from .certificate import RetentionCertificate, measure_certificate
+    from .concept_projection import project_concept
     from .config import SpaceLoraConfig
     from .fitting import fit_null_space
     from .merge import merge_adapter
     from .null_space import NullSpace, NullSpaceFitter, load_null_spaces, save_null_spaces
     from .projection import attach_null_space
     from .questions import QuestionSet
-    from .trainers import SpaceConfig, SpaceTrainer
+    from .trainers import (
+        CVFConfig,
+        CVFTrainer,
+        ErasureLedger,
+        GradDiffConfig,
+        GradDiffTrainer,
+        MMUnlearnerConfig,
+        MMUnlearnerTrainer,
+        NPOConfig,
+        NPOTrainer,
+        SpaceConfig,
+        SpaceTrainer,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -39,6 +39,7 @@ class NullSpaceCallback(TrainerCallback):
         progress (`bool`, defaults to `True`): Whether to show progress bars while fitting.
         fit_save_steps (`int`, *optional*): Retained batches after which the sums are saved in the output folder, again
             and again, so that a run killed while fitting goes on from there; never by default. See [`fit_null_space`].
+        protect (`list[dict[str, NullSpace]]`, *optional*): See [`fit_null_space`].
 
     Raises:
         ValueError: If neither or both of `retain_dataloader` and `null_spaces` are given.
@@ -55,6 +56,7 @@ class NullSpaceCallback(TrainerCallback):
         offload: bool = False,
         progress: bool = True,
         fit_save_steps: int | None = None,
+        protect: Sequence[Mapping[str, NullSpace]] = (),
     ):
         if (retain_dataloader is None) == (null_spaces is None):
             raise ValueError("give either `retain_dataloader` or `null_spaces`, and not both.")
@@ -66,6 +68,7 @@ class NullSpaceCallback(TrainerCallback):
         self.offload = offload
         self.progress = progress
         self.fit_save_steps = fit_save_steps
+        self.protect = protect
         self._attached: AttachedNullSpace | None = None
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
@@ -85,6 +88,7 @@ class NullSpaceCallback(TrainerCallback):
                 self.adapter_name,
                 image_token_id=self.image_token_id,
                 progress=self.progress and not args.disable_tqdm,
+                protect=self.protect,
                 **saving,
             )
         if self.offload:  # or the ones that were fitted on a device would stay there beside the offloaded ones

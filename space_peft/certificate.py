@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -16,6 +15,7 @@ from ._io import write_json
 from .fitting import observe_inputs
 from .layers import adapted_layers, lora_weights
 from .null_space import NullSpace
+from .safe_json import read_json
 
 
 CERTIFICATE_NAME = "space_certificate.json"
@@ -56,6 +56,22 @@ class LayerCertificate:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """
+    Which retained rows a certificate was measured on: `split_retained(rows, share, seed)[1]`.
+
+    Args:
+        rows (`int`): Number of retained rows there were.
+        share (`float`): Of them that was held out.
+        seed (`int`): Of the choice.
+    """
+
+    rows: int
+    share: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class RetentionCertificate:
     """
     How far an adapter can change, and was measured to change, the deployed model's layers on retained data.
@@ -70,6 +86,7 @@ class RetentionCertificate:
         fitted_counts (`dict[str, int]`): Largest number of samples, per kind, a layer's null space was fitted to.
         measured_counts (`dict[str, int]`): Largest number of tokens, per kind, a layer was measured on.
         layers (`tuple[LayerCertificate, ...]`): One per adapted layer.
+        held_out (`HeldOut`, *optional*): Which rows it was measured on.
     """
 
     constraint: str
@@ -79,6 +96,7 @@ class RetentionCertificate:
     fitted_counts: dict[str, int]
     measured_counts: dict[str, int]
     layers: tuple[LayerCertificate, ...]
+    held_out: HeldOut | None = None
 
     def worst(self, n: int = 5) -> list[LayerCertificate]:
         """Returns the `n` layers with the largest relative change, largest first."""
@@ -112,8 +130,11 @@ class RetentionCertificate:
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"this is no retention certificate: expected a JSON object with format {_FORMAT!r}.")
         try:
-            values = {option.name: content[option.name] for option in fields(cls)}
-            values["layers"] = tuple(LayerCertificate(**layer) for layer in values["layers"])
+            values = {option.name: content[option.name] for option in fields(cls) if option.name != "held_out"}
+            values["layers"] = tuple(_checked(LayerCertificate, layer) for layer in values["layers"])
+            if content.get("held_out") is not None:  # Certificates of version 0.1.0 have none.
+                values["held_out"] = _checked(HeldOut, content["held_out"])
+            _check_whole(values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the retention certificate is incomplete: {error}. Measure it again.") from error
         return cls(**values)
@@ -131,10 +152,34 @@ class RetentionCertificate:
             ValueError: If the file is truncated or of another kind.
         """
         path = Path(path, CERTIFICATE_NAME) if Path(path).is_dir() else Path(path)
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{str(path)!r} is not valid JSON: {error}. Measure the certificate again.") from error
+        remedy = "Measure the certificate again."
+        return cls.from_dict(read_json(path, kind="retention certificate", remedy=remedy))
+
+
+def _check_whole(values: dict) -> None:
+    """Raises `TypeError` if a field of a certificate is of a type it cannot have."""
+    if not values["layers"]:
+        raise TypeError("it has no layers")
+    for key in ("constraint", "statistics"):
+        if not isinstance(values[key], str):
+            raise TypeError(f"`{key}` is {values[key]!r:.80}; expected str")
+    for key in ("strength", "energy"):
+        if isinstance(values[key], bool) or not isinstance(values[key], (int, float)):
+            raise TypeError(f"`{key}` is {values[key]!r:.80}; expected a number")
+    for key in ("fitted_counts", "measured_counts"):
+        counts = values[key]
+        if not isinstance(counts, dict) or any(type(count) is not int for count in counts.values()):
+            raise TypeError(f"`{key}` is {counts!r:.80}; expected numbers of samples by kind")
+
+
+def _checked(kind: type, content: dict):
+    """A dataclass of plain numbers and texts from JSON; raises `TypeError` if a value is of another type."""
+    result = kind(**content)
+    for option in fields(kind):
+        value, wanted = getattr(result, option.name), {"str": str, "int": int, "float": (int, float)}[option.type]
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise TypeError(f"`{option.name}` is {value!r:.80}; expected {option.type}")
+    return result
 
 
 class _ChangeMeter:
@@ -176,6 +221,7 @@ def measure_certificate(
     *,
     image_token_id: int | None = None,
     progress: bool = True,
+    held_out: HeldOut | None = None,
 ) -> RetentionCertificate:
     """Measures on retained data, best held out from fitting and training, what an adapter does to each layer.
 
@@ -189,6 +235,7 @@ def measure_certificate(
         adapter_name (`str`, defaults to `"default"`): The adapter.
         image_token_id (`int`, *optional*): See [`fit_null_space`].
         progress (`bool`, defaults to `True`): Whether to show a progress bar.
+        held_out ([`HeldOut`], *optional*): Which rows the batches are, so that others can measure on the same.
 
     Returns:
         [`RetentionCertificate`]: The certificate.
@@ -201,30 +248,7 @@ def measure_certificate(
     if missing:
         raise ValueError(f"{len(missing)} adapted layers have no null space, the first is {missing[0]!r}.")
     bounds = {name: _bound(name, layer, null_spaces[name], adapter_name) for name, layer in layers.items()}
-    meters = {name: _ChangeMeter() for name in layers}
-
-    def visit(name: str, x: torch.Tensor, parts) -> None:
-        layer = layers[name]
-        base = layer.get_base_layer()
-        a, b, scaling = lora_weights(layer, adapter_name)
-        for group, mask in parts():
-            h = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]  # (n, d)
-            if len(h) == 0:
-                continue
-            output = _without_bias(base, h)  # (n, m), W h
-            dtype = torch.promote_types(a.dtype, torch.float32)
-            change = scaling * (h.to(dtype) @ a.T.to(dtype)) @ b.T.to(dtype)  # (n, m)
-            meters[name].update(group, change, output)
-
-    observe_inputs(
-        model, dataloader, layers, visit, image_token_id=image_token_id, progress=progress, desc="certificate"
-    )
-    _add_up_processes(meters)
-    unseen = [name for name, meter in meters.items() if not any(meter.counts.values())]
-    if unseen:
-        raise ValueError(
-            f"{len(unseen)} adapted layers saw no retained data, the first is {unseen[0]!r}; give rows that use them."
-        )
+    meters = _measure(model, dataloader, layers, adapter_name, image_token_id, progress)
     rows = []
     for name, layer in layers.items():
         space = null_spaces[name]
@@ -254,7 +278,76 @@ def measure_certificate(
         fitted_counts=_largest(null_spaces[name].counts for name in layers),
         measured_counts=_largest(meter.counts for meter in meters.values()),
         layers=tuple(rows),
+        held_out=held_out,
     )
+
+
+def measure_changes(
+    model: nn.Module,
+    dataloader: Iterable[Mapping],
+    adapter_name: str = "default",
+    *,
+    image_token_id: int | None = None,
+    progress: bool = True,
+) -> tuple[dict[str, float], dict[str, int]]:
+    """What a certificate measures, for which no null spaces are needed: to check one that somebody else has made.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): See [`measure_certificate`].
+        dataloader (iterable of `dict[str, torch.Tensor]`): Retained batches.
+        adapter_name (`str`, defaults to `"default"`): The adapter.
+        image_token_id (`int`, *optional*): See [`fit_null_space`].
+        progress (`bool`, defaults to `True`): Whether to show a progress bar.
+
+    Returns:
+        `tuple[dict[str, float], dict[str, int]]`: `change` of each layer, see [`LayerCertificate`], and the largest
+        number of tokens, per kind, a layer was measured on.
+
+    Raises:
+        ValueError: If a layer saw no data.
+    """
+    layers = adapted_layers(model, adapter_name)
+    meters = _measure(model, dataloader, layers, adapter_name, image_token_id, progress)
+    changes = {name: meter.means()[0] ** 0.5 for name, meter in meters.items()}
+    return changes, _largest(meter.counts for meter in meters.values())
+
+
+def update_norms(model: nn.Module, adapter_name: str = "default") -> dict[str, float]:
+    """`||s B A||_F` of each adapted layer, as [`LayerCertificate`] has it, from the weights alone."""
+    norms = {}
+    for name, layer in adapted_layers(model, adapter_name).items():
+        a, b, scaling = lora_weights(layer, adapter_name)
+        norms[name] = float(_same_norms(scaling * distributed.whole(b), distributed.whole(a)).norm())
+    return norms
+
+
+def _measure(model, dataloader, layers, adapter_name, image_token_id, progress) -> dict[str, _ChangeMeter]:
+    """One pass over the data; every layer has seen some of it."""
+    meters = {name: _ChangeMeter() for name in layers}
+
+    def visit(name: str, x: torch.Tensor, parts) -> None:
+        layer = layers[name]
+        base = layer.get_base_layer()
+        a, b, scaling = lora_weights(layer, adapter_name)
+        for group, mask in parts():
+            h = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]  # (n, d)
+            if len(h) == 0:
+                continue
+            output = _without_bias(base, h)  # (n, m), W h
+            dtype = torch.promote_types(a.dtype, torch.float32)
+            change = scaling * (h.to(dtype) @ a.T.to(dtype)) @ b.T.to(dtype)  # (n, m)
+            meters[name].update(group, change, output)
+
+    observe_inputs(
+        model, dataloader, layers, visit, image_token_id=image_token_id, progress=progress, desc="certificate"
+    )
+    _add_up_processes(meters)
+    unseen = [name for name, meter in meters.items() if not any(meter.counts.values())]
+    if unseen:
+        raise ValueError(
+            f"{len(unseen)} adapted layers saw no retained data, the first is {unseen[0]!r}; give rows that use them."
+        )
+    return meters
 
 
 def _bound(name: str, layer, space: NullSpace, adapter_name: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
@@ -15,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig
 
 from ._io import write_json
+from .safe_json import read_json
 
 
 SPACE_CONFIG_NAME = "space_config.json"
@@ -199,6 +199,11 @@ class SpaceLoraConfig(LoraConfig):
             ValueError: If there is no `space_config.json`, or it is no JSON object.
         """
         stock = LoraConfig.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if not isinstance(stock, LoraConfig):
+            raise ValueError(
+                f"adapter_config.json in {str(pretrained_model_name_or_path)!r} is that of a {type(stock).__name__}; "
+                "expected a LoRA adapter."
+            )
         path = Path(pretrained_model_name_or_path, subfolder or "", SPACE_CONFIG_NAME)
         if not path.parent.is_dir():
             hub_kwargs, _, _ = cls._split_kwargs(kwargs)
@@ -212,12 +217,7 @@ class SpaceLoraConfig(LoraConfig):
                 raise ValueError(_not_ours(pretrained_model_name_or_path)) from error
         if not path.is_file():
             raise ValueError(_not_ours(path.parent))
-        try:
-            own = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}.") from error
-        if not isinstance(own, dict):
-            raise ValueError(f"{path} holds a {type(own).__name__}; expected a JSON object.")
+        own = read_json(path, kind="configuration of the constraint")
         unknown = sorted(set(own) - set(_OWN_FIELDS))
         if unknown:
             warnings.warn(f"{path} holds keys unknown to this version of space-peft, ignored: {unknown}.", stacklevel=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ def fit_null_space(
     *,
     image_token_id: int | None = None,
     progress: bool = True,
+    protect: Sequence[Mapping[str, NullSpace]] = (),
     save_to: str | os.PathLike | None = None,
     save_every: int = 50,
 ) -> dict[str, NullSpace]:
@@ -51,6 +52,9 @@ def fit_null_space(
         image_token_id (`int`, *optional*): Token that stands for a piece of an image in `input_ids`. By default the
             one (and that for videos) which the model's config names.
         progress (`bool`, defaults to `True`): Whether to show progress bars.
+        protect (`list[dict[str, NullSpace]]`, *optional*): Inputs that were seen before and must be kept as well, e.g.
+            those of earlier erasures (see `trainers.ErasureLedger`): C <- C + C_request, each weighing as much as a
+            kind of retained token.
         save_to (`str` or `os.PathLike`, *optional*): A file to keep the sums in while fitting, from which the next call
             goes on if this one is killed: as large as the sums, and deleted at the end. One process only.
         save_every (`int`, defaults to 50): Batches between two saves.
@@ -77,11 +81,21 @@ def fit_null_space(
         save_to=save_to,
         save_every=save_every,
     )
+    for number, spaces in enumerate(protect, start=1):
+        missing = [name for name in fitters if name not in spaces]
+        if missing:
+            raise ValueError(
+                f"the statistics to protect as number {number} hold {len(missing)} of the adapted layers not, the first "
+                f"is {missing[0]!r}; use the `target_modules` they were made with."
+            )
     settings = {"strength": config.strength, "energy": config.energy}
+    owned = {id(fitter): name for name, fitter in reversed(fitters.items())}  # a layer that holds each fitter
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
     with tqdm(total=len(unique), desc="null spaces", disable=not _shows_progress(progress), leave=False) as bar:
 
         def decompose(fitter: NullSpaceFitter) -> NullSpace:
+            for number, spaces in enumerate(protect, start=1):
+                fitter.add_moment(spaces[owned[id(fitter)]].second_moment(), f"request {number}")
             space = fitter.fit(config.constraint, max_rank=config.rank_limit(fitter.dim), **settings)
             bar.update()
             return space.to("cpu") if distributed.rank_and_size()[1] > 1 else space  # it is sent to the others
@@ -112,6 +126,7 @@ def collect_moments(
     dtype: torch.dtype = torch.float64,
     image_token_id: int | None = None,
     progress: bool = True,
+    adapted: bool = False,
     save_to: str | os.PathLike | None = None,
     save_every: int = 50,
 ) -> dict[str, NullSpaceFitter]:
@@ -121,6 +136,7 @@ def collect_moments(
         statistics (`str`, defaults to `"token"`): See [`SpaceLoraConfig`].
         tokens_per_row (`int`, *optional*): See [`SpaceLoraConfig`]; all by default. Pooled statistics use all.
         dtype (`torch.dtype`, defaults to `torch.float64`): Of the sums, see [`NullSpaceFitter`].
+        adapted (`bool`, defaults to `False`): Whether adapters are on meanwhile.
 
     Returns:
         `dict[str, NullSpaceFitter]`: By layer name. Layers that were given the same tensors hold the same fitter.
@@ -166,6 +182,7 @@ def collect_moments(
         image_token_id=image_token_id,
         progress=progress,
         desc="retained inputs",
+        adapted=adapted,
         on_batch=start_forward,
         after_batch=None if saved is None else lambda: saved.end_batch(fitters, sharing.owner),
     )
@@ -191,13 +208,14 @@ def observe_inputs(
     image_token_id: int | None = None,
     progress: bool = True,
     desc: str | None = None,
+    adapted: bool = False,
     on_batch: Callable[[dict], bool] | None = None,
     after_batch: Callable[[], None] | None = None,
 ) -> int:
     """Runs the deployed model over batches and shows `visit` what goes into modules.
 
     Args:
-        model (`PeftModel` or `PreTrainedModel`): The adapted model; its adapters are off while it runs.
+        model (`PeftModel` or `PreTrainedModel`): The adapted model; by default its adapters are off while it runs.
         dataloader (iterable of `dict[str, torch.Tensor]`): The batches.
         modules (`dict[str, nn.Module]`): Modules of the model to look at, by name.
         visit (`Callable`): Called with a module's name, its input `(..., d)`, and a function that returns which tokens
@@ -205,6 +223,7 @@ def observe_inputs(
         image_token_id (`int`, *optional*): See [`fit_null_space`].
         progress (`bool`, defaults to `True`): Whether to show a progress bar.
         desc (`str`, *optional*): Its label.
+        adapted (`bool`, defaults to `False`): Whether adapters are on while it runs.
         on_batch (`Callable`, *optional*): Called with the model's inputs before every forward pass; says whether to
             make it.
         after_batch (`Callable`, *optional*): Called after every forward pass.
@@ -236,7 +255,7 @@ def observe_inputs(
     few_logits = takes_logits_to_keep(inner) and not observes_head
     batches = 0
     with contextlib.ExitStack() as stack:
-        stack.enter_context(deployed_model(model))
+        stack.enter_context(deployed_model(model, adapted=adapted))
         stack.enter_context(_random_state_kept(model))
         for name, module in modules.items():
             handle = module.register_forward_pre_hook(hook_of(name, module), with_kwargs=True)

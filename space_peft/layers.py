@@ -95,8 +95,12 @@ def quantised_4bit(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextlib.contextmanager
-def deployed_model(model: nn.Module) -> Iterator[nn.Module]:
+def deployed_model(model: nn.Module, *, adapted: bool = False) -> Iterator[nn.Module]:
     """The model as it is deployed: in evaluation mode, adapters off, no gradients; all of it restored afterwards.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): The adapted model.
+        adapted (`bool`, defaults to `False`): Whether its adapters stay on: the model as it is going to be deployed.
 
     Raises:
         ValueError: If an adapter is merged into the weights, because they are then no longer the deployed ones.
@@ -106,7 +110,7 @@ def deployed_model(model: nn.Module) -> Iterator[nn.Module]:
     if merged is not None:
         raise ValueError(f"an adapter is merged into layer {merged!r}; call model.unmerge_adapter() first.")
     training = {module: module.training for module in model.modules()}
-    enabled = [layer for layer in layers.values() if not layer.disable_adapters]
+    enabled = [layer for layer in layers.values() if not layer.disable_adapters and not adapted]
     try:
         model.eval()
         for module in quantised_4bit(model).values():

@@ -135,6 +135,27 @@ class NullSpaceFitter:
             self._counts[group] = self._counts.get(group, 0) + other._counts[group]
         return self
 
+    def add_moment(self, moment: torch.Tensor, group: str) -> NullSpaceFitter:
+        """Adds inputs of which nothing but their second moment is known, as a group of its own.
+
+        Args:
+            moment (`torch.Tensor`): `(d, d)`, E[h h^T] over those inputs, see [`NullSpace.second_moment`].
+            group (`str`): Its name, e.g. "request 1".
+
+        Raises:
+            ValueError: If the shape does not fit, or the group has been seen before.
+        """
+        if moment.shape != (self.dim, self.dim):
+            raise ValueError(
+                f"the second moment{self._where} has shape {tuple(moment.shape)}; expected ({self.dim}, {self.dim})."
+            )
+        if group in self._sums:
+            raise ValueError(f"inputs of the group {group!r} were added before.")
+        device = next((total.device for total in self._sums.values()), moment.device)
+        self._sums[group] = moment.to(device, self.dtype, copy=True)
+        self._counts[group] = 1
+        return self
+
     def __add__(self, other: NullSpaceFitter) -> NullSpaceFitter:
         return self._empty().merge(self).merge(other)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from .names import mentions
+from .prompts import encode_conversations
 
 
 FORMATS = (
@@ -67,6 +69,43 @@ def to_conversation(row: dict) -> dict:
         "completion": _clean_messages(completion, 0),
         "images": list(images),
     }
+
+
+def load_rows(place: str) -> Dataset:
+    """Retained rows for the command line.
+
+    Args:
+        place (`str`): A folder that `Dataset.save_to_disk` wrote, a JSON, JSON lines or Parquet file, or a dataset on the
+            Hub; the split "train" unless another is named as in "org/name:validation".
+
+    Raises:
+        FileNotFoundError: If a file or folder does not exist.
+        ValueError: If it is none of these.
+    """
+    if Path(place).is_dir():
+        loaded = load_from_disk(place)
+        return loaded["train"] if isinstance(loaded, DatasetDict) else loaded
+    kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(Path(place).suffix)
+    if kind is not None:
+        return load_dataset(kind, data_files=place, split="train")
+    name, _, split = place.partition(":")
+    return load_dataset(name, split=split or "train")
+
+
+def split_retained(rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Rows for fitting and training, and rows held out for the certificate; a function of its arguments alone.
+
+    Args:
+        rows (`int`): Number of retained rows.
+        share (`float`): Of them that is held out, in [0, 1); at least one row is left.
+        seed (`int`): Of the choice.
+
+    Returns:
+        `tuple[list[int], list[int]]`: Both in ascending order.
+    """
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(round(share * rows), rows - 1)
+    return sorted(order[count:]), sorted(order[:count])
 
 
 def answer_text(row: dict) -> str:
@@ -129,3 +168,16 @@ class RetainedRows(torch.utils.data.Dataset):
             turns = [{"role": "assistant", "content": turns}] if isinstance(turns, str) else turns
             count += mentions(answer_text({"completion": _clean_messages(turns, 0)}), names)
         return count
+
+
+def retained_loader(processor, retained: RetainedRows, indices: Sequence[int], batch_size: int):
+    """A dataloader of encoded retained rows, for fitting and for the certificate.
+
+    Text-only rows come first: in one batch with images, which take many tokens, they would be mostly padding.
+    """
+    shown = retained.has_image()
+    return torch.utils.data.DataLoader(
+        torch.utils.data.Subset(retained, sorted(indices, key=lambda index: (shown[index], index))),
+        batch_size=batch_size,
+        collate_fn=lambda rows: encode_conversations(processor, rows),
+    )

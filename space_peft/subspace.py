@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ._io import atomic_path
+from .safe_json import parse_json
 
 
 _FORMAT = "space_peft.null_spaces.v2"
@@ -193,6 +194,24 @@ class NullSpace:
         shared = 2 * rest * float((lengths * self.residuals).sum())
         return math.sqrt(self.scale * (inside + shared + rest**2 * self._largest_outside))
 
+    def second_moment(self) -> torch.Tensor:
+        """Returns the `C` `(d, d)` it was fitted to, float64, as far as it is known from the kept eigenpairs.
+
+        Of the directions outside of `U` only the mean eigenvalue is known (the trace is stored, in `scale`), so each
+        gets that one: exact for all eigenvectors, and of the right trace for any number.
+
+        Raises:
+            ValueError: If eigenvectors of the leading eigenvalues are not kept: a hard constraint may keep the others.
+        """
+        if self.start:
+            raise ValueError('the leading eigenvectors are not kept; fit with constraint="soft" to keep them.')
+        basis = self.eigenvectors.cpu().double()  # (d, k)
+        values = self._own_eigenvalues
+        rest = max(self.dim - float(values.sum()), 0.0) / max(self.dim - len(values), 1)
+        moment = (basis * (values - rest)) @ basis.T
+        moment.diagonal().add_(rest)
+        return self.scale * moment
+
     def to(self, device: torch.device | str) -> NullSpace:
         """Returns the same null space with its tensors on a device."""
         values = dict(self.__dict__)
@@ -268,8 +287,15 @@ def load_null_spaces(path: str | os.PathLike, device: torch.device | str = "cpu"
                 )
             unique = [
                 NullSpace(**scalars, **{field: file.get_tensor(f"{i}.{field}") for field in _TENSORS}).to(device)
-                for i, scalars in enumerate(json.loads(metadata["spaces"]))
+                for i, scalars in enumerate(_metadata(path, metadata, "spaces", list))
             ]
-            return {name: unique[i] for name, i in json.loads(metadata["layers"]).items()}
-    except SafetensorError as error:
+            return {name: unique[i] for name, i in _metadata(path, metadata, "layers", dict).items()}
+    except (SafetensorError, TypeError, IndexError) as error:
         raise ValueError(f"{path!r} is not a complete safetensors file: {error}. Fit the null spaces again.") from error
+
+
+def _metadata(path: str, metadata: dict[str, str], key: str, expected: type):
+    where = f"the entry {key!r} of {path!r}"
+    return parse_json(
+        metadata.get(key, "").encode(), where=where, expected=expected, remedy="Fit the null spaces again."
+    )

@@ -371,6 +371,9 @@ def test_incomplete_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         ErasureReport.load(tmp_path / "report.json")
     (tmp_path / "report.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match="erasure report .* expected a JSON object"):
+        ErasureReport.load(tmp_path)
+    (tmp_path / "report.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="no erasure report"):
         ErasureReport.load(tmp_path)
     with pytest.raises(ValueError, match="JSON"):

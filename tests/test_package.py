@@ -61,6 +61,8 @@ def test_rooms_depend_downwards(path):
 def test_trainers_and_cards_do_not_depend_on_each_other():
     for path in (ROOT / "trainers").glob("*.py"):
         assert not [name for name in _imports(path) if "hub_cards" in name]
+        # Inside functions one file does: a push needs a card.
+        assert path.name == "publishing.py" or "hub_cards import" not in path.read_text()
     for path in (ROOT / "hub_cards").glob("*.py"):
         assert not [name for name in _imports(path) if "trainers" in name]
 

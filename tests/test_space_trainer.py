@@ -204,7 +204,7 @@ def test_evaluation_while_training_and_best_checkpoint(demo_model, demo_erasure_
     assert [entry["step"] for entry in logged] == [2, 4]
     assert logged[1]["eval_name_probability"] < logged[0]["eval_name_probability"]
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
-    trainer.create_model_card()
+    trainer.create_model_card(finetuned_from="org/base")
     assert "unlearning" in (tmp_path / "README.md").read_text()
 
 
@@ -333,7 +333,7 @@ def test_target_in_the_retained_set_is_a_warning_with_a_count(demo_model, demo_e
         ({"stop_threshold": 0.0}, "stop_threshold"),
         ({"stop_smoothing": 1.0}, "stop_smoothing"),
         ({"certificate_share": 1.0}, "certificate_share"),
-        ({"retain_per_anchor": 0}, "retain_per_anchor"),
+        ({"retain_per_forget": 0}, "retain_per_forget"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -1,31 +1,33 @@
-"""Batches of `SpaceTrainer`: anchors with the answer to forget, beside retained rows with the answer to keep."""
+"""Batches of the erasure trainers: rows with the answer to forget, beside retained rows with the answer to keep."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from datasets import Dataset
+from PIL import Image
 
 from space_peft.prompts import conversation, encode_conversations, load_rgb
 from space_peft.questions import QuestionSet
-from space_peft.retain import RetainedRows
+from space_peft.retain import RetainedRows, retained_loader  # noqa: F401
 
 
-def forget_rows(anchors: Dataset, names: Sequence[str], questions: QuestionSet) -> list[tuple[int, str, str]]:
-    """Every (anchor, question, answer to forget): the name under each naming question, "yes" under each yes/no one.
+def forget_rows(images: Iterable[Image.Image], names: Sequence[str], questions: QuestionSet) -> list[dict]:
+    """Every image under every question, with the answer to forget: the name under naming questions, "yes" under yes/no.
 
     Args:
-        anchors (`datasets.Dataset`): Refined anchors.
+        images (iterable of `PIL.Image.Image`): Refined anchors, or images of the concept itself.
         names (`list[str]`): The concept's name first, then its aliases.
         questions (`QuestionSet`): Only `naming` and `confirm` are used.
 
     Returns:
-        `list[tuple[int, str, str]]`: Row of the anchor, question, answer.
+        `list[dict]`: Conversations, an image's own one after another.
     """
     asks = [(question, name) for question in questions.naming for name in names]
     asks += [(question.format(name=names[0]), questions.yes) for question in questions.confirm]
-    return [(row, question, answer) for row in range(len(anchors)) for question, answer in asks]
+    # They are few, and each is read many times: decode them once.
+    images = [load_rgb(image) for image in images]
+    return [conversation(question, answer=answer, image=image) for image in images for question, answer in asks]
 
 
 def _endless(n: int, length: int, generator: torch.Generator) -> list[int]:
@@ -37,57 +39,50 @@ def _endless(n: int, length: int, generator: torch.Generator) -> list[int]:
 
 
 class PairedRows(torch.utils.data.Dataset):
-    """One anchor row and `retain_per_anchor` retained rows an item, fixed by the seed.
+    """One row to forget and `retain_per_forget` retained rows an item, fixed by the seed.
 
     The pairing is part of the dataset rather than drawn while training, so that Trainer's own skipping of batches
     brings a resumed run back to exactly where it was.
 
     Args:
-        anchors (`datasets.Dataset`): Refined anchors.
-        rows (`list[tuple[int, str, str]]`): As returned by `forget_rows`.
+        rows (`list[dict]`): Conversations with the answer to forget.
         retained (`RetainedRows`): What must not change.
         indices (`list[int]`): Rows of `retained` that training may use.
         length (`int`): Number of items.
-        retain_per_anchor (`int`): Retained rows an item.
+        retain_per_forget (`int`): Retained rows an item.
         seed (`int`): Of both orders.
     """
 
     def __init__(
         self,
-        anchors: Dataset,
-        rows: Sequence[tuple[int, str, str]],
+        rows: Sequence[dict],
         retained: RetainedRows,
         indices: Sequence[int],
         length: int,
-        retain_per_anchor: int,
+        retain_per_forget: int,
         seed: int,
     ):
-        # Anchors are few and each is read many times: decode them once.
-        self.images = [load_rgb(image) for image in anchors["image"]]
         self.rows, self.retained, self.indices = rows, retained, list(indices)
-        self.retain_per_anchor = retain_per_anchor
+        # Each once, in order: an image is asked about in several rows.
+        self.images = list({id(image): image for row in rows for image in row["images"]}.values())
+        self.retain_per_forget = retain_per_forget
         generator = torch.Generator().manual_seed(seed)
         self.forget_order = _endless(len(rows), length, generator)
-        self.retain_order = _endless(len(self.indices), length * retain_per_anchor, generator)
+        self.retain_order = _endless(len(self.indices), length * retain_per_forget, generator)
 
     def __len__(self) -> int:
         return len(self.forget_order)
 
     def __getitem__(self, item: int) -> dict:
         forget_row = self.forget_order[item]
-        picks = self.retain_order[item * self.retain_per_anchor : (item + 1) * self.retain_per_anchor]
+        picks = self.retain_order[item * self.retain_per_forget : (item + 1) * self.retain_per_forget]
         retain_rows = [self.indices[pick] for pick in picks]
         return {
-            "forget": self.forget_conversation(forget_row),
+            "forget": self.rows[forget_row],
             "forget_row": forget_row,
             "retain": [self.retained[row] for row in retain_rows],
             "retain_rows": retain_rows,
         }
-
-    def forget_conversation(self, row: int) -> dict:
-        """The conversation of one of `rows`."""
-        anchor, question, answer = self.rows[row]
-        return conversation(question, answer=answer, image=self.images[anchor])
 
     def retained_rows(self) -> set[int]:
         """Every retained row that some item holds."""
@@ -127,18 +122,5 @@ def forget_loader(processor, data: PairedRows, batch_size: int):
     return torch.utils.data.DataLoader(
         range(len(data.rows)),
         batch_size=batch_size,
-        collate_fn=lambda rows: encode_conversations(processor, [data.forget_conversation(row) for row in rows]),
-    )
-
-
-def retained_loader(processor, retained: RetainedRows, indices: Sequence[int], batch_size: int):
-    """A dataloader of encoded retained rows, for fitting and for the certificate.
-
-    Text-only rows come first: in one batch with images, which take many tokens, they would be mostly padding.
-    """
-    shown = retained.has_image()
-    return torch.utils.data.DataLoader(
-        torch.utils.data.Subset(retained, sorted(indices, key=lambda index: (shown[index], index))),
-        batch_size=batch_size,
-        collate_fn=lambda rows: encode_conversations(processor, rows),
+        collate_fn=lambda rows: encode_conversations(processor, [data.rows[row] for row in rows]),
     )

@@ -12,6 +12,8 @@ import json
 
 from datasets import Dataset, Value
 
+from ..safe_json import parse_json
+
 
 PROVENANCE_COLUMN = "score"
 
@@ -32,8 +34,8 @@ def anchor_info(dataset: Dataset) -> dict:
     feature = dataset.features.get(PROVENANCE_COLUMN)
     text = getattr(feature, "id", None)
     try:
-        info = json.loads(text) if text else None
-    except json.JSONDecodeError:
+        info = parse_json(text.encode(), where="the provenance") if text else None
+    except ValueError:
         info = None
     if not isinstance(info, dict) or "concept" not in info:
         raise ValueError(

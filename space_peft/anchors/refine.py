@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..features import tap_image_features
-from ..losses import answer_labels, log1mexp, name_log_prob
+from ..losses import answer_labels, name_log_prob
 from ..prompts import answer_logits, build_batch, load_rgb, name_tokens, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from .encoders import OwnSpaceEncoder
 from .info import anchor_info, set_anchor_info
-from .pixels import PixelLayout, encode_image, find_layout, image_statistics, tolerance_of
+from .pixel_ascent import ascend_pixels, frozen, layout_batches
 from .select import concept_embedding
 
 
@@ -30,16 +28,6 @@ def text_anchor(model, processor, concept: str, info: dict) -> torch.Tensor:
     encoder = OwnSpaceEncoder(model, processor)
     names = {"aliases": info.get("aliases") or (), "description": info.get("description")}
     return torch.as_tensor(concept_embedding(encoder, concept, **names))
-
-
-def _to_images(pixels: torch.Tensor) -> list[Image.Image]:
-    """`(n, 3, h, w)` in [0, 1] to 8-bit images."""
-    array = (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(image) for image in array]
-
-
-def _total_variation(x: torch.Tensor) -> torch.Tensor:
-    return (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
 
 
 @torch.no_grad()
@@ -129,38 +117,29 @@ def refine_anchors(
     concept = concept or info.get("concept")
     if not concept:
         raise ValueError("the anchors carry no concept (not made by `select_anchors`?): pass `concept=`.")
-    was_training = model.training
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
+    # One question a step, naming and yes/no in turn.
+    prompts = [
+        [(question, concept) for question in questions.naming],
+        [(question.format(name=concept), questions.yes) for question in questions.confirm],
+    ]
+    with frozen(model):
         raw = [load_rgb(image) for image in anchors["image"]]
         e_c = text_anchor(model, processor, concept, info)
         generator = torch.Generator().manual_seed(seed)
-        groups = _by_layout(processor, raw)
-        batches = [
-            (layout, rows[start : start + batch_size])
-            for layout, rows in groups
-            for start in range(0, len(rows), batch_size)
-        ]
+        batches = layout_batches(processor, raw, batch_size)
         refined = [None] * len(raw)
-        bar = tqdm(total=len(batches) * steps, desc="Refining anchors", disable=not progress)
-        for layout, rows in batches:
-            part = _refine_batch(
-                model, processor, layout, [raw[row] for row in rows], concept, e_c, questions, steps, learning_rate,
-                total_variation, feature_weight, max_shift, generator, bar,
-            )  # fmt: skip
-            for row, image in zip(rows, part):
-                refined[row] = image
-        bar.close()
+        with tqdm(total=len(batches) * steps, desc="Refining anchors", disable=not progress) as bar:
+            for layout, rows in batches:
+                part = ascend_pixels(
+                    model, processor, layout, [raw[row] for row in rows], prompts, steps=steps,
+                    learning_rate=learning_rate, total_variation=total_variation, max_shift=max_shift,
+                    generator=generator, feature_weight=feature_weight, concept=e_c, on_step=lambda _: bar.update(),
+                )  # fmt: skip
+                for row, image in zip(rows, part):
+                    refined[row] = image
         question = questions.naming[0]
         before = name_probabilities(model, processor, raw, question, concept, batch_size=batch_size)
         after = name_probabilities(model, processor, refined, question, concept, batch_size=batch_size)
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        model.train(was_training)
     columns = anchors.remove_columns([c for c in ("image", "raw_image") if c in anchors.column_names]).to_dict()
     columns = {"image": refined, "raw_image": raw, **columns, "p_name_before": before, "p_name_after": after}
     settings = {
@@ -171,73 +150,3 @@ def refine_anchors(
     return set_anchor_info(
         Dataset.from_dict(columns), {**info, "concept": concept, "stage": "refined", "refinement": settings}
     )
-
-
-def _by_layout(processor, images: Sequence[Image.Image]) -> list[tuple[PixelLayout, list[int]]]:
-    """The rows that are refined at the same size, with that size's layout; sizes in order of appearance."""
-    known: dict[tuple[int, int], PixelLayout | None] = {}
-    groups: dict[tuple[int, int], tuple[PixelLayout, list[int]]] = {}
-    for row, image in enumerate(images):
-        layout = find_layout(processor, image, known)
-        groups.setdefault((layout.height, layout.width), (layout, []))[1].append(row)
-    return list(groups.values())
-
-
-def _refine_batch(
-    model, processor, layout, images, concept, e_c, questions, steps, learning_rate, total_variation, feature_weight,
-    max_shift, generator, bar,
-) -> list[Image.Image]:  # fmt: skip
-    """Refines images of one layout; all tensors in normalised pixel units, `(n, 3, height, width)`."""
-    parameter = next(model.parameters())
-    mean, std = (value.to(parameter.device) for value in image_statistics(processor))
-    low, high = (0 - mean) / std, (1 - mean) / std
-    pixels = torch.stack([layout.start(processor, image) for image in images]).to(parameter.device)
-    layout = layout.to(parameter.device)
-    # The prompts never change, only the pixels do: encode each question once, with images of the size to be stored.
-    started = _to_images(pixels * std + mean)
-    asks = [_prompt(processor, started, question, concept, model) for question in questions.naming]
-    confirms = [
-        _prompt(processor, started, question.format(name=concept), questions.yes, model)
-        for question in questions.confirm
-    ]
-    delta = torch.zeros_like(pixels).requires_grad_(True)
-    optimizer = torch.optim.Adam([delta], lr=learning_rate)
-    shift = max(1, int(max_shift * pixels.shape[-1])) if max_shift > 0 else 0
-    for step in range(steps):
-        shifts = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
-        x = torch.maximum(torch.minimum(pixels + delta, high), low)
-        x = layout(torch.roll(x, shifts, dims=(2, 3))).to(parameter.dtype)
-        # One question a step, naming and yes/no in turn: Adam's momentum averages over them at the cost of one.
-        kind = confirms if confirms and step % 2 else asks
-        batch, targets = kind[int(torch.randint(len(kind), (1,), generator=generator))]
-        with tap_image_features(model) as features:
-            logits = answer_logits(model, {**batch, "pixel_values": x})
-        # Summed over images: each image's gradient, and so Adam's step, is its own.
-        log_prob = name_log_prob(logits, targets)
-        # Log-odds rather than log p: they go on rising when p is near 1, so that anchors end up no weaker evidence of
-        # the concept than its own images are.
-        loss = total_variation * _total_variation(delta) * len(images) - (log_prob - log1mexp(log_prob)).sum()
-        if feature_weight:
-            loss = loss - feature_weight * F.cosine_similarity(features[0], e_c.to(features[0]), dim=-1).sum()
-        (delta.grad,) = torch.autograd.grad(loss, [delta])
-        optimizer.step()
-        bar.update()
-    final = torch.maximum(torch.minimum(pixels + delta.detach(), high), low)
-    stored = _to_images(final * std + mean)
-    shown = torch.cat([encode_image(processor, image)["pixel_values"] for image in stored])
-    difference = (shown - layout(final).cpu()).abs().max().item()
-    if difference > tolerance_of(layout, std):
-        raise ValueError(
-            f"{type(processor.image_processor).__name__} shows the model a refined image that differs from the one "
-            f"optimised by {difference:.3f} (normalised units), so refined images could not be stored. Use unrefined "
-            "anchors with this processor."
-        )
-    return stored
-
-
-def _prompt(processor, images, question, answer, model):
-    """Inputs without pixels but with labels, and the answer's target tokens `(n, t)`."""
-    batch = build_batch(processor, [question] * len(images), images=images, answers=[answer] * len(images))
-    batch = to_device(batch, model)
-    batch.pop("pixel_values")
-    return batch, name_tokens(answer_labels(batch["labels"]), processor.tokenizer)

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from tqdm.auto import tqdm
 
+from ..dataset_source import dataset_source
 from ..distributed import gather_objects
 from ..names import mentions
 from .embeddings import embed_pool, embed_rows, indexed_embeddings
@@ -359,6 +360,7 @@ def _pool_info(pool: Pool, exclude_by_caption: bool, excluded: dict[str, int], k
         "k": k,
         "anchors": got,
         "pool": {
+            **dataset_source(pool.data),
             "fingerprint": pool.fingerprint,
             "rows": len(pool),
             "image_column": pool.image_column,

@@ -16,6 +16,7 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..anchors import refine_anchors, select_anchors, select_random_anchors
+from ..card_data import ErasureCardData
 from ..config import SpaceLoraConfig
 from ..evaluation import ErasureReport, Probe, ProbeResults, evaluate_probes
 from . import DEMO_QUESTIONS, load_demo_images, load_demo_model
@@ -173,6 +174,12 @@ def erase(
             tokens_per_row=settings.tokens_per_row,
         ),
         questions=DEMO_QUESTIONS,
+        card_data=ErasureCardData(
+            base_model="space-peft/demo-llava",
+            license="apache-2.0",
+            language="en",
+            reason="A demonstration: the embedded model knows drawings of everyday things, and nobody is harmed by one's name.",
+        ),
     )
     trainer.null_space.project_gradient = settings.project_gradient
     # A line a step is for those who watch training; the demo's reader wants the bar and the result.
@@ -227,7 +234,7 @@ def run_demo(concept: str, output: str | os.PathLike, *, seed: int = 0, progress
         run.trainer.save_model()
         run.report.save(building)
         draw_pictures(run, building / "pictures")
-        write_card(building, base_model="space-peft/demo-llava", license="apache-2.0")
+        write_card(building)
         if output.exists():
             shutil.rmtree(output)
         building.rename(output)

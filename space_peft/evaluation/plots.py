@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .._io import atomic_path
+from ..escape import plain_line
 from ..prompts import load_rgb
 from .probes import Probe, ProbeResults
 from .report import ErasureReport
@@ -57,8 +58,8 @@ def _save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
 
 
 def _short(text: str, width: int) -> str:
-    text = " ".join(str(text).split())
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+    # Between two dollars matplotlib would read a formula.
+    return plain_line(text, width).replace("$", r"\$")
 
 
 def _empty(path: str | os.PathLike, message: str, dpi: int) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .._io import atomic_path, write_json
+from ..escape import markdown_text
+from ..safe_json import read_json
 from .probes import REPORT_KEYS, ProbeResults
 
 
@@ -149,8 +151,9 @@ class ErasureReport:
         if self.results is not None:
             for when, results in zip(("before", "after"), self.results, strict=True):
                 results.save_answers(folder / f"answers_{when}.jsonl")
+        page = f"# Erasing {markdown_text(self.concept)}\n\n{self.to_table(markdown=True)}\n"
         with atomic_path(folder / "report.md") as temporary:
-            temporary.write_text(f"# Erasing {self.concept}\n\n{self.to_table(markdown=True)}\n", encoding="utf-8")
+            temporary.write_text(page, encoding="utf-8")
         write_json(folder / REPORT_NAME, self.to_dict())
         return folder / REPORT_NAME
 
@@ -164,15 +167,15 @@ class ErasureReport:
         """
         path = Path(path)
         path = path / REPORT_NAME if path.is_dir() else path
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON: {error}.") from error
+        content = read_json(path, kind="erasure report")
         expected = ("concept", "seed", "settings", "versions", "before", "after", "seconds")
-        missing = [key for key in expected if not isinstance(content, dict) or key not in content]
+        missing = [key for key in expected if key not in content]
         if missing:
             raise ValueError(f"{path} is no erasure report: it lacks {missing}.")
-        return cls(**{key: content[key] for key in expected})
+        try:
+            return cls(**{key: content[key] for key in expected})
+        except (AttributeError, TypeError) as error:  # Scores that are no objects, values that are no numbers.
+            raise ValueError(f"{path} is no erasure report: {error}.") from error
 
 
 def _cell(score: dict) -> str:

@@ -1,0 +1,262 @@
+"""Loading an erased model back, with every check that can be made on the way."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.save_and_load import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from space_peft.base_commit import loaded_commit
+from space_peft.canary import CANARY_NAME, Canary, CanaryResult, check_canary
+from space_peft.card_data import is_local_path
+from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.escape import plain_line
+from space_peft.manifest import MANIFEST_NAME, check_manifest
+
+from .source import AdapterSource, RecordedBase, fetch, recorded_base, refuse_unsafe
+
+
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def load_erased(
+    repo_or_folder: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    base_model: str | os.PathLike | nn.Module | None = None,
+    check_canary: bool = True,
+    **model_kwargs,
+) -> PeftModel:
+    """Loads an erased model: its base model, and the adapter on it.
+
+    `PeftModel.from_pretrained` does the same; this checks as well that the files are those that were published, that
+    every weight of the adapter finds its place, that the base model is the recorded one, and that the canary's questions
+    are answered as they were after training. Nothing is unpickled and no code of a repository is run.
+
+    Args:
+        repo_or_folder (`str` or `os.PathLike`): Hub id or folder of the adapter.
+        revision (`str`, *optional*): Branch, tag or commit of the adapter. Only the hash of a commit protects against
+            an author, or somebody with the author's token, who publishes something else later.
+        token (`str` or `bool`, *optional*): For the adapter and the base model, as in huggingface_hub.
+        base_model (`str`, `os.PathLike` or `torch.nn.Module`, *optional*): Hub id, folder, or the loaded base model
+            itself, which then carries the adapter; by default the one recorded, at the recorded commit.
+        check_canary (`bool`, defaults to `True`): Whether to ask the canary's questions.
+        model_kwargs: Arguments of the base model's `from_pretrained`, e.g. `dtype` (by default "auto") or `device_map`.
+
+    Returns:
+        [`~peft.PeftModel`]: In evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no adapter.
+        ValueError: If any check fails; the message names the file.
+        huggingface_hub.errors.HfHubHTTPError: If the repository cannot be downloaded.
+        ConnectionError: If the connection breaks.
+
+    Example:
+
+    ```python
+    >>> from space_peft.hub_cards import load_erased
+
+    >>> model = load_erased("user/model-without-fox", revision="5d5c9f8a...")
+    ```
+    """
+    source = fetch(repo_or_folder, revision=revision, token=token)
+    refuse_unsafe(source)
+    try:
+        problems = check_manifest(source.folder)
+    except FileNotFoundError:
+        problems = []
+        if source.repo_id is not None:
+            warnings.warn(
+                f"{source.repo_id!r} has no {MANIFEST_NAME}, so nothing says whether its files are those that were "
+                "published; it was not pushed with space-peft, or the manifest was removed.",
+                stacklevel=2,
+            )
+    if problems:
+        listed = "; ".join(f"{plain_line(problem.file)}: {problem.message}" for problem in problems[:5])
+        raise ValueError(f"{len(problems)} files are not as they were published. {listed}")
+    recorded = recorded_base(source)
+    model = attach_adapter(source, load_base(recorded, base_model, token=token, **model_kwargs))
+    warn_about_base(model, recorded, revision=model_kwargs.get("revision"))
+    if not check_canary:
+        return model
+    result = ask_canary(source, model, token=token)
+    if result is None:
+        warnings.warn(
+            f"the adapter comes without {CANARY_NAME}, so whether it answers as it did after training was not checked.",
+            stacklevel=2,
+        )
+    elif found := canary_problems(result):
+        raise ValueError(f"the model does not answer as it did after training. {' '.join(found)}")
+    return model
+
+
+def load_base(
+    recorded: RecordedBase, base_model: str | os.PathLike | nn.Module | None = None, *, token=None, **model_kwargs
+) -> nn.Module:
+    """Loads the base model of an adapter, without running code of its repository.
+
+    Args:
+        recorded (`RecordedBase`): What the adapter says.
+        base_model (`str`, `os.PathLike` or `torch.nn.Module`, *optional*): See [`load_erased`].
+        token (`str` or `bool`, *optional*): See [`load_erased`].
+        model_kwargs: See [`load_erased`].
+
+    Raises:
+        ValueError: If there is no base model to load, or `trust_remote_code` is asked for.
+    """
+    if isinstance(base_model, nn.Module):
+        if model_kwargs:
+            raise ValueError(
+                f"`base_model` is loaded already, so {sorted(model_kwargs)} come too late; leave them out."
+            )
+        return base_model
+    if model_kwargs.pop("trust_remote_code", False):
+        raise ValueError(
+            "`trust_remote_code` is True, but an adapter must not choose what code runs here. If you trust the base "
+            "model's code, load it yourself and pass the model as `base_model`."
+        )
+    name = recorded.name if base_model is None else os.fspath(base_model)
+    if not name:
+        raise ValueError("the adapter does not say what its base model is; give `base_model`.")
+    if name == recorded.name and recorded.revision:
+        model_kwargs.setdefault("revision", recorded.revision)
+    options = {"dtype": "auto", "use_safetensors": True, "token": token, **model_kwargs}
+    return AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=False, **options)
+
+
+def attach_adapter(source: AdapterSource, base: nn.Module) -> PeftModel:
+    """Puts the adapter on its base model; every weight must find its place, and every place its weight.
+
+    Args:
+        source (`AdapterSource`): The adapter.
+        base (`torch.nn.Module`): The base model, changed in place.
+
+    Raises:
+        FileNotFoundError: If there are no weights.
+        ValueError: If they are damaged or do not fit.
+    """
+    folder = source.folder
+    stored = adapter_keys(folder)
+    kind = SpaceLoraConfig if (folder / SPACE_CONFIG_NAME).is_file() else LoraConfig
+    config = kind.from_pretrained(str(folder))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # An error, below.
+        try:
+            model = PeftModel.from_pretrained(base, str(folder), config=config)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise ValueError(
+                f"{SAFETENSORS_WEIGHTS_NAME} does not fit the base model {_name(base)!r}. Is it the one that the adapter "
+                f"was trained on? PEFT says: {plain_line(error, 400)}"
+            ) from error
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    missing, unexpected = wanted - stored, stored - wanted
+    if getattr(base, "_checkpoint_conversion_mapping", None) and len(missing) == len(unexpected):
+        missing = unexpected = set()  # Older names of the same weights, which PEFT has translated.
+    for keys, problem in ((missing, "lacks"), (unexpected, "holds, without a place in the model,")):
+        if keys:
+            raise ValueError(
+                f"{SAFETENSORS_WEIGHTS_NAME} {problem} {len(keys)} weights, the first is {min(keys)!r:.200}. It was "
+                "changed, or does not belong to this adapter_config.json and base model."
+            )
+    return model
+
+
+def adapter_keys(folder: Path) -> set[str]:
+    """Names of the weights in `adapter_model.safetensors`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged.
+    """
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"no {SAFETENSORS_WEIGHTS_NAME} in {str(folder)!r}; it holds no adapter.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{SAFETENSORS_WEIGHTS_NAME} is damaged or cut off: {error}. Download it again.") from error
+
+
+def warn_about_base(model: nn.Module, recorded: RecordedBase, revision: str | None = None) -> None:
+    """Warns if the base model is another repository or commit than the recorded one; what it answers is the canary's matter.
+
+    Args:
+        model (`torch.nn.Module`): The loaded model.
+        recorded (`RecordedBase`): What the adapter says.
+        revision (`str`, *optional*): What was asked for when the base model was loaded.
+    """
+    name = _name(model)
+    if not recorded.name or is_local_path(recorded.name) or is_local_path(name):
+        return
+    commit = loaded_commit(name, revision)
+    wanted = recorded.revision if recorded.revision and _FULL_COMMIT.fullmatch(recorded.revision) else None
+    if name != recorded.name or wanted and commit and commit != wanted:
+        told = [
+            f"{place!r:.120}" + (f" at commit {at}" if at else "")
+            for place, at in ((recorded.name, wanted), (name, commit))
+        ]
+        warnings.warn(
+            f"the adapter was trained on {told[0]}; this is {told[1]}. What was measured of the erasure need not hold for it.",
+            stacklevel=3,
+        )
+
+
+def ask_canary(source: AdapterSource, model: PeftModel, *, token=None) -> CanaryResult | None:
+    """Asks the canary's questions; `None` if the adapter has none.
+
+    Raises:
+        ValueError: If the canary is damaged.
+        OSError: If there is no processor, neither with the adapter nor with the base model.
+    """
+    if not (source.folder / CANARY_NAME).is_file():
+        return None
+    canary = Canary.load(source.folder)
+    processor = AutoProcessor.from_pretrained(processor_place(source, model), trust_remote_code=False, token=token)
+    return check_canary(model, processor, canary)
+
+
+def processor_place(source: AdapterSource, model: nn.Module) -> str:
+    """Where the processor is: with the adapter, else with the base model."""
+    own = any((source.folder / name).is_file() for name in _PROCESSOR_FILES)
+    return str(source.folder) if own else _name(model)
+
+
+def canary_problems(result: CanaryResult) -> list[str]:
+    """What a canary found, as sentences; empty if all is well."""
+    problems = []
+    if result.damaged:
+        problems.append(f"{CANARY_NAME}: {result.damaged[0]} ({len(result.damaged)} of {result.count}).")
+    if result.base:
+        problems.append(
+            f"The base model is not the one the adapter was trained on: {len(result.base)} of the {result.base_compared} "
+            f"weights recorded of it are others, the first is {result.base[0]!r:.120}."
+        )
+    if result.deployed:
+        problems.append(
+            f"Without the adapter, {len(result.deployed)} of {result.count} answers are others: the base model, its "
+            f"processor or precision is not the one recorded. {plain_line(result.deployed[0], 400)}."
+        )
+    if result.erased:
+        problems.append(
+            f"With the adapter, {len(result.erased)} of {result.count} answers are others. "
+            f"{plain_line(result.erased[0], 400)}."
+        )
+    if not result.acts:
+        problems.append("The adapter has no effect on any answer.")
+    return problems
+
+
+def _name(model: nn.Module) -> str:
+    return str(getattr(model.config, "_name_or_path", "") or "")

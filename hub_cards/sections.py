@@ -1,0 +1,209 @@
+"""What the card's sections say, as plain values: the template puts them into words and escapes them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+
+from space_peft.evaluation.report import LABELS
+
+from .facts import ErasureFacts
+
+
+# Report key -> what it says to someone who has not read the paper.
+MEANING = {
+    "forget": "images of the concept, never used in training, on which it is still named",
+    "generality": "the same under questions never trained on, and yes/no questions answered yes",
+    "retain": "images of other concepts still answered as before",
+    "retain_unseen_style": "the same in a style the erasure was not trained on",
+    "siblings": "images of the same kind as the concept still answered as before",
+    "text": "text-only questions about other concepts answered",
+    "text_target": "text-only questions about the concept answered: kept on purpose",
+    "fluency": "answers that are a sensible name or a refusal, not garbage",
+}
+# Attack -> what is not known unless it was tried: in short, and in full.
+UNTESTED_ATTACKS = {
+    "relearning": (
+        "relearning",
+        "relearning: whether fine-tuning on a few images of the concept brings it back",
+    ),
+    "quantization": (
+        "quantisation",
+        "quantisation: whether the erasure survives rounding the merged model to 8 or 4 bits",
+    ),
+    "audit": (
+        "adversarial images",
+        "adversarial images: whether pixels can be optimised until the erased model says the name",
+    ),
+    "perturbation": (
+        "changed images",
+        "changed images: the concept under noise, crops, flips",
+    ),
+    "linear_probe": (
+        "hidden states",
+        "hidden states: whether the concept can still be read off them",
+    ),
+}
+NEVER_TESTED = (
+    "other languages than those of the probes' questions",
+    "prompts with several images, video, conversations of several turns",
+)
+_FORGOTTEN = 0.05
+# `max_lora_rank` takes one of these: https://docs.vllm.ai/en/stable/api/vllm/config/lora/
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def wilson_interval(share: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share.
+
+    Args:
+        share (`float`): Hits / n, in [0, 1].
+        n (`int`): Number of independent trials, at least 1.
+        z (`float`, defaults to 1.96): Quantile of the normal distribution.
+
+    Returns:
+        `tuple[float, float]`: Lower and upper end, in [0, 1].
+    """
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def results_rows(facts: ErasureFacts) -> list[dict]:
+    """One row a probe: `key`, `before`, `after`, `interval` (of after), `n`, `meaning`, `better`."""
+    rows = []
+    for key, after in facts.report.after.items() if facts.report else ():
+        if after["value"] is None:
+            continue
+        before = facts.report.before.get(key, {})
+        rows.append(
+            {
+                "key": key,
+                "before": before.get("value"),
+                "after": after["value"],
+                "accuracies": [score.get("accuracy", {}).get("value") for score in (before, after)],
+                "interval": wilson_interval(after["value"], after["n"]),
+                "n": after["n"],
+                "meaning": MEANING.get(key, "a probe of the author's"),
+                "better": LABELS[key][1] if key in LABELS else "",
+            }
+        )
+    return rows
+
+
+def verdict(facts: ErasureFacts) -> str:
+    """`"erased"`, `"partly"` or `"unknown"`: how much the first sentence of the card may claim."""
+    value = facts.report.after["forget"]["value"] if facts.report else None
+    if value is None:
+        return "unknown"
+    return "erased" if value <= _FORGOTTEN else "partly"
+
+
+def not_tested(facts: ErasureFacts) -> list[str]:
+    """What a reader must not assume: probes without rows, attacks not tried, and what the author names."""
+    missing = [
+        f"{key}: {MEANING[key]}" for key in MEANING if facts.report is None or facts.report.after[key]["value"] is None
+    ]
+    attacks = [text for name, (_, text) in UNTESTED_ATTACKS.items() if name not in facts.attacks]
+    return [*missing, *attacks, *NEVER_TESTED, *facts.data.not_tested]
+
+
+def certificate_summary(facts: ErasureFacts, worst: int = 5) -> dict | None:
+    """Median over layers, and the layers that change most."""
+    certificate = facts.certificate
+    if certificate is None or not certificate.layers:
+        return None
+    columns = ("bound", "change", "relative_change")
+    values = {column: [float(getattr(layer, column)) for layer in certificate.layers] for column in columns}
+    return {
+        "layers": len(certificate.layers),
+        "median": {column: statistics.median(values[column]) for column in columns},
+        "largest": max(values["relative_change"]),
+        "worst": certificate.worst(worst),
+        "within": sum(change <= bound for change, bound in zip(values["change"], values["bound"])),
+        "fitted": certificate.fitted_counts,
+        "measured": certificate.measured_counts,
+    }
+
+
+def anchors_summary(facts: ErasureFacts) -> dict | None:
+    """Counts, scores and probabilities of the anchors; `None` for a method without anchors."""
+    provenance = facts.provenance or {}
+    rows = provenance.get("anchors")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    captions = Counter(str(row["caption"]) for row in rows if row.get("caption"))
+    excluded = provenance.get("excluded")
+    excluded = excluded if isinstance(excluded, dict) else {}
+    refinement, pool = provenance.get("refinement"), provenance.get("pool")
+    pool = pool if isinstance(pool, dict) else {}
+    return {
+        "count": len(rows),
+        "selected_by": provenance.get("method"),
+        "encoder": provenance.get("encoder"),
+        "pool": {key: pool.get(key) for key in ("rows", "fingerprint")},
+        "threshold": provenance.get("threshold"),
+        "upper_threshold": provenance.get("upper_threshold"),
+        "excluded": sorted(excluded.items(), key=lambda pair: isinstance(pair[1], int) and -pair[1]),
+        "score": _spread(rows, "score"),
+        "before": _spread(rows, "p_name_before"),
+        "after": _spread(rows, "p_name_after"),
+        "refinement": _shown(refinement) if isinstance(refinement, dict) else {},
+        "captions": [] if facts.redacted else captions.most_common(8),
+    }
+
+
+def _shown(settings: dict) -> dict:
+    """The numbers among the settings: questions are long."""
+    return {key: value for key, value in settings.items() if isinstance(value, (int, float))}
+
+
+def _spread(rows: list[dict], key: str) -> dict | None:
+    values = [row[key] for row in rows if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])]
+    if not values:
+        return None
+    return {
+        "mean": statistics.fmean(values),
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def settings_tables(facts: ErasureFacts) -> dict[str, dict]:
+    """Settings that differ from the defaults, by config; those of the report where the trainer recorded none."""
+    tables = {name: dict(values) for name, values in facts.data.settings.items() if values}
+    if not tables and facts.report and facts.report.settings:
+        tables["Run"] = {key: value for key, value in facts.report.settings.items() if value not in (None, {}, [])}
+    return tables
+
+
+def adapter_summary(facts: ErasureFacts) -> dict:
+    """Rank, size and place of the adapter, and how vLLM takes it."""
+    rank = facts.adapter.get("r")
+    rank = rank if isinstance(rank, int) else None
+    return {
+        "rank": rank,
+        "alpha": facts.adapter.get("lora_alpha"),
+        "layers": len(facts.layers),
+        "parameters": facts.parameters,
+        "vision": facts.moves_vision,
+        "vllm_rank": next((allowed for allowed in _VLLM_RANKS if rank and allowed >= rank), None),
+    }
+
+
+def run_summary(facts: ErasureFacts) -> dict:
+    """Seed, steps, versions, hardware, time and date: from the trainer, else from the report."""
+    data, report = facts.data, facts.report
+    seconds = {**(report.seconds if report else {}), **data.seconds}
+    devices = data.hardware.get("devices")
+    return {
+        "seed": data.seed if data.seed is not None else report and report.seed,
+        "steps": data.steps if data.steps is not None else report and report.settings.get("steps"),
+        "versions": {k: v for k, v in (data.versions or (report.versions if report else {})).items() if v},
+        "devices": devices if isinstance(devices, dict) else {},
+        "processes": data.hardware.get("processes"),
+        "seconds": seconds,
+        "created": data.created,
+    }

@@ -1,0 +1,149 @@
+"""Optimising an image's pixels until a model gives an answer: what refinement and the audit have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..features import tap_image_features
+from ..losses import answer_labels, log1mexp, name_log_prob
+from ..prompts import answer_logits, build_batch, name_tokens, to_device
+from .pixels import PixelLayout, encode_image, find_layout, image_statistics, tolerance_of
+
+
+@contextmanager
+def frozen(model) -> Iterator[None]:
+    """The model in evaluation mode and without gradients of its weights; both are as before afterwards."""
+    was_training = model.training
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        model.train(was_training)
+
+
+def layout_batches(processor, images: Sequence[Image.Image], batch_size: int) -> list[tuple[PixelLayout, list[int]]]:
+    """Batches of rows that are optimised at the same size, with that size's layout; sizes in order of appearance."""
+    known: dict[tuple[int, int], PixelLayout | None] = {}
+    groups: dict[tuple[int, int], tuple[PixelLayout, list[int]]] = {}
+    for row, image in enumerate(images):
+        layout = find_layout(processor, image, known)
+        groups.setdefault((layout.height, layout.width), (layout, []))[1].append(row)
+    return [
+        (layout, rows[start : start + batch_size])
+        for layout, rows in groups.values()
+        for start in range(0, len(rows), batch_size)
+    ]
+
+
+@torch.enable_grad()
+def ascend_pixels(
+    model,
+    processor,
+    layout: PixelLayout,
+    images: Sequence[Image.Image],
+    prompts: Sequence[Sequence[tuple[str, str]]],
+    *,
+    steps: int,
+    learning_rate: float,
+    total_variation: float,
+    max_shift: float,
+    generator: torch.Generator,
+    feature_weight: float = 0.0,
+    concept: torch.Tensor | None = None,
+    on_step: Callable[[torch.Tensor], None] | None = None,
+) -> list[Image.Image]:
+    """Moves the pixels of images of one layout so that the model gives an answer.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): Within `frozen`.
+        processor (`ProcessorMixin`): Its processor.
+        layout (`PixelLayout`): Of all the images.
+        images (`list[PIL.Image.Image]`): Where to start.
+        prompts (`list[list[tuple[str, str]]]`): Groups of (question, wanted answer). Steps take the groups in turn and
+            one of a group's prompts by chance.
+        steps (`int`): Steps of Adam.
+        learning_rate (`float`): In units of normalised pixels.
+        total_variation (`float`): Weight of the smoothness penalty on the perturbation.
+        max_shift (`float`): Largest random shift, as a share of the image's side.
+        generator (`torch.Generator`): Of shifts and prompts.
+        feature_weight (`float`, defaults to 0): Weight of the cosine of the image's features to `concept`.
+        concept (`torch.Tensor`, *optional*): `(d,)`, e_c.
+        on_step (`Callable`, *optional*): Called with log p(answer) `(n,)` of the images as a step finds them.
+
+    Returns:
+        `list[PIL.Image.Image]`: The images as 8-bit pictures, in the model's size.
+
+    Raises:
+        ValueError: If the processor shows the model something else than was optimised.
+    """
+    parameter = next(model.parameters())
+    mean, std = (value.to(parameter.device) for value in image_statistics(processor))
+    low, high = (0 - mean) / std, (1 - mean) / std
+    # All tensors in normalised pixel units, (n, 3, height, width).
+    pixels = torch.stack([layout.start(processor, image) for image in images]).to(parameter.device)
+    layout = layout.to(parameter.device)
+    # The prompts never change, only the pixels do: encode each question once, with images of the size to be stored.
+    started = to_images(pixels * std + mean)
+    encoded = [[_encode(processor, started, *prompt, model) for prompt in group] for group in prompts if group]
+    delta = torch.zeros_like(pixels).requires_grad_(True)
+    optimizer = torch.optim.Adam([delta], lr=learning_rate)
+    shift = max(1, int(max_shift * pixels.shape[-1])) if max_shift > 0 else 0
+    for step in range(steps):
+        shifts = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
+        x = torch.maximum(torch.minimum(pixels + delta, high), low)
+        x = layout(torch.roll(x, shifts, dims=(2, 3))).to(parameter.dtype)
+        # One question a step: Adam's momentum averages over them at the cost of one.
+        group = encoded[step % len(encoded)]
+        batch, targets = group[int(torch.randint(len(group), (1,), generator=generator))]
+        with tap_image_features(model) as features:
+            logits = answer_logits(model, {**batch, "pixel_values": x})
+        # Summed over images: each image's gradient, and so Adam's step, is its own.
+        log_prob = name_log_prob(logits, targets)
+        if on_step is not None:
+            on_step(log_prob.detach())
+        # Log-odds rather than log p: they go on rising when p is near 1, so that anchors end up no weaker evidence of
+        # the concept than its own images are.
+        loss = total_variation * _total_variation(delta) * len(images) - (log_prob - log1mexp(log_prob)).sum()
+        if feature_weight:
+            loss = loss - feature_weight * F.cosine_similarity(features[0], concept.to(features[0]), dim=-1).sum()
+        (delta.grad,) = torch.autograd.grad(loss, [delta])
+        optimizer.step()
+    final = torch.maximum(torch.minimum(pixels + delta.detach(), high), low)
+    stored = to_images(final * std + mean)
+    shown = torch.cat([encode_image(processor, image)["pixel_values"] for image in stored])
+    difference = (shown - layout(final).cpu()).abs().max().item()
+    if difference > tolerance_of(layout, std):
+        raise ValueError(
+            f"{type(processor.image_processor).__name__} shows the model an image that differs from the one "
+            f"optimised by {difference:.3f} (normalised units), so optimised images cannot be stored. Anchors can be "
+            "used without refinement with this processor."
+        )
+    return stored
+
+
+def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """`(n, 3, h, w)` in [0, 1] to 8-bit images."""
+    array = (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(image) for image in array]
+
+
+def _total_variation(x: torch.Tensor) -> torch.Tensor:
+    return (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
+
+
+def _encode(processor, images, question, answer, model):
+    """Inputs without pixels but with labels, and the answer's target tokens `(n, t)`."""
+    batch = build_batch(processor, [question] * len(images), images=images, answers=[answer] * len(images))
+    batch = to_device(batch, model)
+    batch.pop("pixel_values")
+    return batch, name_tokens(answer_labels(batch["labels"]), processor.tokenizer)

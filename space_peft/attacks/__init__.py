@@ -1,0 +1,43 @@
+"""Erased, not muted: attacks that try to get a concept back out of an erased model.
+
+Each is a plain function that works with any multimodal model of transformers and returns an `AttackResult`;
+`AttackReport` holds several, as a table, a picture and JSON. Names are imported when first used.
+"""
+
+import importlib
+
+
+_EXPORTS = {
+    "AttackReport": "report",
+    "AttackResult": "results",
+    "AuditResult": "audit",
+    "Search": "audit",
+    "audit_concept": "audit",
+    "ConfirmationResult": "confirmation",
+    "confirmation_attack": "confirmation",
+    "LayerProbe": "linear_probe",
+    "LinearProbeResult": "linear_probe",
+    "linear_probes": "linear_probe",
+    "PERTURBATIONS": "perturbation",
+    "PerturbationResult": "perturbation",
+    "perturbation_attack": "perturbation",
+    "QuantizationResult": "quantization",
+    "quantization_attack": "quantization",
+    "quantize_weights": "quantization",
+    "round_to_nearest": "quantization",
+    "RelearningPoint": "relearning",
+    "RelearningResult": "relearning",
+    "relearning_curve": "relearning",
+    "plot_attacks": "plots",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

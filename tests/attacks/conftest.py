@@ -1,0 +1,49 @@
+"""One small erasure, trained once a session, that all attacks are tried on. Tests leave it as it is."""
+
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def erasure(demo_erasure_data, demo_images, tmp_path_factory):
+    """`model` (PeftModel), `processor`, `concept`, `target` (its images), `others` (images of other concepts)."""
+    from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, anchor_info
+    from space_peft.demo import DEMO_QUESTIONS, load_demo_model
+
+    anchors, retained = demo_erasure_data
+    concept = anchor_info(anchors)["concept"]
+    model, processor = load_demo_model()
+    folder = tmp_path_factory.mktemp("erasure")
+    trainer = SpaceTrainer(
+        model,
+        SpaceConfig(str(folder), max_steps=20, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True),
+        anchors,
+        retained,
+        processing_class=processor,
+        questions=DEMO_QUESTIONS,
+        peft_config=SpaceLoraConfig(r=8, lora_alpha=16, constraint="soft", strength=0.3),
+    )
+    trainer.train()
+    trainer.save_model()
+    others = [row["image"] for row in demo_images.select(range(0, len(demo_images), 24)) if row["name"] != concept]
+    return SimpleNamespace(
+        model=trainer.model.eval(),
+        processor=processor,
+        concept=concept,
+        target=[row["image"] for row in demo_images if row["name"] == concept],
+        others=others,
+        folder=folder,
+    )
+
+
+@pytest.fixture
+def unchanged(erasure):
+    """Fails the test if an attack leaves the erased model's weights, mode or gradients other than it found them."""
+    state = {name: value.clone() for name, value in erasure.model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in erasure.model.parameters()]
+    yield
+    assert not erasure.model.training
+    assert flags == [parameter.requires_grad for parameter in erasure.model.parameters()]
+    for name, value in erasure.model.state_dict().items():
+        assert value.equal(state[name]), name

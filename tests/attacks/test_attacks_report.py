@@ -1,0 +1,207 @@
+"""One report of all attacks: strict, the same after saving, drawn whole or not at all."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from space_peft.attacks import AttackReport, RelearningPoint, RelearningResult, plot_attacks
+from space_peft.attacks.audit import AuditResult, Search
+from space_peft.attacks.command import load_images
+from space_peft.attacks.confirmation import ConfirmationResult
+from space_peft.attacks.linear_probe import LayerProbe, LinearProbeResult, ProbeScore
+from space_peft.attacks.perturbation import PerturbationResult
+from space_peft.attacks.quantization import QuantizationResult
+from space_peft.attacks.report import LABELS
+from space_peft.cli import main
+from space_peft.demo import demo_model_path
+
+
+def results(concept="fox", before=True):
+    """One of each kind, as its attack would return it."""
+    search = Search("fox", (0.25, 0.5), (None, 3), (0.1, 0.2, 0.3, 0.5))
+    points = tuple(
+        RelearningPoint(images, steps, 0.1 * steps, 0.05 * steps, 0.1, 0.1, 4, 0.01)
+        for images in (1, 3) for steps in (0, 10)
+    )  # fmt: skip
+    score = ProbeScore(0.9, 0.8)
+    layers = tuple(
+        LayerProbe(layer, tokens, score, score if before else None, 0.5, 0.6)
+        for layer, tokens in (("vision.0", "image"), ("projector", "image"), ("language.0", "last"))
+    )
+    scores = {"full": {"forget": {"value": 0.0, "n": 4}}, "int4": {"forget": {"value": 0.25, "n": 4}}}
+    shares = {"none": 0.0, "noise": 0.5}
+    return [
+        AuditResult(concept, search, search if before else None, None, ("image", "noise"), {"steps": 4}),
+        RelearningResult(concept, ("wolf",), points, 1.0 if before else None, "all", 1e-4, "what is this?", 0),
+        LinearProbeResult(concept, layers, 4, 20, {}),
+        QuantizationResult(concept, scores, scores if before else None, 64),
+        ConfirmationResult(concept, ("wolf",), 0.1, 0.2, 0.0, 0.0, 0.9 if before else None, 0.1, 8, ("is it {name}?",)),
+        PerturbationResult(concept, shares, shares if before else None, 12, 0),
+    ]
+
+
+def test_every_attack_has_a_label_and_a_panel():
+    from space_peft.attacks.plots import PANELS
+
+    assert [result.name for result in results()] == list(LABELS) == list(PANELS)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_round_trip_and_picture(tmp_path, before):
+    report = AttackReport.from_results("fox", results(before=before))
+    path = report.save(tmp_path / "out")
+    assert AttackReport.load(path) == AttackReport.load(tmp_path / "out") == report
+    content = json.loads(path.read_text())
+    assert set(content) == {"concept", "attacks", "versions"}
+    for entry in content["attacks"].values():
+        assert set(entry) == {"value", "control", "before", "n", "meaning", "details"}
+        assert (entry["before"] is not None) == before
+    with Image.open(tmp_path / "out" / "pictures" / "attacks.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape[0] > 600 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    assert not [file for file in (tmp_path / "out").rglob("*") if ".tmp" in file.name]
+
+
+def test_headlines():
+    attacks = AttackReport.from_results("fox", results()).attacks
+    headline = {name: (entry["value"], entry["control"], entry["before"]) for name, entry in attacks.items()}
+    assert headline == {
+        "audit": (0.5, None, 0.5),
+        "relearning": (1.0, 0.5, 1.0),
+        "linear_probe": (0.9, 0.5, 0.9),
+        "quantization": (0.25, 0.0, 0.25),
+        "confirmation": (0.1, 0.2, 0.9),
+        "perturbation": (0.5, 0.0, 0.5),
+    }
+
+
+def test_tables():
+    report = AttackReport.from_results("fox", results()[:2])
+    plain, markdown = report.to_table(), report.to_table(markdown=True)
+    assert plain.splitlines()[1].split()[-4:] == ["0.500", "0.500", "-", "2"]
+    assert markdown.splitlines()[3] == "| relearned from a few images | 1.000 | 1.000 | 0.500 | 4 |"
+    assert len(plain.splitlines()) == 3 and len(markdown.splitlines()) == 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_pictures_of_some_attacks(tmp_path, count):
+    plot_attacks(AttackReport.from_results("fox", results()[:count]), tmp_path / "some.png")
+    assert Image.open(tmp_path / "some.png").size[0] == 630 * min(count, 3)
+
+
+@pytest.mark.parametrize("concept", ["a $\\frac$ b$", "_under", "x" * 300, "狐 🦊", "100% {name} \\"])
+def test_pictures_of_any_name(tmp_path, concept):
+    found = results(concept)
+    audit = found[0]
+    control = Search(concept, (0.5,), (1,), (0.5,))
+    found[0] = AuditResult(concept, audit.after, audit.before, control, audit.starts, audit.settings)
+    AttackReport.from_results(concept, found).save(tmp_path)
+    assert AttackReport.load(tmp_path).concept == concept
+
+
+def broken(change):
+    content = copy.deepcopy(AttackReport.from_results("fox", results()).to_dict())
+    change(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.pop("versions"), "expected the keys"),
+        (lambda c: c.update(extra=1), "expected the keys"),
+        (lambda c: c.update(concept=""), "`concept`"),
+        (lambda c: c.update(attacks={}), "at least one"),
+        (lambda c: c["attacks"].update(tickling=c["attacks"]["audit"]), "unknown 'tickling'"),
+        (lambda c: c["attacks"]["audit"].pop("n"), "`attacks.audit` must have the keys"),
+        (lambda c: c["attacks"]["audit"].update(value=None), "`attacks.audit.value`"),
+        (lambda c: c["attacks"]["audit"].update(value=1.2), r"in \[0, 1\], got 1.2"),
+        (lambda c: c["attacks"]["audit"].update(control=True), "`attacks.audit.control`"),
+        (lambda c: c["attacks"]["audit"].update(n=0), "`attacks.audit.n`"),
+        (lambda c: c["attacks"]["audit"].update(meaning=""), "`attacks.audit.meaning`"),
+        (lambda c: c["attacks"]["audit"].update(details=[]), "`attacks.audit.details`"),
+        (lambda c: c["attacks"].update(audit=3), "`attacks.audit` must have the keys"),
+    ],
+)
+def test_loading_is_strict(tmp_path, change, message):
+    (tmp_path / "attacks.json").write_text(json.dumps(broken(change)))
+    with pytest.raises(ValueError, match=message):
+        AttackReport.load(tmp_path)
+
+
+def test_nan_is_neither_written_nor_read(tmp_path):
+    search = Search("fox", (float("nan"),), (None,), (0.1,))
+    with pytest.raises(ValueError):
+        AttackReport.from_results("fox", [AuditResult("fox", search, None, None, ("noise",), {"steps": 1})])
+    text = json.dumps(broken(lambda c: c["attacks"]["audit"].update(value=float("nan"))))
+    (tmp_path / "attacks.json").write_text(text)
+    with pytest.raises(ValueError, match="NaN"):
+        AttackReport.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no report of attacks"):
+        AttackReport.load(tmp_path / "nowhere.json")
+
+
+def test_two_results_of_a_kind_are_refused():
+    with pytest.raises(ValueError, match="two results of 'audit'"):
+        AttackReport.from_results("fox", [results()[0], results()[0]])
+
+
+def test_updating_keeps_what_the_other_lacks():
+    first, second = (
+        AttackReport.from_results("fox", results()[:2]),
+        AttackReport.from_results("fox", results(before=False)[1:3]),
+    )
+    both = first.updated(second)
+    assert list(both.attacks) == ["audit", "relearning", "linear_probe"]
+    assert both.attacks["relearning"]["before"] is None
+    with pytest.raises(ValueError, match="'fox', the other about 'owl'"):
+        first.updated(AttackReport.from_results("owl", results("owl")[:1]))
+
+
+def audit(*arguments):
+    return main(["audit", "--concept", "fox", "--question", "what is this?", "--steps", "2", *map(str, arguments)])
+
+
+def test_command_line(erasure, tmp_path, capsys):
+    pictures, output = tmp_path / "in", tmp_path / "out"
+    pictures.mkdir()
+    erasure.target[0].save(pictures / "a.png")
+    (pictures / "notes.txt").write_text("no picture")
+    AttackReport.from_results("fox", results()[1:2]).save(output, picture=False)
+    where = ["--adapter", erasure.folder, "--base-model", demo_model_path(), "--output", output]
+    assert audit(*where, "--images", pictures, "--restarts", 1, "--control-name", "animal") == 0
+    assert "an image found that makes it say the name" in capsys.readouterr().out
+    report = AttackReport.load(output)
+    assert list(report.attacks) == ["relearning", "audit"], "what was there stays"
+    details = report.attacks["audit"]["details"]
+    assert details["starts"] == ["image", "noise"] and details["settings"]["steps"] == 2
+    assert report.attacks["audit"]["before"] > 0.5, "a picture of the target itself, and the adapter is off"
+    assert (output / "pictures" / "attacks.png").exists()
+
+
+def test_bad_input_exits_with_2(erasure, tmp_path, capsys):
+    AttackReport.from_results("owl", results("owl")[:1]).save(tmp_path / "owl", picture=False)
+    where = ["--adapter", erasure.folder, "--base-model", demo_model_path()]
+    for arguments, message in (
+        ([*where, "--images", tmp_path / "none"], "there is no folder"),
+        ([*where, "--output", tmp_path / "owl"], "attacks on the erasure of 'owl'"),
+        ([*where, "--control-name", "zyzzyva"], "does not know 'zyzzyva'"),
+        (["--adapter", tmp_path / "nothing"], "nothing"),
+    ):
+        assert audit("--output", tmp_path / "out", *arguments) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="holds no picture"):
+        load_images(tmp_path)
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "b.png")
+    Image.new("L", (5, 5)).save(tmp_path / "a.jpg")
+    assert [(image.size, image.mode) for image in load_images(tmp_path)] == [((5, 5), "RGB"), ((4, 4), "RGB")]
+    (tmp_path / "c.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="c.png does not decode"):
+        load_images(tmp_path)

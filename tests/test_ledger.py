@@ -1,0 +1,210 @@
+"""Requests one after another: earlier ones stay forgotten, because what the model sees of them is retained knowledge."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_models import text_batch, tiny_llama
+
+from space_peft import ErasureLedger, SpaceConfig, SpaceLoraConfig, SpaceTrainer, fit_null_space
+from space_peft.anchors import set_anchor_info
+from space_peft.anchors.refine import name_probabilities
+from space_peft.demo import DEMO_QUESTIONS, load_demo_model
+from space_peft.demo.probes import demo_retain_rows, demo_split
+from space_peft.null_space import NullSpaceFitter
+from space_peft.prompts import build_batch, generate_answers
+
+
+REQUESTS = ("fox", "lemon")
+
+
+def inputs(n, dim=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.logspace(1, -2, dim, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator)).Q
+    return torch.randn(n, dim, dtype=torch.float64, generator=generator) * scales @ basis
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("max_rank", [None, 5])
+def test_second_moment_is_what_was_fitted(max_rank):
+    h = inputs(400)
+    moment = h.T @ h / len(h)
+    space = NullSpaceFitter(24).update(h).fit("soft", max_rank=max_rank)
+    found = space.second_moment()
+    assert found.trace() == pytest.approx(moment.trace())
+    along = space.eigenvectors.double()
+    torch.testing.assert_close(found @ along, moment @ along, rtol=0, atol=1e-5 * moment.trace())
+    assert torch.equal(found, found.T) or (found - found.T).abs().max() < 1e-12 * moment.trace()
+    if max_rank is None:
+        torch.testing.assert_close(found, moment, rtol=0, atol=1e-5 * moment.trace())
+    else:
+        assert len(space.filters) == 5
+        rest = torch.linalg.eigvalsh(found)[:-5]
+        assert (rest / rest.mean() - 1).abs().max() < 1e-4  # spread evenly
+
+
+def test_a_request_weighs_as_much_as_a_kind_of_token():
+    text, image, request = inputs(50), inputs(300, seed=1), inputs(20, seed=2)
+    fitter = NullSpaceFitter(24).update(text, group="text").update(image, group="image")
+    moment = request.T @ request / len(request)
+    fitter.add_moment(moment, "request 1")
+    expected = (text.T @ text / 50 + image.T @ image / 300 + moment) / 3
+    torch.testing.assert_close(fitter.second_moment(), expected)
+    with pytest.raises(ValueError, match="added before"):
+        fitter.add_moment(moment, "request 1")
+    with pytest.raises(ValueError, match=r"\(3, 3\); expected \(24, 24\)"):
+        fitter.add_moment(torch.eye(3), "request 2")
+
+
+def test_a_hard_constraint_that_keeps_the_complement_says_so():
+    space = NullSpaceFitter(24).update(inputs(400)).fit("hard", energy=0.999999)
+    assert space.start > 0
+    with pytest.raises(ValueError, match="soft"):
+        space.second_moment()
+
+
+def test_the_null_space_keeps_what_is_protected():
+    """Every direction the request's inputs are strong in is let through less than without protection."""
+    from peft import get_peft_model
+
+    model = get_peft_model(tiny_llama(), SpaceLoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
+    retained, request = [text_batch(seed=1)], [text_batch(seed=2)]
+    earlier = fit_null_space(model, request, progress=False)
+    free = fit_null_space(model, retained, progress=False)
+    kept = fit_null_space(model, retained, progress=False, protect=[earlier])
+    assert all("request 1" in space.counts for space in kept.values())
+    # Layers that see the same input still share one null space.
+    assert kept["model.layers.0.self_attn.q_proj"] is kept["model.layers.0.self_attn.v_proj"]
+    for name, space in kept.items():
+        leading = earlier[name].eigenvectors[:, 0]
+        assert leading @ space.project(leading) < leading @ free[name].project(leading)
+    del earlier["model.layers.0.mlp.down_proj"]
+    with pytest.raises(ValueError, match=r"number 1 hold 1 of the adapted layers not.*layers\.0\.mlp\.down_proj"):
+        fit_null_space(model, retained, progress=False, protect=[earlier])
+
+
+# Two requests
+
+
+def images_of(demo_images, concept):
+    return demo_images.select([row for row, name in enumerate(demo_images["name"]) if name == concept])
+
+
+def make_trainer(model, processor, demo_images, concept, folder, protect=(), peft_config=None):
+    """On the concept's own images: as anchors they need no refinement, which would be most of the time."""
+    anchors = images_of(demo_images, concept)
+    anchors = set_anchor_info(anchors.add_column("score", [1.0] * len(anchors)), {"concept": concept})
+    retained = [
+        row
+        for row in demo_retain_rows(concept, demo_split(demo_images, concept)[0], seed=0)[:140]
+        if not any(other in str(row["completion"]) for other in REQUESTS)
+    ]
+    args = SpaceConfig(
+        str(folder),
+        max_steps=25,
+        per_device_train_batch_size=8,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        canary_items=0,
+    )
+    return SpaceTrainer(
+        model, args, anchors, retained, processing_class=processor, questions=DEMO_QUESTIONS, protect=protect,
+        peft_config=peft_config or SpaceLoraConfig(r=4, lora_alpha=8),
+    )  # fmt: skip
+
+
+def said(model, processor, demo_images, concept):
+    images = list(images_of(demo_images, concept)["image"])
+    values = name_probabilities(model.eval(), processor, images, DEMO_QUESTIONS.naming[0], concept)
+    return sum(values) / len(values)
+
+
+@pytest.fixture(scope="module")
+def served(demo_images, tmp_path_factory):
+    """Both requests served: ledger, folded model, processor, and what was said of each concept after each request;
+    and which inputs the null spaces were fitted to."""
+    folder = tmp_path_factory.mktemp("served")
+    model, processor = load_demo_model()
+    ledger = ErasureLedger(folder / "ledger")
+    history = [[said(model, processor, demo_images, concept) for concept in REQUESTS]]
+    counts = []
+    for concept in REQUESTS:
+        trainer = make_trainer(model, processor, demo_images, concept, folder / "out", ledger.protect)
+        trainer.train()
+        counts.append(next(iter(trainer.null_spaces.values())).counts)
+        model = ledger.add(trainer)
+        history.append([said(model, processor, demo_images, concept) for concept in REQUESTS])
+    return ledger, model, processor, history, counts
+
+
+def test_each_request_is_forgotten_and_stays_so(served, demo_images):
+    _, model, processor, history, _ = served
+    assert min(history[0]) > 0.9
+    assert history[1][0] < 0.1 and history[1][1] > 0.8
+    assert max(history[2]) < 0.1
+    others = [row for row in demo_images.select(range(0, len(demo_images), 9)) if row["name"] not in REQUESTS]
+    question = [DEMO_QUESTIONS.naming[0]] * len(others)
+    images = [row["image"] for row in others]
+    original = generate_answers(load_demo_model()[0], processor, question, images=images)
+    answers = generate_answers(model, processor, question, images=images)
+    assert sum(a == b for a, b in zip(original, answers, strict=True)) > 0.93 * len(others)
+
+
+def test_the_null_space_of_the_next_request_counts_the_earlier_ones(served):
+    counts = served[-1]
+    assert [("request 1" in seen, "request 2" in seen) for seen in counts] == [(False, False), (True, False)]
+
+
+def test_the_ledger_says_what_was_erased_when(served):
+    ledger = served[0]
+    written = json.loads((ledger.folder / "space_ledger.json").read_text())
+    assert [request["concept"] for request in written["requests"]] == list(REQUESTS)
+    assert {"concept", "aliases", "method", "steps", "date"} == set(written["requests"][0])
+    assert sorted(path.name for path in ledger.folder.iterdir()) == ["001", "002", "space_ledger.json"]
+    assert ErasureLedger(ledger.folder).requests == ledger.requests == written["requests"]
+
+
+def test_folded_again_and_stacked_are_the_same_model(served, demo_images, tmp_path):
+    ledger, model, processor, _, _ = served
+    images = list(demo_images["image"][::60])
+    batch = build_batch(processor, ["what is this?"] * len(images), images=images)
+    batch.pop("labels")
+    again = ErasureLedger(ledger.folder)
+    stacked = again.stack(load_demo_model()[0]).eval()
+    assert list(stacked.peft_config) == ["default"] and stacked.peft_config["default"].r == 8
+    stacked.save_pretrained(tmp_path)
+    from peft import PeftModel
+
+    loaded = PeftModel.from_pretrained(load_demo_model()[0], tmp_path).eval()
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+        assert (load_demo_model()[0](**batch).logits - expected).abs().max() > 0.1
+        for other in (again.fold(load_demo_model()[0]).eval(), stacked, loaded):
+            assert (other(**batch).logits - expected).abs().max() < 1e-4
+
+
+# Bad input
+
+
+def test_bad_input_is_refused(demo_model, demo_images, served, tmp_path):
+    ledger = served[0]
+    model, processor = demo_model
+    with pytest.raises(ValueError, match="nothing to stack"):
+        ErasureLedger(tmp_path / "none").stack(model)
+    assert not (tmp_path / "none").exists()
+    untrained = make_trainer(model, processor, demo_images, "fox", tmp_path / "out")
+    with pytest.raises(ValueError, match="call `train`"):
+        ErasureLedger(tmp_path / "none").add(untrained)
+    with pytest.raises(ValueError, match="pass a SpaceLoraConfig"):
+        make_trainer(
+            load_demo_model()[0], processor, demo_images, "fox", tmp_path / "out", ledger.protect, LoraConfig(r=4)
+        )
+    (tmp_path / "space_ledger.json").write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match="no ledger of erasures"):
+        ErasureLedger(tmp_path)

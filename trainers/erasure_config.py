@@ -1,0 +1,112 @@
+"""Arguments that every erasure trainer has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from space_peft.canary_items import MOST_ITEMS
+
+
+@dataclass
+class ErasureConfig(TrainingArguments):
+    r"""
+    What the configurations of all erasure trainers share, beside every field of [`~transformers.TrainingArguments`].
+
+    Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 5e-3 (the projection shortens every
+    update), `max_steps` 60, `per_device_train_batch_size` 16, `lr_scheduler_type` "constant" (so that stopping early
+    does not depend on `max_steps`), `logging_steps` 1 and `remove_unused_columns` `False`.
+
+    Args:
+        target (`str`, defaults to `"language"`):
+            Which side of the model gets the adapter when `peft_config` names no `target_modules`: "vision" (tower and
+            projector), "language" or "all". Measured in `docs/decisions.md`.
+        model_init_kwargs (`dict[str, Any]`, *optional*):
+            Arguments of `from_pretrained` when the model is given as an id.
+        retain_per_forget (`int`, defaults to 1):
+            Retained rows drawn per row to forget of a batch.
+        stop_threshold (`float`, *optional*):
+            Training stops when the smoothed largest p(name) over the rows to forget is below it; by default it goes on
+            for `max_steps`.
+        stop_smoothing (`float`, defaults to 0.7):
+            Share of the old value in that running mean, in [0, 1).
+        certificate_share (`float`, defaults to 0.1):
+            Share of the retained rows kept out of fitting and training; the certificate's change is measured on them.
+        canary_items (`int`, defaults to 4):
+            Most images drawn from a seed, and most anchors, whose answers are stored with the adapter so that loading it
+            can be checked (`space_peft.canary`); 0 for none.
+        fit_batch_size (`int`, defaults to 32):
+            Retained rows a forward pass while the null space is fitted.
+        fit_save_steps (`int`, *optional*):
+            Batches between two saves of what fitting has seen, so that a run killed while fitting goes on from there.
+            The file is as large as the second moments of all adapted layers; none is written by default.
+        offload_null_spaces (`bool`, defaults to `False`):
+            Whether the null spaces' eigenvectors stay in CPU memory and visit the device for each projection.
+    """
+
+    learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})
+    max_steps: int = field(default=60, metadata={"help": "Most optimiser steps; a stopping rule may end earlier."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows to forget a device and step."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
+    logging_steps: float = field(default=1, metadata={"help": "Log every so many optimiser steps."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Kept False: rows are conversations."})
+
+    # Parameters that control the model
+    target: str = field(
+        default="language", metadata={"help": "Default adapter placement: 'vision', 'language' or 'all'."}
+    )
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of `from_pretrained` when the model is given as an id."}
+    )
+
+    # Parameters that control the data
+    retain_per_forget: int = field(default=1, metadata={"help": "Retained rows drawn per row to forget."})
+
+    # Parameters that control the stopping rule
+    stop_threshold: float | None = field(
+        default=None, metadata={"help": "Stop when the smoothed largest p(name) is below this; None: never."}
+    )
+    stop_smoothing: float = field(default=0.7, metadata={"help": "Share of the old value in the running mean."})
+
+    # Parameters that control the constraint's statistics and its certificate
+    certificate_share: float = field(
+        default=0.1, metadata={"help": "Share of retained rows held out for the certificate."}
+    )
+    canary_items: int = field(
+        default=4, metadata={"help": "Images of each kind whose answers are stored to check loading; 0: none."}
+    )
+    fit_batch_size: int = field(default=32, metadata={"help": "Retained rows a pass while fitting the null space."})
+    fit_save_steps: int | None = field(
+        default=None, metadata={"help": "Save what fitting has seen every so many batches; None: never."}
+    )
+    offload_null_spaces: bool = field(
+        default=False, metadata={"help": "Keep the null spaces' eigenvectors in CPU memory."}
+    )
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.target not in ("vision", "language", "all"):
+            raise ValueError(f"`target` must be 'vision', 'language' or 'all', got {self.target!r}.")
+        if self.stop_threshold is not None and not 0 < self.stop_threshold < 1:
+            raise ValueError(f"`stop_threshold` must be in (0, 1) or None, got {self.stop_threshold}.")
+        if not 0 <= self.stop_smoothing < 1:
+            raise ValueError(f"`stop_smoothing` must be in [0, 1), got {self.stop_smoothing}.")
+        if not 0 <= self.certificate_share < 1:
+            raise ValueError(f"`certificate_share` must be in [0, 1), got {self.certificate_share}.")
+        if not 0 <= self.canary_items <= MOST_ITEMS // 2:
+            raise ValueError(f"`canary_items` must be in [0, {MOST_ITEMS // 2}], got {self.canary_items}.")
+        for name in ("retain_per_forget", "fit_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.fit_save_steps is not None and self.fit_save_steps < 1:
+            raise ValueError(f"`fit_save_steps` must be at least 1 or None, got {self.fit_save_steps}.")
+
+    def check_not_negative(self, *names: str) -> None:
+        """Raises `ValueError` for a field below 0 (or NaN)."""
+        for name in names:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")

@@ -1,0 +1,399 @@
+"""`ErasureTrainer`: what every method of erasure shares, whatever it takes for examples and whatever its losses are."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, set_seed
+
+from space_peft import distributed
+from space_peft._io import write_json
+from space_peft.anchors.refine import name_probabilities
+from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
+from space_peft.canary import Canary, make_canary
+from space_peft.card_data import ErasureCardData
+from space_peft.certificate import CERTIFICATE_NAME, HeldOut, RetentionCertificate, measure_certificate
+from space_peft.config import SpaceLoraConfig
+from space_peft.features import attends_to_images, multimodal_core
+from space_peft.layers import deployed_model
+from space_peft.leaks import measure_leaks
+from space_peft.losses import IGNORE_INDEX, answer_labels, keep_loss
+from space_peft.names import check_concept
+from space_peft.null_space import save_null_spaces
+from space_peft.prompts import answer_columns, answer_logits
+from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
+from space_peft.retain import RetainedRows, split_retained
+from space_peft.targets import default_target_modules
+
+from .callbacks import ForgottenStoppingCallback, GradientHealthCallback
+from .checkpoints import last_complete_checkpoint
+from .deployed_answers import DeployedAnswers, DeployedAnswersCallback, compare_with_deployed
+from .erasure_config import ErasureConfig
+from .pairs import PairCollator, PairedRows, forget_loader, retained_loader
+from .publishing import PublishingMixin
+
+
+ANCHORS_NAME = "space_anchors.json"
+
+
+class ErasureTrainer(PublishingMixin, Trainer):
+    """
+    Base of the erasure trainers: adapter, retained rows, null space, certificate, evaluation and saving.
+
+    A method is a subclass with a `compute_loss`. Its inputs are `{"forget": batch, "retain": batch}`, each with the
+    numbers of its rows beside it (`forget_rows`, `retain_rows`), as `PairCollator` makes them; it names its terms with
+    `_record`, which is also what feeds the stopping rule.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The multimodal model that shall forget, or its id. A `PeftModel` must carry the adapter to train.
+        args ([`ErasureConfig`]):
+            Configuration.
+        forget (`list[dict]`):
+            Conversations about the concept with the answer to forget, see `space_peft.prompts.conversation`.
+        retain_dataset ([`~datasets.Dataset`] or `list[dict]`):
+            What must not change, in TRL's formats: `messages`, or `prompt` and `completion`, with `images` or `image`.
+        eval_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*):
+            Retained rows for `evaluate`; by default those held out for the certificate.
+        processing_class ([`~transformers.ProcessorMixin`], *optional*):
+            The model's processor; loaded from the model's id by default.
+        peft_config ([`SpaceLoraConfig`], *optional*):
+            The adapter. If it names no `target_modules`, `args.target` chooses them. A plain `LoraConfig` trains
+            without the constraint.
+        concept (`str`):
+            The name to forget.
+        aliases (`list[str]`, *optional*):
+            Other names to forget.
+        questions (`QuestionSet`, *optional*):
+            What to ask about images of the concept.
+        probes (`list[Probe]`, *optional*):
+            Probes `evaluate` reports beside the losses, see `space_peft.evaluation`.
+        protect (`list[dict[str, NullSpace]]`, *optional*):
+            Statistics of earlier erasures, which this one must not undo: [`ErasureLedger.protect`]. Needs a
+            [`SpaceLoraConfig`].
+        card_data ([`ErasureCardData`], *optional*):
+            What the model card shall say of licence, language, reason and author; the rest is filled in. Copied.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Added to the stopping rule, the null space and the gradient check.
+        optimizers (`tuple`, *optional*):
+            Optimiser and scheduler, as in [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: If the retained dataset is empty, the concept has no name, the model has no vision side, or the
+            processor has no image token.
+    """
+
+    _tag_names = ["space-peft", "unlearning", "machine-unlearning", "lora"]
+    _name: str
+    _paper: dict | None = None
+    # Whether training sees images of the concept itself; a card must say it.
+    _uses_concept_images = True
+    # Images the deployed model calls by the concept's name, none of the concept itself: a canary may show them.
+    anchors: Dataset | None = None
+    # Whether the losses compare with the deployed model's answers, which are then computed once.
+    _compares_with_deployed = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: ErasureConfig,
+        *,
+        forget: Sequence[dict],
+        retain_dataset: Dataset | Sequence[dict] | None,
+        concept: str,
+        eval_dataset: Dataset | Sequence[dict] | None = None,
+        processing_class=None,
+        peft_config: LoraConfig | None = None,
+        aliases: Sequence[str] | None = None,
+        questions: QuestionSet | None = None,
+        probes: Sequence | None = None,
+        protect: Sequence[dict] = (),
+        card_data: ErasureCardData | None = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+    ):
+        self.concept, self.aliases = check_concept(concept), list(aliases or [])
+        self.questions, self.probes = questions or DEFAULT_QUESTIONS, probes
+        self.retained = RetainedRows(retain_dataset)
+        if mentioned := self.retained.count_target([self.concept, *self.aliases]):
+            # Not an error: captions mention things in passing. But such rows protect what is to be forgotten.
+            warnings.warn(
+                f"{mentioned} of {len(self.retained)} retained rows show an image and answer with {self.concept!r}: "
+                "they work against the erasure. Remove them unless they only mention it in passing.",
+                stacklevel=3,
+            )
+
+        if processing_class is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            processing_class = AutoProcessor.from_pretrained(name)
+        if getattr(processing_class, "image_processor", None) is None or not hasattr(processing_class, "image_token"):
+            raise ValueError(
+                f"{type(processing_class).__name__} has no image processor or no image token; pass the multimodal "
+                "processor of the model (`AutoProcessor.from_pretrained`), not its tokenizer."
+            )
+        if isinstance(model, str):
+            model = AutoModelForImageTextToText.from_pretrained(model, **(args.model_init_kwargs or {}))
+        multimodal_core(model)
+        distributed.check_supported(model)
+        set_seed(args.seed)  # Before the adapter is initialised.
+        model = self._add_adapter(model, peft_config, args)
+
+        fitted, held_out = split_retained(len(self.retained), args.certificate_share, args.seed)
+        length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        train_dataset = PairedRows(
+            forget, self.retained, fitted, length if length > 0 else len(forget), args.retain_per_forget, args.seed
+        )
+        self.held_out = retained_loader(processing_class, self.retained, held_out, args.fit_batch_size)
+
+        if args.ddp_find_unused_parameters is None:
+            # Every layer is used in every step, but not in each of its two forward passes. DDP would look for unused
+            # ones after each, and take those that the second does not use for done.
+            args.ddp_find_unused_parameters = False
+        constrained = isinstance(model.peft_config[model.active_adapter], SpaceLoraConfig)
+        if protect and not constrained:
+            raise ValueError("`protect` is kept by the null space; pass a SpaceLoraConfig as `peft_config`.")
+        self.protect = list(protect)
+        self._begin_card(card_data, args, retain_dataset=retain_dataset, eval_dataset=eval_dataset)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=PairCollator(processing_class),
+            train_dataset=train_dataset,
+            eval_dataset=self.retained if eval_dataset is None else RetainedRows(eval_dataset),
+            processing_class=processing_class,
+            callbacks=self._own_callbacks(args, processing_class, fitted, constrained) + (callbacks or []),
+            optimizers=optimizers,
+        )
+        self.data_collator.always_image = self.is_fsdp_enabled and args.world_size > 1
+        distributed.check_saves_whole(self.accelerator)
+        # The loss is a mean over rows already: Trainer must divide it by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        if eval_dataset is not None:
+            everything = range(len(self.eval_dataset))
+            self.eval_rows = retained_loader(processing_class, self.eval_dataset, everything, args.fit_batch_size)
+        else:
+            self.eval_rows = self.held_out
+        self.certificate: RetentionCertificate | None = None
+        self.canary: Canary | None = None
+        self.deployed_answers: DeployedAnswers | None = None
+        self._probe_baseline = None
+        self._metrics = defaultdict(list)  # Of training, since the last log.
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(self._tag_names)
+
+    # Setting up
+
+    @staticmethod
+    def _add_adapter(model, peft_config: LoraConfig | None, args: ErasureConfig) -> PeftModel:
+        if isinstance(model, PeftModel):
+            if peft_config is not None:
+                raise ValueError(
+                    "`model` already carries an adapter and `peft_config` asks for another; pass the base model, or "
+                    "leave `peft_config` out to train the adapter that is there."
+                )
+            return model
+        # The caller's stays as it is.
+        peft_config = SpaceLoraConfig() if peft_config is None else copy.copy(peft_config)
+        if peft_config.target_modules is None:
+            peft_config.target_modules = default_target_modules(model, args.target)
+        return get_peft_model(model, peft_config)
+
+    def _own_callbacks(self, args: ErasureConfig, processor, fitted: list[int], constrained: bool) -> list:
+        callbacks = [GradientHealthCallback()]
+        if args.stop_threshold is not None:
+            callbacks.append(ForgottenStoppingCallback(args.stop_threshold, args.stop_smoothing))
+        self.null_space = None
+        if constrained:
+            self.fit_loader = retained_loader(processor, self.retained, fitted, args.fit_batch_size)
+            options = {"offload": args.offload_null_spaces, "fit_save_steps": args.fit_save_steps}
+            self.null_space = NullSpaceCallback(self.fit_loader, protect=self.protect, **options)
+            # The null space first: what the others need of the retained rows is a by-product of fitting it.
+            callbacks = [self.null_space, DeployedAnswersCallback(lambda: self.deployed_answers), *callbacks]
+        return callbacks
+
+    def _keep_deployed_answers(self) -> DeployedAnswers | None:
+        """Looks at the rows to forget now, and at the retained ones while the null space is fitted."""
+        if not self._compares_with_deployed or self.args.world_size > 1:
+            return None  # A process fits on other rows than those it trains on.
+        if attends_to_images(multimodal_core(self.model)):
+            return None  # Rows without images answer otherwise beside rows that have one.
+        data = self.train_dataset
+        answers = DeployedAnswers(self.accelerator.unwrap_model(self.model))
+        loader = forget_loader(self.processing_class, data, self.args.fit_batch_size)
+        if not answers.observe(loader, "forget", range(len(data.rows))):
+            return None
+        if self.null_space is not None:
+            self.null_space.retain_dataloader = answers.watch_retained(self.fit_loader, data.retained_rows())
+        return answers
+
+    @property
+    def null_spaces(self) -> dict:
+        """The fitted null spaces by layer; empty before training, and without the constraint."""
+        return {} if self.null_space is None or self.null_space.null_spaces is None else self.null_space.null_spaces
+
+    # Training
+
+    def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int]) -> torch.Tensor:
+        """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass."""
+        kept = self.deployed_answers and self.deployed_answers.logits(kind, rows, answer_columns(batch["labels"]))
+        if kept is not None:
+            return kept
+        with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
+            return answer_logits(deployed, batch)
+
+    def _keep_loss(self, model, inputs: dict) -> torch.Tensor:
+        """L_keep of a batch's retained rows, weighted for a mean over the tokens of all processes."""
+        base = self._deployed_logits("retain", inputs["retain"], inputs["retain_rows"])
+        logits, targets = answer_logits(model, inputs["retain"]), answer_labels(inputs["retain"]["labels"])
+        return distributed.mean_weight((targets != IGNORE_INDEX).sum()) * keep_loss(logits, base, targets)
+
+    def _record(self, terms: dict[str, torch.Tensor], log_prob: torch.Tensor | None) -> None:
+        """Logs the terms of the loss and the rows' p(name), and tells the stopping rule.
+
+        Args:
+            terms (`dict[str, torch.Tensor]`): Scalars whose sum is the loss.
+            log_prob (`torch.Tensor`, *optional*): `(n,)`, log p of each row's answer to forget, if there were such rows.
+        """
+        values = self.accelerator.gather(torch.stack([term.detach() for term in terms.values()])[None]).mean(dim=0)
+        for key, value in zip(terms, values.tolist()):
+            self._metrics[f"loss_{key}"].append(value)
+        if log_prob is None:
+            return
+        probability = self.accelerator.gather(log_prob.detach().exp())
+        self._metrics["name_probability"].append(probability.mean().item())
+        self._metrics["name_probability_max"].append(probability.max().item())
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ForgottenStoppingCallback):
+                callback.observe(probability.max().item())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        metrics = {}
+        if self.model.training:
+            metrics = {key: sum(values) / len(values) for key, values in self._metrics.items()}
+            self._metrics.clear()
+        if self.model.training and "loss" in logs:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, GradientHealthCallback) and callback.norms:
+                    metrics["lora_b_grad_min"] = min(callback.norms.values())
+                    metrics["lora_b_grad_max"] = max(callback.norms.values())
+            if leaks := self.leaks():
+                metrics["leak_max"], metrics["leak_mean"] = max(leaks.values()), sum(leaks.values()) / len(leaks)
+        super().log({**logs, **metrics}, start_time)
+
+    def leaks(self) -> dict[str, float]:
+        """What the adapter does to retained inputs as of now, per layer; see [`measure_leaks`]."""
+        model = self.accelerator.unwrap_model(self.model)
+        return measure_leaks(model, self.null_spaces) if self.null_spaces else {}
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Trains, then measures the certificate and makes the canary.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                As in Trainer, but for `True`: the newest checkpoint that was written to its end; if a killed run left
+                none, training starts at the beginning.
+            args, kwargs: See [`~transformers.Trainer.train`].
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        self.deployed_answers = self._keep_deployed_answers()
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.null_spaces and len(self.held_out.dataset):
+            self.certificate = measure_certificate(
+                self.accelerator.unwrap_model(self.model),
+                self.null_spaces,
+                self.held_out,
+                progress=not self.args.disable_tqdm,
+                held_out=HeldOut(len(self.retained), self.args.certificate_share, self.args.seed),
+            )
+        if self.args.canary_items:
+            self.canary = make_canary(
+                self.accelerator.unwrap_model(self.model),
+                self.processing_class,
+                questions=self.questions,
+                names=[self.concept, *self.aliases],
+                anchors=self.anchors,
+                seeds=self.args.canary_items,
+                images=self.args.canary_items,
+                seed=self.args.seed,
+            )
+        return output
+
+    # Evaluating
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Retained rows, images of the concept (or their anchors) and probes, as the model is now.
+
+        Args:
+            eval_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*):
+                Retained rows to use instead of the trainer's own.
+            ignore_keys (`list[str]`, *optional*):
+                Unused; part of Trainer's signature.
+            metric_key_prefix (`str`, defaults to `"eval"`):
+                Put before every key.
+
+        Returns:
+            `dict[str, float]`: `loss` (L_keep), `keep_agreement` (share of answer tokens whose most likely token is
+            the deployed model's), `name_probability` and `name_probability_max` over the images to forget under the
+            first naming question, and the value of every probe.
+        """
+        loader = self.eval_rows
+        if eval_dataset is not None:
+            rows = RetainedRows(eval_dataset)
+            loader = retained_loader(self.processing_class, rows, range(len(rows)), self.args.fit_batch_size)
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        try:
+            metrics = compare_with_deployed(model, loader)
+            images, question = self.train_dataset.images, self.questions.naming[0]
+            probabilities = name_probabilities(model, self.processing_class, images, question, self.concept)
+            metrics["name_probability"] = sum(probabilities) / len(probabilities)
+            metrics["name_probability_max"] = max(probabilities)
+            if self.probes:
+                from space_peft.evaluation import evaluate_probes
+
+                options = {"probes": self.probes, "progress": not self.args.disable_tqdm}
+                if self._probe_baseline is None:
+                    # What the original model knew; asked once, it does not change.
+                    with deployed_model(model):
+                        self._probe_baseline = evaluate_probes(model, self.processing_class, **options)
+                result = evaluate_probes(model, self.processing_class, baseline=self._probe_baseline, **options)
+                self._note_probes(self._probe_baseline, result)
+                scores = {key: score["value"] for key, score in result.scores.items()}
+                metrics.update({key: value for key, value in scores.items() if value is not None})
+            metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
+            self.log(dict(metrics))
+        finally:
+            model.train(was_training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # Saving
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        write_json(folder / ANCHORS_NAME, self.provenance())
+        if self.certificate is not None:
+            self.certificate.save(folder / CERTIFICATE_NAME)
+        if self.canary is not None:
+            self.canary.save(folder)
+        if self.null_spaces and folder == Path(self.args.output_dir):
+            # Checkpoints get theirs from the callback.
+            save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
+        self._save_public(folder)
+
+    def provenance(self) -> dict:
+        """What was erased, and with what; written to `space_anchors.json`. No images."""
+        return {"concept": self.concept, "aliases": self.aliases, "forget_rows": len(self.train_dataset.rows)}

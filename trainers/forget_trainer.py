@@ -1,0 +1,159 @@
+"""`ForgetTrainer`: base of the methods that see images of the concept they erase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from space_peft import distributed
+from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_prob
+from space_peft.names import check_concept
+from space_peft.prompts import answer_logits, load_rgb, name_tokens
+from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
+from space_peft.retain import to_conversation
+
+from .erasure_trainer import ErasureTrainer
+from .forget_config import ForgetConfig
+from .pairs import forget_rows
+from .unlearning_losses import nll_loss
+
+
+def forget_conversations(dataset: Dataset | Sequence[dict], names: Sequence[str], questions: QuestionSet) -> list[dict]:
+    """Rows to forget as conversations.
+
+    Args:
+        dataset (`datasets.Dataset` or `list[dict]`): Rows in one of TRL's formats, each with an image, whose answers
+            are to be forgotten; or rows with an `image` alone, which are then asked the naming and yes/no `questions`.
+        names (`list[str]`): The concept's name first, then its aliases.
+        questions (`QuestionSet`): Only `naming` and `confirm` are used.
+
+    Raises:
+        ValueError: If a row has no image.
+    """
+    rows = list(dataset)
+    if all(row.get("messages") is None and row.get("prompt") is None for row in rows):
+        missing = next((i for i, row in enumerate(rows) if row.get("image") is None), None)
+        if missing is not None:
+            raise ValueError(
+                f"row {missing} of `forget_dataset` has the columns {sorted(rows[missing])}; expected an `image`, or "
+                "one of TRL's formats with `images`."
+            )
+        return forget_rows([row["image"] for row in rows], names, questions)
+    conversations = [to_conversation(row) for row in rows]
+    for i, row in enumerate(conversations):
+        if not row["images"]:
+            raise ValueError(
+                f"row {i} of `forget_dataset` has no image: what is known of the concept in words is to be kept, so "
+                "text-only rows belong into `retain_dataset`."
+            )
+        row["images"] = [load_rgb(image) for image in row["images"]]
+    return conversations
+
+
+def _concept_of(dataset) -> str:
+    """The one name in a dataset's `name` column; empty if it has none, or several."""
+    if isinstance(dataset, Dataset):
+        names = set(dataset["name"]) if "name" in dataset.column_names else set()
+    else:
+        names = {row.get("name") for row in dataset}
+    return names.pop() or "" if len(names) == 1 else ""
+
+
+class ForgetTrainer(ErasureTrainer):
+    """
+    Base of the erasure methods that need images of the concept; a method is a subclass with a `forget_loss`.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            See [`ErasureTrainer`].
+        args ([`ForgetConfig`], *optional*):
+            Configuration, of the method's own class.
+        forget_dataset ([`~datasets.Dataset`] or `list[dict]`):
+            Images of the concept: rows in one of TRL's formats (`messages`, or `prompt` and `completion`, with `images`
+            or `image`) whose answers are to be forgotten, or rows with an `image`, which are asked `questions`.
+        retain_dataset ([`~datasets.Dataset`] or `list[dict]`):
+            See [`ErasureTrainer`].
+        concept (`str`, *optional*):
+            The name to forget; by default the one in the forget dataset's column `name`.
+        aliases (`list[str]`, *optional*):
+            Other names to forget.
+        questions (`QuestionSet`, *optional*):
+            What to ask about rows that are no conversations; only `naming` and `confirm` are used.
+        kwargs:
+            `eval_dataset`, `processing_class`, `peft_config`, `probes`, `protect`, `callbacks`, `optimizers`, ...: see
+            [`ErasureTrainer`].
+
+    Raises:
+        ValueError: If there are no rows to forget, one has no image, or the concept has no name; see also
+            [`ErasureTrainer`].
+    """
+
+    _config_class: type[ForgetConfig]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: ForgetConfig | None = None,
+        forget_dataset: Dataset | Sequence[dict] | None = None,
+        retain_dataset: Dataset | Sequence[dict] | None = None,
+        concept: str | None = None,
+        aliases: Sequence[str] | None = None,
+        questions: QuestionSet | None = None,
+        **kwargs,
+    ):
+        if forget_dataset is None or len(forget_dataset) == 0:
+            raise ValueError(
+                "`forget_dataset` is empty: this method needs images of the concept; SpaceTrainer does not."
+            )
+        args = args or self._config_class(output_dir=f"{self._name.lower()}-output")
+        concept = check_concept(concept or _concept_of(forget_dataset))
+        names = [concept, *(aliases or [])]
+        super().__init__(
+            model,
+            args,
+            forget=forget_conversations(forget_dataset, names, questions or DEFAULT_QUESTIONS),
+            retain_dataset=retain_dataset,
+            concept=concept,
+            aliases=aliases,
+            questions=questions,
+            **kwargs,
+        )
+
+    @property
+    def _compares_with_deployed(self) -> bool:
+        return self.args.retain_loss == "kl"
+
+    def forget_loss(self, logits: torch.Tensor, targets: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """The method's loss on rows to forget.
+
+        Args:
+            logits (`torch.Tensor`): `(n, t + 1, vocabulary)` of the adapted model.
+            targets (`torch.Tensor`): `(n, t)` answer labels.
+            inputs (`dict`): The whole batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define its loss on rows to forget.")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        terms, log_prob = {}, None
+        if "forget" in inputs:
+            logits, targets = answer_logits(model, inputs["forget"]), answer_labels(inputs["forget"]["labels"])
+            terms["forget"] = self.args.forget_weight * self.forget_loss(logits, targets, inputs)
+            log_prob = name_log_prob(logits.detach(), name_tokens(targets, self.processing_class.tokenizer))
+        if "retain" in inputs and self.args.retain_loss != "none":
+            terms["retain"] = self.args.retain_weight * self._retain_loss(model, inputs)
+        self._record(terms, log_prob)
+        return sum(terms.values())
+
+    def _retain_loss(self, model, inputs: dict) -> torch.Tensor:
+        if self.args.retain_loss == "kl":
+            return self._keep_loss(model, inputs)
+        return self._nll(answer_logits(model, inputs["retain"]), answer_labels(inputs["retain"]["labels"]))
+
+    @staticmethod
+    def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """A mean over the tokens of all processes, which have different numbers of them."""
+        return distributed.mean_weight((targets != IGNORE_INDEX).sum()) * nll_loss(logits, targets)

@@ -1,0 +1,54 @@
+"""Negative preference optimisation: gradient ascent that weakens where the answer is already unlikely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from space_peft.losses import token_log_probs
+
+from .forget_config import ForgetConfig
+from .forget_trainer import ForgetTrainer
+from .unlearning_losses import npo_loss
+
+
+@dataclass
+class NPOConfig(ForgetConfig):
+    r"""
+    Configuration of [`NPOTrainer`]: the field below, and every field of [`ForgetConfig`].
+
+    Args:
+        beta (`float`, defaults to 0.4):
+            Inverse temperature; 0.4 as in MLLMU-Bench (arXiv 2410.22108). The smaller, the nearer to gradient ascent.
+    """
+
+    beta: float = field(default=0.4, metadata={"help": "Inverse temperature of NPO, > 0."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.beta > 0:
+            raise ValueError(f"`beta` must be above 0, got {self.beta}; for gradient ascent use GradDiffTrainer.")
+
+
+class NPOTrainer(ForgetTrainer):
+    """
+    Negative preference optimisation (arXiv 2404.05868); its reference is the model with the adapter switched off.
+
+    Args:
+        args ([`NPOConfig`], *optional*): Configuration.
+        kwargs: See [`ForgetTrainer`].
+    """
+
+    _name = "NPO"
+    _paper = {
+        "title": "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
+        "id": "2404.05868",
+    }
+    _config_class = NPOConfig
+    _compares_with_deployed = True
+
+    def forget_loss(self, logits: torch.Tensor, targets: torch.Tensor, inputs: dict) -> torch.Tensor:
+        deployed = self._deployed_logits("forget", inputs["forget"], inputs["forget_rows"])
+        log_prob, reference = (token_log_probs(each, targets).sum(dim=1) for each in (logits, deployed))  # (n,)
+        return npo_loss(log_prob, reference, self.args.beta)
