@@ -1,0 +1,175 @@
+"""Every method on the same footing: the same model, data, adapter, steps and search, measured the same way.
+
+    python benchmarks/compare.py                          # search, then test: hours; goes on where it was stopped
+    python benchmarks/compare.py --phase search           # choose each method's settings on validation concepts
+    python benchmarks/compare.py --phase test --depth     # test them on other concepts, attacks included
+    python benchmarks/compare.py --minutes 60             # start no new run after an hour
+    python benchmarks/compare.py --smoke                  # two methods, a few steps, for CI
+
+Each method has eight settings to choose from (two values of three knobs), and the one whose mean trade-off curve has
+the largest hypervolume on four validation concepts is frozen. A curve is made by scaling the finished adapter. Methods
+that see images of the target get all but one of its designs, in turn with the seed; forgetting is measured on the rest.
+All runs are kept in the JSON, which tables and pictures are made from; runs are the same with any number of workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from compare_parts.images import TEST, VALIDATION, nearest_siblings  # noqa: E402
+from compare_parts.methods import MAX_STEPS, METHODS  # noqa: E402
+from compare_parts.plots import plot_relearning, plot_tradeoff  # noqa: E402
+from compare_parts.runs import run  # noqa: E402
+from compare_parts.tables import curve_hypervolume, depth_table, main_table, mean_curve, summarise  # noqa: E402
+
+from space_peft._io import write_json  # noqa: E402
+
+
+def identity(task: dict) -> str:
+    """What makes two runs the same run; what else was measured of it does not."""
+    return json.dumps([task[key] for key in ("method", "settings", "concept", "seed")], sort_keys=True)
+
+
+def search_tasks(names: list[str], concepts, settings_each: int | None = None) -> list[dict]:
+    return [
+        {"method": name, "settings": settings, "concept": concept, "seed": 0, "probes": False, "depth": False}
+        for concept in concepts
+        for name in names
+        for settings in METHODS[name].settings()[:settings_each]
+    ]
+
+
+def choose(rows: list[dict], names: list[str]) -> dict[str, dict]:
+    """For each method the settings with the largest hypervolume on validation concepts, the first of equals."""
+    chosen = {}
+    for name in names:
+        volumes = []
+        for settings in METHODS[name].settings():
+            own = [r for r in rows if r["method"] == name and r["settings"] == settings and r["concept"] in VALIDATION]
+            if own:
+                volumes.append((curve_hypervolume(mean_curve(own)), settings))
+        if volumes:
+            chosen[name] = max(volumes, key=lambda pair: pair[0])[1]
+    return chosen
+
+
+def test_tasks(chosen: dict[str, dict], concepts, seeds, depth: bool) -> list[dict]:
+    # Seed by seed: an interrupted test has whole seeds. The attacks are run once a concept.
+    return [
+        {"method": name, "settings": settings, "concept": concept, "seed": seed, "probes": True, "depth": depth and seed == 0}
+        for seed in seeds
+        for concept in concepts
+        for name, settings in chosen.items()
+    ]  # fmt: skip
+
+
+def finished(row: dict, task: dict) -> bool:
+    return not (task["probes"] and "scores" not in row or task["depth"] and "depth" not in row)
+
+
+def execute(
+    tasks: list[dict], rows: dict[str, dict], save, workers: int, max_steps: int, deadline: float | None
+) -> None:
+    """Runs what is missing; saves after every run."""
+    from tqdm import tqdm
+
+    missing = [task for task in tasks if not (identity(task) in rows and finished(rows[identity(task)], task))]
+    if not missing:
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # Read by the workers as they start: two processes with two threads thrash.
+    with ProcessPoolExecutor(workers) as executor, tqdm(total=len(missing), desc="runs") as bar:
+        waiting, running = list(reversed(missing)), set()
+        while waiting or running:
+            while waiting and len(running) < workers and (deadline is None or time.monotonic() < deadline):
+                running.add(executor.submit(run, waiting.pop(), max_steps))
+            if not running:
+                break
+            done = next(iter(_completed(running)))
+            running.remove(done)
+            row = done.result()
+            rows[identity(row)] = row
+            save()
+            bar.update()
+
+
+def _completed(futures):
+    from concurrent.futures import FIRST_COMPLETED, wait
+
+    return wait(futures, return_when=FIRST_COMPLETED).done
+
+
+def report(rows: list[dict], names: list[str]) -> dict:
+    """The JSON's content but for the runs."""
+    chosen = choose(rows, names)
+    test = {
+        name: [r for r in rows if r["method"] == name and r["settings"] == chosen[name] and r["concept"] in TEST]
+        for name in chosen
+    }
+    near = nearest_siblings()
+    order = sorted(TEST, key=near.get)
+    families = {"without a close sibling": order[: len(order) // 2], "with a close sibling": order[len(order) // 2 :]}
+    return {
+        "command": "python benchmarks/compare.py",
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "families": families,
+        "chosen": chosen,
+        "methods": {
+            name: {"sees_images": METHODS[name].sees_images, **summarise(own, families)} for name, own in test.items() if own
+        },
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--phase", choices=("search", "test", "all"), default="all")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--concepts", type=int, default=len(TEST), help="how many of the test concepts")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--depth", action="store_true", help="attack the first seed's runs, too")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--minutes", type=float, help="start no new run after so many minutes")
+    parser.add_argument("--smoke", action="store_true", help="two methods, one concept, few steps: does it run?")
+    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "compare.json"))
+    args = parser.parse_args()
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    names, test, validation = args.methods, TEST[: args.concepts], VALIDATION
+    max_steps, settings_each = MAX_STEPS, None
+    if args.smoke:
+        names, test, validation, args.seeds, args.depth = ["closed form", "GradDiff"], TEST[:1], VALIDATION[:1], 1, True
+        args.workers, max_steps, settings_each = 1, 2, 1
+
+    saved = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"rows": []}
+    rows = {identity(row): row for row in saved["rows"]}
+
+    def save() -> None:
+        write_json(output, {**saved, "rows": list(rows.values())})
+
+    deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    if args.phase in ("search", "all"):
+        execute(search_tasks(names, validation, settings_each), rows, save, args.workers, max_steps, deadline)
+    if args.phase in ("test", "all"):
+        chosen = choose(list(rows.values()), names)
+        execute(test_tasks(chosen, test, range(args.seeds), args.depth), rows, save, args.workers, max_steps, deadline)
+    results = {**report(list(rows.values()), list(METHODS)), "rows": list(rows.values())}
+    write_json(output, results)
+    if results["methods"]:
+        print(main_table(results["methods"]))
+        print()
+        print(depth_table(results["methods"]))
+        plot_tradeoff(results["methods"], output.with_suffix(".png"))
+        plot_relearning(results["methods"], results["rows"], output.with_name(f"{output.stem}_relearning.png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

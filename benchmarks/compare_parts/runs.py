@@ -1,0 +1,209 @@
+"""One erasure by one method, and what is measured of it. Runs in worker processes, one torch thread each."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+import time
+
+from .images import concept_data, demo_images
+from .methods import BATCH_SIZE, METHODS, RANK
+
+
+SCALES = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+"""What the finished adapter is multiplied by: a method's trade-off from one run."""
+
+
+def run(task: dict, max_steps: int) -> dict:
+    """Erases and measures.
+
+    Args:
+        task (`dict`): `method`, `settings`, `concept`, `seed`, and what to measure beside the curve: `probes`, `depth`.
+        max_steps (`int`): Of the erasure.
+
+    Returns:
+        `dict`: The task with `curve`, `seconds`, `steps` and, where asked for, `scores` and `depth`.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    data = concept_data(task["concept"], task["seed"])
+    start = time.perf_counter()
+    method = METHODS[task["method"]]
+    needs_anchors = method.trainer == "SpaceTrainer" and not method.sees_images
+    anchors = _anchors(task["concept"], task["seed"]) if needs_anchors else None
+    prepared = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        model, steps = _erase(task, data, anchors, folder, max_steps)
+    done = time.perf_counter()
+    row = {**task, "steps": steps, "curve": _curve(model, data, task["seed"])}
+    row["seconds"] = {"anchors": round(prepared - start, 1), "erase": round(done - prepared, 1)}
+    if task["probes"]:
+        row["scores"] = _probe_scores(model, task["concept"], task["seed"])
+    if task["depth"]:
+        from .depth import measure_depth
+
+        row["depth"] = measure_depth(model, _processor(), data, task["seed"], audit_steps=max_steps)
+    return row
+
+
+def _processor():
+    from space_peft.demo import load_demo_model
+
+    return load_demo_model()[1]
+
+
+@functools.lru_cache(maxsize=2)
+def _anchors(concept: str, seed: int):
+    from space_peft.demo import load_demo_model
+    from space_peft.demo.pipeline import DemoSettings, make_anchors
+    from space_peft.demo.probes import demo_split
+
+    public, _ = demo_split(demo_images(), concept)
+    return make_anchors(concept, public, *load_demo_model(), DemoSettings(), seed, progress=False)[1]
+
+
+def _real_anchors(data):
+    """Images of the target in the place of anchors."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    from space_peft.anchors.info import set_anchor_info
+
+    rows = {"image": data.given, "score": [1.0] * len(data.given)}
+    dataset = Dataset.from_dict(rows, features=Features({"image": ImageFeature(), "score": Value("float64")}))
+    return set_anchor_info(dataset, {"concept": data.concept})
+
+
+def _erase(task: dict, data, anchors, folder: str, max_steps: int):
+    """The erased model and the optimiser steps it took."""
+    from peft import LoraConfig
+    from transformers.trainer_callback import PrinterCallback
+
+    from space_peft import SpaceLoraConfig, trainers
+    from space_peft.concept_projection import project_concept
+    from space_peft.demo import DEMO_QUESTIONS, load_demo_model
+    from space_peft.demo.probes import demo_retain_rows, demo_split
+
+    method, concept, seed = METHODS[task["method"]], task["concept"], task["seed"]
+    model, processor = load_demo_model()
+    if method.trainer is None:
+        return project_concept(model, processor, concept, **task["settings"]).eval(), 0
+    public, _ = demo_split(demo_images(), concept)
+    trainer_class = getattr(trainers, method.trainer)
+    config = getattr(trainers, method.trainer.replace("Trainer", "Config"))
+    options = {"max_steps": max_steps, "per_device_train_batch_size": BATCH_SIZE, **method.fixed, **task["settings"]}
+    args = config(
+        folder, seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, canary_items=0, **options
+    )  # fmt: skip
+    if method.trainer == "SpaceTrainer":
+        examples = {"anchors": _real_anchors(data) if method.sees_images else anchors}
+    else:
+        examples = {"forget_dataset": [{"image": image} for image in data.given]}
+    lora = {"r": RANK, "lora_alpha": 2 * RANK}
+    trainer = trainer_class(
+        model,
+        args,
+        retain_dataset=demo_retain_rows(concept, public, seed=seed),
+        processing_class=processor,
+        peft_config=SpaceLoraConfig(**lora) if method.constrained else LoraConfig(**lora),
+        concept=concept,
+        questions=DEMO_QUESTIONS,
+        **examples,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer.model.eval(), trainer.state.global_step
+
+
+@functools.lru_cache(maxsize=4)
+def _batches(concept: str, seed: int) -> dict[str, list[dict]]:
+    """Naming questions about images of the target and of others, encoded once."""
+    from space_peft.demo import DEMO_QUESTIONS
+    from space_peft.prompts import build_batch
+
+    data, processor = concept_data(concept, seed), _processor()
+
+    def encode(pairs):
+        parts = [pairs[i : i + 64] for i in range(0, len(pairs), 64)]
+        questions = [[DEMO_QUESTIONS.naming[0]] * len(part) for part in parts]
+        return [
+            build_batch(processor, asked, images=[i for i, _ in part], answers=[n for _, n in part])
+            for asked, part in zip(questions, parts, strict=True)
+        ]
+
+    return {"target": encode([(image, concept) for image in data.unseen]), "others": encode(data.others)}
+
+
+def named(model, batches: list[dict]) -> list[bool]:
+    """For each row, whether the greedy answer begins with the name it was encoded with."""
+    import torch
+
+    from space_peft.losses import IGNORE_INDEX, answer_labels
+    from space_peft.prompts import answer_logits, name_tokens
+
+    hits = []
+    with torch.no_grad():
+        for batch in batches:
+            logits = answer_logits(model, batch)
+            names = name_tokens(answer_labels(batch["labels"]), _tokenizer())
+            agrees = (logits[:, : names.shape[1]].argmax(dim=-1) == names) | (names == IGNORE_INDEX)
+            hits += agrees.all(dim=1).tolist()
+    return hits
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer():
+    return _processor().tokenizer
+
+
+@functools.lru_cache(maxsize=4)
+def _known(concept: str, seed: int) -> list[bool]:
+    """Which images of other concepts the deployed model names."""
+    from space_peft.demo import load_demo_model
+
+    return named(load_demo_model()[0], _batches(concept, seed)["others"])
+
+
+def _curve(model, data, seed: int) -> list[dict]:
+    """Forgetting and retention for every scale of the adapter; retention counts what the deployed model named."""
+    from peft.helpers import rescale_adapter_scale
+
+    batches, known = _batches(data.concept, seed), _known(data.concept, seed)
+    kept = {
+        "retain_all": known,
+        "retain": [k and not style for k, style in zip(known, data.is_unseen_style, strict=True)],
+        "retain_unseen_style": [k and style for k, style in zip(known, data.is_unseen_style, strict=True)],
+        "siblings": [k and sibling for k, sibling in zip(known, data.is_sibling, strict=True)],
+    }
+    points = []
+    for scale in SCALES:
+        with rescale_adapter_scale(model, scale):
+            target, others = named(model, batches["target"]), named(model, batches["others"])
+        point = {"scale": scale, "forget": sum(target) / len(target)}
+        for key, counts in kept.items():
+            point[key] = sum(hit for hit, count in zip(others, counts, strict=True) if count) / sum(counts)
+        points.append({key: round(value, 4) for key, value in point.items()})
+    return points
+
+
+@functools.lru_cache(maxsize=4)
+def _asked_before(concept: str, seed: int):
+    """The probes, and what the deployed model answers."""
+    from space_peft.demo import load_demo_model
+    from space_peft.demo.probes import demo_probes
+    from space_peft.evaluation import evaluate_probes
+
+    probes = demo_probes(concept, concept_data(concept, seed).probe_images)
+    return probes, evaluate_probes(*load_demo_model(), probes, progress=False)
+
+
+def _probe_scores(model, concept: str, seed: int) -> dict[str, float | None]:
+    """The library's own report on the images that no method was given."""
+    from space_peft.evaluation import evaluate_probes
+
+    probes, before = _asked_before(concept, seed)
+    after = evaluate_probes(model, _processor(), probes, baseline=before, progress=False)
+    return {key: None if s["value"] is None else round(s["value"], 4) for key, s in after.scores.items()}

@@ -1,0 +1,143 @@
+"""From runs to figures: trade-off curves, hypervolume, intervals, tables."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+
+
+REFERENCE = 0.9
+"""Retention at which the hypervolume begins: below it nobody would deploy the model."""
+DEPTH_KEYS = (
+    "audit", "audit_before", "relearn", "relearn_control", "relearn_adapter", "relearn_adapter_control", "confirm",
+    "confirm_control", "full", "int8", "int4",
+)  # fmt: skip
+
+
+def mean_curve(rows: list[dict]) -> list[dict]:
+    """The mean over runs of every column, scale by scale."""
+    scales = [point["scale"] for point in rows[0]["curve"]]
+    columns = [key for key in rows[0]["curve"][0] if key != "scale"]
+    return [
+        {"scale": scale, **{key: statistics.fmean(row["curve"][i][key] for row in rows) for key in columns}}
+        for i, scale in enumerate(scales)
+    ]
+
+
+def hypervolume(points: list[tuple[float, float]], reference: float = REFERENCE) -> float:
+    """Area dominated by `(forget, retain)` points (less is better, more is better), as a share of the largest possible.
+
+    Args:
+        points (`list[tuple[float, float]]`): In [0, 1].
+        reference (`float`): Retention of the reference point; its forgetting is 1 (everything is still named).
+    """
+    area, reached = 0.0, reference
+    for forget, retain in sorted(points):
+        if retain > reached:
+            area += (1 - forget) * (retain - reached)
+            reached = retain
+    return area / (1 - reference)
+
+
+def curve_hypervolume(curve: list[dict]) -> float:
+    return hypervolume([(point["forget"], point["retain_all"]) for point in curve])
+
+
+def hypervolume_interval(rows: list[dict], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean curve's hypervolume; concepts are drawn, with all their seeds."""
+    concepts = list(dict.fromkeys(row["concept"] for row in rows))
+    own = {c: [row for row in rows if row["concept"] == c] for c in concepts}
+    curves = np.array([[[p["forget"], p["retain_all"]] for p in mean_curve(own[c])] for c in concepts])
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(0, len(concepts), (resamples, len(concepts)))
+    values = [hypervolume([tuple(point) for point in curves[draw].mean(axis=0)]) for draw in draws]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return round(float(low), 4), round(float(high), 4)
+
+
+def at_retention(curve: list[dict], wanted: float) -> dict:
+    """The point of a curve that forgets most among those that retain at least `wanted`."""
+    allowed = [point for point in curve if point["retain_all"] >= wanted]
+    return min(allowed, key=lambda point: (point["forget"], -point["retain_all"]))
+
+
+def over_concepts(rows: list[dict], value) -> dict:
+    """Mean, and a 95 % interval from the standard error over concepts (seeds of one concept are not independent)."""
+    values = {}
+    for row in rows:
+        if value(row) is not None:
+            values.setdefault(row["concept"], []).append(value(row))
+    means = [statistics.fmean(own) for own in values.values()]
+    if not means:
+        return {"mean": None, "ci95": None}
+    half = 1.96 * statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else None
+    return {"mean": round(statistics.fmean(means), 4), "ci95": None if half is None else round(half, 4)}
+
+
+def summarise(rows: list[dict], families: dict[str, list[str]]) -> dict:
+    """What the JSON says of one method."""
+    curve = mean_curve(rows)
+    scores = [key for key in rows[0].get("scores", {})]
+    deep = [row for row in rows if row.get("depth")]
+    point = at_retention(curve, 0.985)
+    return {
+        "settings": rows[0]["settings"],
+        "runs": len(rows),
+        "concepts": len({row["concept"] for row in rows}),
+        "hypervolume": round(curve_hypervolume(curve), 4),
+        "hypervolume_ci95": hypervolume_interval(rows),
+        "at_retain_0985": {key: round(point[key], 4) for key in ("forget", "retain_all", "scale")},
+        "scores": {key: over_concepts(rows, lambda row, key=key: row["scores"][key]) for key in scores},
+        "families": {
+            family: {
+                key: over_concepts([row for row in rows if row["concept"] in members], lambda row, key=key: row["scores"][key])
+                for key in ("forget", "generality", "siblings")
+            }
+            for family, members in families.items()
+            if scores
+        },
+        "curve": [{key: round(value, 4) for key, value in p.items()} for p in curve],
+        "steps": round(statistics.fmean(row["steps"] for row in rows), 1),
+        "seconds": {
+            key: round(statistics.fmean(row["seconds"][key] for row in rows), 1) for key in rows[0]["seconds"]
+        },
+        "depth": {key: over_concepts(deep, lambda row, key=key: row["depth"][key])["mean"] for key in DEPTH_KEYS} if deep else None,
+        "depth_ci95": {key: over_concepts(deep, lambda row, key=key: row["depth"][key])["ci95"] for key in DEPTH_KEYS} if deep else None,
+    }  # fmt: skip
+
+
+def _cell(value: dict) -> str:
+    if value["mean"] is None:
+        return "-"
+    return f"{value['mean']:.3f}" + ("" if value["ci95"] is None else f" ± {value['ci95']:.3f}")
+
+
+def main_table(methods: dict[str, dict]) -> str:
+    """Markdown: forgetting and retention, one line a method."""
+    keys = ("forget", "generality", "retain", "retain_unseen_style", "siblings", "text", "text_target", "fluency")
+    lines = [
+        "| method | sees images of the target | hypervolume | forget at retain ≥ 0.985 | "
+        + " | ".join(key.replace("_", " ") for key in keys)
+        + " | steps | seconds |",
+        "|---" * (len(keys) + 6) + "|",
+    ]
+    for name, result in methods.items():
+        low, high = result["hypervolume_ci95"]
+        seconds = sum(result["seconds"].values())
+        cells = [_cell(result["scores"][key]) for key in keys] if result["scores"] else ["-"] * len(keys)
+        lines.append(
+            f"| {name} | {'yes' if result['sees_images'] else 'no'} | {result['hypervolume']:.3f} ({low:.3f} to {high:.3f}) | "
+            f"{result['at_retain_0985']['forget']:.3f} | " + " | ".join(cells) + f" | {result['steps']:.0f} | {seconds:.0f} |"
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def depth_table(methods: dict[str, dict]) -> str:
+    """Markdown: the attacks, one line a method."""
+    lines = ["| method | " + " | ".join(key.replace("_", " ") for key in DEPTH_KEYS) + " |"]
+    lines.append("|---" * (len(DEPTH_KEYS) + 1) + "|")
+    for name, result in methods.items():
+        if result["depth"]:
+            lines.append(f"| {name} | " + " | ".join(f"{result['depth'][key]:.3f}" for key in DEPTH_KEYS) + " |")
+    return "\n".join(lines)
