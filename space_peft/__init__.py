@@ -5,8 +5,9 @@ Importing this package imports nothing heavy: every public name is loaded when i
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from ._lazy import lazy_exports
 
 
 __version__ = "0.1.0"
@@ -29,6 +30,10 @@ _EXPORTS = {
     "select_anchors": "anchors",
     "select_random_anchors": "anchors",
     "project_concept": "concept_projection",
+    "ErasureCardData": "card_data",
+    "load_erased": "hub_cards",
+    "push_erasure": "hub_cards",
+    "verify_erasure": "hub_cards",
     "CVFConfig": "trainers",
     "CVFTrainer": "trainers",
     "ErasureLedger": "trainers",
@@ -42,28 +47,19 @@ _EXPORTS = {
     "SpaceTrainer": "trainers",
 }
 
-__all__ = sorted([*_EXPORTS, "__version__"])
-
-
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return __all__
+__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
+__all__.append("__version__")
 
 
 if TYPE_CHECKING:
     from .anchors import anchor_info, refine_anchors, select_anchors, select_random_anchors
     from .callback import NullSpaceCallback
+    from .card_data import ErasureCardData
     from .certificate import RetentionCertificate, measure_certificate
     from .concept_projection import project_concept
     from .config import SpaceLoraConfig
     from .fitting import fit_null_space
+    from .hub_cards import load_erased, push_erasure, verify_erasure
     from .merge import merge_adapter
     from .null_space import NullSpace, NullSpaceFitter, load_null_spaces, save_null_spaces
     from .projection import attach_null_space

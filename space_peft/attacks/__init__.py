@@ -4,7 +4,7 @@ Each is a plain function that works with any multimodal model of transformers an
 `AttackReport` holds several, as a table, a picture and JSON. Names are imported when first used.
 """
 
-import importlib
+from .._lazy import lazy_exports
 
 
 _EXPORTS = {
@@ -30,14 +30,5 @@ _EXPORTS = {
     "relearning_curve": "relearning",
     "plot_attacks": "plots",
 }
-__all__ = sorted(_EXPORTS)
 
-
-def __getattr__(name):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-
-
-def __dir__():
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)

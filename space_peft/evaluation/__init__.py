@@ -3,7 +3,7 @@
 Names are imported when first used, so that `import space_peft.evaluation` costs neither torch nor matplotlib.
 """
 
-import importlib
+from .._lazy import lazy_exports
 
 
 _EXPORTS = {
@@ -27,14 +27,5 @@ _EXPORTS = {
     "plot_probe_bars": "plots",
     "plot_spectrum": "plots",
 }
-__all__ = sorted(_EXPORTS)
 
-
-def __getattr__(name):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-
-
-def __dir__():
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
