@@ -16,13 +16,16 @@ def check_concept(concept: str) -> str:
 
     Raises:
         TypeError: If it is no string.
-        ValueError: If it is empty, blank, or longer than `MAX_NAME_LENGTH` characters.
+        ValueError: If it is empty, blank, longer than `MAX_NAME_LENGTH` characters, or cannot be written as UTF-8.
     """
     if not isinstance(concept, str):
         raise TypeError(f"the concept must be a string, got {type(concept).__name__}.")
     stripped = " ".join(concept.split())
     if not any(unicodedata.category(character)[0] not in "ZC" for character in stripped):
         raise ValueError(f"the concept's name is empty (got {concept[:40]!r}); pass the name the model answers with.")
+    if any(unicodedata.category(character) == "Cs" for character in stripped):
+        # A shell passes bytes that are no UTF-8 on as lone surrogates; no file could hold such a name.
+        raise ValueError(f"the concept's name {stripped[:40]!r} holds bytes that are not UTF-8; pass it as UTF-8 text.")
     if len(stripped) > MAX_NAME_LENGTH:
         raise ValueError(
             f"the concept's name has {len(stripped)} characters, more than {MAX_NAME_LENGTH}; pass the name alone and "

@@ -36,6 +36,12 @@ def test_a_concept_needs_a_name(bad):
         check_concept(bad)
 
 
+def test_a_concept_must_be_text_that_can_be_written():
+    undecodable = b"fo\xff".decode("utf-8", "surrogateescape")  # What a shell's argument becomes.
+    with pytest.raises(ValueError, match="UTF-8"):
+        check_concept(undecodable)
+
+
 def test_a_concept_must_be_a_string():
     with pytest.raises(TypeError, match="string"):
         check_concept(7)

@@ -99,7 +99,7 @@ class ErasureLedger:
                 "aliases": trainer.aliases,
                 "method": trainer._name,
                 "steps": trainer.state.global_step,
-                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+                "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
             }
         )
         write_json(self.folder / LEDGER_NAME, {"format": _FORMAT, "requests": self.requests})

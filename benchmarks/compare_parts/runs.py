@@ -11,7 +11,7 @@ from .images import concept_data, demo_images
 from .methods import BATCH_SIZE, METHODS, RANK
 
 
-SCALES = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """What the finished adapter is multiplied by: a method's trade-off from one run."""
 
 
@@ -160,18 +160,21 @@ def _tokenizer():
 
 
 @functools.lru_cache(maxsize=4)
-def _known(concept: str, seed: int) -> list[bool]:
-    """Which images of other concepts the deployed model names."""
+def _known(concept: str, seed: int) -> tuple[list[bool], list[bool]]:
+    """Which images of the target and of other concepts the deployed model names."""
     from space_peft.demo import load_demo_model
 
-    return named(load_demo_model()[0], _batches(concept, seed)["others"])
+    model, batches = load_demo_model()[0], _batches(concept, seed)
+    return named(model, batches["target"]), named(model, batches["others"])
 
 
 def _curve(model, data, seed: int) -> list[dict]:
     """Forgetting and retention for every scale of the adapter; retention counts what the deployed model named."""
     from peft.helpers import rescale_adapter_scale
 
-    batches, known = _batches(data.concept, seed), _known(data.concept, seed)
+    from space_peft.attacks.models import merged_copy
+
+    batches, (known_target, known) = _batches(data.concept, seed), _known(data.concept, seed)
     kept = {
         "retain_all": known,
         "retain": [k and not style for k, style in zip(known, data.is_unseen_style, strict=True)],
@@ -180,8 +183,11 @@ def _curve(model, data, seed: int) -> list[dict]:
     }
     points = []
     for scale in SCALES:
-        with rescale_adapter_scale(model, scale):
-            target, others = named(model, batches["target"]), named(model, batches["others"])
+        target, others = known_target, known
+        if scale > 0:
+            with rescale_adapter_scale(model, scale):
+                merged = merged_copy(model)  # Faster than asking through the adapter.
+            target, others = named(merged, batches["target"]), named(merged, batches["others"])
         point = {"scale": scale, "forget": sum(target) / len(target)}
         for key, counts in kept.items():
             point[key] = sum(hit for hit, count in zip(others, counts, strict=True) if count) / sum(counts)
