@@ -160,7 +160,7 @@ def _executable(source: AdapterSource) -> Check:
         return Check(
             "no code", FAILED, f"would run whatever is in it when loaded ({len(unsafe)} such files)", unsafe[0]
         )
-    return Check("no code", OK, f"none of {len(source.files)} files is a pickle or a program")
+    return Check("no code", OK, f"nothing that is loaded is a pickle or a program ({len(source.files)} files)")
 
 
 def _hashes(source: AdapterSource) -> list[Check]:
