@@ -8,8 +8,11 @@ from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
+from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.attacks.report import ATTACKS_NAME, AttackReport
 from space_peft.card_data import CARD_DATA_NAME, ErasureCardData
 from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate
@@ -20,9 +23,6 @@ from space_peft.safe_json import read_json
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
 
-ADAPTER_CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-ANCHORS_NAME = "space_anchors.json"
 PICTURES = ("answers", "probes", "anchors", "spectrum", "attacks")
 
 

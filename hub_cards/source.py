@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from peft.utils import CONFIG_NAME
 
 from space_peft.card_data import CARD_DATA_NAME, is_local_path
+from space_peft.manifest import CHECKPOINT
 from space_peft.safe_json import read_json
 
 
@@ -21,7 +22,6 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _CODE = (".py", ".pyc", ".so", ".dll")
 # Trainer writes it beside every model; nothing that loads an adapter reads it, and it is not downloaded.
 _HARMLESS = ("training_args.bin",)
-_IN_CHECKPOINT = re.compile(r"(checkpoint-\d+|last-checkpoint)/")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -84,12 +84,17 @@ def _files_below(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+def _in_checkpoint(name: str) -> bool:
+    folder, slash, _ = name.partition("/")
+    return bool(slash and CHECKPOINT.fullmatch(folder))
+
+
 def unsafe_files(files: Iterable[str]) -> list[str]:
     """Those that would run code when some library loads them: pickles and Python files."""
     found = []
     for name in files:
         suffix = PurePosixPath(name).suffix.lower()
-        if suffix in (*_PICKLES, *_CODE) and name not in _HARMLESS and not _IN_CHECKPOINT.match(name):
+        if suffix in (*_PICKLES, *_CODE) and name not in _HARMLESS and not _in_checkpoint(name):
             found.append(name)
     return found
 

@@ -6,7 +6,6 @@ import fnmatch
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,17 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_NAME
 from safetensors import SafetensorError, safe_open
 
 from space_peft._io import write_json
+from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.callback import NULL_SPACES_NAME
 from space_peft.canary import CANARY_NAME, Canary
 from space_peft.card_data import CARD_DATA_NAME, ErasureCardData, is_local_path
-from space_peft.manifest import write_manifest
+from space_peft.evaluation.report import REPORT_NAME
+from space_peft.manifest import CHECKPOINT, write_manifest
 from space_peft.names import mentions
 from space_peft.safe_json import member_path, read_json
 
@@ -31,8 +34,6 @@ from .redaction import find_names, redact_anchors, redact_values, redacted_label
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_NAME, ADAPTER_CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
-ANCHORS_NAME, REPORT_NAME = "space_anchors.json", "report.json"
 RESULTS = [
     "space_config.json", "space_certificate.json", "space_ledger.json", ANCHORS_NAME, CARD_DATA_NAME, CANARY_NAME,
     REPORT_NAME, "report.md", "attacks.json",
@@ -55,7 +56,6 @@ TRAINER_STATE = [
     "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth",
     "trainer_state.json",
 ]  # fmt: skip
-CHECKPOINT = re.compile(r"checkpoint-\d+|last-checkpoint")
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 # In cards of `PeftModel.save_pretrained` and of Trainer, which nobody wrote by hand.
 _TEMPLATE_TEXTS = (

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoProcessor
 
+from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.attacks.report import ATTACKS_NAME, AttackReport
 from space_peft.callback import NULL_SPACES_NAME
 from space_peft.canary import CANARY_NAME, MIN_MARGIN, Canary
@@ -33,7 +34,6 @@ from .load import adapter_keys, ask_canary, attach_adapter, canary_problems, loa
 from .source import AdapterSource, fetch, recorded_base, unsafe_files
 
 
-ANCHORS_NAME = "space_anchors.json"
 OK, FAILED, NOT_CHECKED = "ok", "FAILED", "not checked"
 # A layer's change, measured again on the same rows in another precision or batch size, may differ by this share.
 TOLERANCE = 0.05

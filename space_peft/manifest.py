@@ -22,7 +22,7 @@ _LOADABLE = {
     ".safetensors", ".json", ".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".gguf",
     ".onnx", ".jinja", ".model", ".txt", ".yaml", ".yml", ".so", ".dll",
 }  # fmt: skip
-_CHECKPOINT = re.compile(r"checkpoint-\d+|last-checkpoint")
+CHECKPOINT = re.compile(r"checkpoint-\d+|last-checkpoint")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -61,7 +61,7 @@ def published_files(folder: str | os.PathLike) -> list[str]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and not (place == Path() and _CHECKPOINT.fullmatch(name))
+            if not name.startswith(".") and not (place == Path() and CHECKPOINT.fullmatch(name))
         ]
         names += [(place / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(name for name in names if name not in _NOT_HASHED)

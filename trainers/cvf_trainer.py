@@ -88,6 +88,7 @@ class CVFTrainer(ForgetTrainer):
         self._shown = sorted(row for row in self.train_dataset.indices if shown[row])  # as `retained_loader` gives them
         if not self._shown:
             raise ValueError("no retained row has an image, so no feature would be held; add rows with images.")
+        self._place = {row: index for index, row in enumerate(self._shown)}
         self.reference_model = reference_model
         self._features: dict[str, torch.Tensor] = {}  # of the deployed model, by kind of row: (rows, d)
 
@@ -127,8 +128,7 @@ class CVFTrainer(ForgetTrainer):
         origin = self._features["forget"][rows].to(moved)
         reference = self._reference(rows).to(moved)
         terms = {"forget": args.forget_weight * contrastive_loss(moved, reference, origin, args.temperature)}
-        place = {row: index for index, row in enumerate(self._shown)}
-        shown = [place[row] for row in inputs["retain_rows"] if row in place]
+        shown = [self._place[row] for row in inputs["retain_rows"] if row in self._place]
         if args.feature_weight and shown:
             with tap_image_features(unwrapped) as features:
                 answer_logits(model, inputs["retain"])

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from space_peft import distributed
 from space_peft._io import write_json
+from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.anchors.refine import name_probabilities
 from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
 from space_peft.canary import Canary, make_canary
@@ -38,9 +39,6 @@ from .deployed_answers import DeployedAnswers, DeployedAnswersCallback, compare_
 from .erasure_config import ErasureConfig
 from .pairs import PairCollator, PairedRows, forget_loader, retained_loader
 from .publishing import PublishingMixin
-
-
-ANCHORS_NAME = "space_anchors.json"
 
 
 class ErasureTrainer(PublishingMixin, Trainer):

@@ -16,6 +16,8 @@ from ..safe_json import parse_json
 
 
 PROVENANCE_COLUMN = "score"
+ANCHORS_NAME = "space_anchors.json"
+"""Beside an adapter: the provenance of the anchors it was trained on."""
 
 
 def anchor_info(dataset: Dataset) -> dict:
