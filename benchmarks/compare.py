@@ -3,11 +3,14 @@
     python benchmarks/compare.py                          # search, then test: hours; goes on where it was stopped
     python benchmarks/compare.py --phase search           # choose each method's settings on validation concepts
     python benchmarks/compare.py --phase test --depth     # test them on other concepts, attacks included
+    python benchmarks/compare.py --phase parts --concepts 8     # each method without one of its parts
+    python benchmarks/compare.py --phase readme           # write tables and pictures again from the JSON
     python benchmarks/compare.py --minutes 60             # start no new run after an hour
     python benchmarks/compare.py --smoke                  # two methods, a few steps, for CI
 
-Each method has eight settings to choose from (two values of three knobs), and the one whose mean trade-off curve has
-the largest hypervolume on four validation concepts is frozen. A curve is made by scaling the finished adapter. Methods
+Each method has eight settings to choose from (two values of three knobs). All are tried on one validation concept, the
+best two of each method on three more, and the one whose mean trade-off curve has the largest hypervolume on all four
+is frozen (successive halving; the same for every method). A curve is made by scaling the finished adapter. Methods
 that see images of the target get all but one of its designs, in turn with the seed; forgetting is measured on the rest.
 All runs are kept in the JSON, which tables and pictures are made from; runs are the same with any number of workers.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import sys
@@ -26,10 +30,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compare_parts.images import TEST, VALIDATION, nearest_siblings  # noqa: E402
-from compare_parts.methods import MAX_STEPS, METHODS  # noqa: E402
+from compare_parts.methods import MAX_STEPS, METHODS, VARIANTS  # noqa: E402
 from compare_parts.plots import plot_relearning, plot_tradeoff  # noqa: E402
-from compare_parts.runs import run  # noqa: E402
-from compare_parts.tables import curve_hypervolume, depth_table, main_table, mean_curve, summarise  # noqa: E402
+from compare_parts.readme import write_blocks  # noqa: E402
+from compare_parts.tables import curve_hypervolume, mean_curve, summarise, tables  # noqa: E402
 
 from space_peft._io import write_json  # noqa: E402
 
@@ -39,24 +43,42 @@ def identity(task: dict) -> str:
     return json.dumps([task[key] for key in ("method", "settings", "concept", "seed")], sort_keys=True)
 
 
-def search_tasks(names: list[str], concepts, settings_each: int | None = None) -> list[dict]:
+FINALISTS = 2
+"""Settings of each method that are tried on more than the first validation concept."""
+
+
+def search_tasks(settings: dict[str, list[dict]], concepts) -> list[dict]:
     return [
-        {"method": name, "settings": settings, "concept": concept, "seed": 0, "probes": False, "depth": False}
+        {"method": name, "settings": each, "concept": concept, "seed": 0, "probes": False, "depth": False}
         for concept in concepts
-        for name in names
-        for settings in METHODS[name].settings()[:settings_each]
+        for name, own in settings.items()
+        for each in own
     ]
 
 
+def validation_rows(rows: list[dict], name: str, settings: dict) -> list[dict]:
+    return [r for r in rows if r["method"] == name and r["settings"] == settings and r["concept"] in VALIDATION]
+
+
+def finalists(rows: list[dict], name: str) -> list[dict]:
+    """A method's settings with the largest hypervolume on the first validation concept; of identical runs one."""
+    volumes, curves = [], []
+    for settings in METHODS[name].settings():
+        own = [row for row in validation_rows(rows, name, settings) if row["concept"] == VALIDATION[0]]
+        if own and own[0]["curve"] not in curves:
+            curves.append(own[0]["curve"])
+            volumes.append((curve_hypervolume(own[0]["curve"]), settings))
+    return [settings for _, settings in sorted(volumes, key=lambda pair: -pair[0])[:FINALISTS]]
+
+
 def choose(rows: list[dict], names: list[str]) -> dict[str, dict]:
-    """For each method the settings with the largest hypervolume on validation concepts, the first of equals."""
+    """For each method the settings with the largest hypervolume on all validation concepts, the first of equals."""
     chosen = {}
     for name in names:
-        volumes = []
-        for settings in METHODS[name].settings():
-            own = [r for r in rows if r["method"] == name and r["settings"] == settings and r["concept"] in VALIDATION]
-            if own:
-                volumes.append((curve_hypervolume(mean_curve(own)), settings))
+        tried = [(validation_rows(rows, name, settings), settings) for settings in METHODS[name].settings()]
+        most = max(len(own) for own, _ in tried)
+        # Settings that were dropped after the first concept do not compete with those tried on all.
+        volumes = [(curve_hypervolume(mean_curve(own)), settings) for own, settings in tried if len(own) == most > 0]
         if volumes:
             chosen[name] = max(volumes, key=lambda pair: pair[0])[1]
     return chosen
@@ -72,6 +94,13 @@ def test_tasks(chosen: dict[str, dict], concepts, seeds, depth: bool) -> list[di
     ]  # fmt: skip
 
 
+def parts_tasks(chosen: dict[str, dict], concepts) -> list[dict]:
+    """Methods without one of their parts, with the settings of the whole and beside it."""
+    settings = {name: chosen[name.split(",")[0]] for name in VARIANTS if name.split(",")[0] in chosen}
+    whole = {name.split(",")[0]: own for name, own in settings.items()}
+    return test_tasks({**whole, **settings}, concepts, range(1), depth=False)
+
+
 def finished(row: dict, task: dict) -> bool:
     return not (task["probes"] and "scores" not in row or task["depth"] and "depth" not in row)
 
@@ -80,13 +109,18 @@ def execute(
     tasks: list[dict], rows: dict[str, dict], save, workers: int, max_steps: int, deadline: float | None
 ) -> None:
     """Runs what is missing; saves after every run."""
+    from compare_parts.runs import run
     from tqdm import tqdm
 
     missing = [task for task in tasks if not (identity(task) in rows and finished(rows[identity(task)], task))]
     if not missing:
         return
-    os.environ["OMP_NUM_THREADS"] = "1"  # Read by the workers as they start: two processes with two threads thrash.
-    with ProcessPoolExecutor(workers) as executor, tqdm(total=len(missing), desc="runs") as bar:
+    # Read by the workers as they start. Two processes with two threads thrash.
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor,
+        tqdm(total=len(missing), desc="runs") as bar,
+    ):
         waiting, running = list(reversed(missing)), set()
         while waiting or running:
             while waiting and len(running) < workers and (deadline is None or time.monotonic() < deadline):
@@ -114,6 +148,13 @@ def report(rows: list[dict], names: list[str]) -> dict:
         name: [r for r in rows if r["method"] == name and r["settings"] == chosen[name] and r["concept"] in TEST]
         for name in chosen
     }
+    parts = {}
+    for name in VARIANTS:
+        own = [r for r in rows if r["method"] == name and r["settings"] == chosen.get(name.split(",")[0])]
+        if own:
+            seen = {row["concept"] for row in own}
+            whole = [r for r in test[name.split(",")[0]] if r["concept"] in seen and r["seed"] == 0]
+            parts |= {name.split(",")[0]: summarise(whole, {}), name: summarise(own, {})}
     near = nearest_siblings()
     order = sorted(TEST, key=near.get)
     families = {"without a close sibling": order[: len(order) // 2], "with a close sibling": order[len(order) // 2 :]}
@@ -125,12 +166,13 @@ def report(rows: list[dict], names: list[str]) -> dict:
         "methods": {
             name: {"sees_images": METHODS[name].sees_images, **summarise(own, families)} for name, own in test.items() if own
         },
+        "parts": parts,
     }  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phase", choices=("search", "test", "all"), default="all")
+    parser.add_argument("--phase", choices=("search", "test", "parts", "readme", "all"), default="all")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--concepts", type=int, default=len(TEST), help="how many of the test concepts")
     parser.add_argument("--seeds", type=int, default=3)
@@ -156,18 +198,29 @@ def main() -> int:
 
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     if args.phase in ("search", "all"):
-        execute(search_tasks(names, validation, settings_each), rows, save, args.workers, max_steps, deadline)
+        options = (rows, save, args.workers, max_steps, deadline)
+        settings = {name: METHODS[name].settings()[:settings_each] for name in names}
+        execute(search_tasks(settings, validation[:1]), *options)
+        best = {name: finalists(list(rows.values()), name) for name in names}
+        execute(search_tasks(best, validation[1:]), *options)
     if args.phase in ("test", "all"):
         chosen = choose(list(rows.values()), names)
         execute(test_tasks(chosen, test, range(args.seeds), args.depth), rows, save, args.workers, max_steps, deadline)
+    if args.phase in ("parts", "all"):
+        chosen = choose(list(rows.values()), names)
+        execute(parts_tasks(chosen, test), rows, save, args.workers, max_steps, deadline)
     results = {**report(list(rows.values()), list(METHODS)), "rows": list(rows.values())}
     write_json(output, results)
     if results["methods"]:
-        print(main_table(results["methods"]))
-        print()
-        print(depth_table(results["methods"]))
+        for table in tables(results).values():
+            print(table, end="\n\n")
         plot_tradeoff(results["methods"], output.with_suffix(".png"))
         plot_relearning(results["methods"], results["rows"], output.with_name(f"{output.stem}_relearning.png"))
+    if args.phase == "readme":
+        root = Path(__file__).parents[1]
+        write_blocks(root / "README.md", tables(results))
+        plot_tradeoff(results["methods"], root / "docs" / "images" / "compare.png")
+        plot_relearning(results["methods"], results["rows"], root / "docs" / "images" / "compare_relearning.png")
     return 0
 
 

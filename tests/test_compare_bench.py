@@ -1,6 +1,8 @@
 """The figures of `benchmarks/compare.py`: hypervolume, the chosen settings, the split of the images."""
 
 import itertools
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +12,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import compare  # noqa: E402
-from compare_parts import images, methods, tables  # noqa: E402
+from compare_parts import images, methods, readme, tables  # noqa: E402
+
+
+ROOT = Path(__file__).parents[1]
+RESULTS = json.loads((ROOT / "benchmarks" / "results" / "compare.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -48,6 +54,56 @@ def test_the_settings_with_the_largest_hypervolume_on_validation_concepts_are_ch
     assert compare.choose(rows, ["GradDiff"]) == {"GradDiff": good}
 
 
+def test_the_best_two_on_the_first_validation_concept_go_on():
+    settings = methods.METHODS["GradDiff"].settings()
+    first = images.VALIDATION[0]
+    rows = [row("GradDiff", each, first, 0.1, retain) for each, retain in zip(settings, (0.95, 0.99, 0.99, 0.98, 0.96))]
+    # The third's run is the same as the second's: it would take a place and tell nothing new.
+    assert compare.finalists(rows, "GradDiff") == [settings[1], settings[3]]
+    # Nor do concepts count that only finalists see, or other methods.
+    rows += [row("GradDiff", settings[0], images.VALIDATION[1], 0.0, 1.0), row("GA", settings[0], first, 0.0, 1.0)]
+    assert compare.finalists(rows, "GradDiff") == [settings[1], settings[3]]
+
+
+def test_settings_tried_on_fewer_concepts_are_not_chosen():
+    dropped, tried, *_ = methods.METHODS["GradDiff"].settings()
+    rows = [row("GradDiff", tried, concept, 0.2, 0.97) for concept in images.VALIDATION]
+    rows.append(row("GradDiff", dropped, images.VALIDATION[0], 0.0, 1.0))
+    assert compare.choose(rows, ["GradDiff"]) == {"GradDiff": tried}
+
+
+def test_parts_are_tried_beside_the_whole_with_its_settings():
+    chosen = {"NS-CVF": {"learning_rate": 0.1}}
+    tasks = compare.parts_tasks(chosen, ["owl"])
+    assert {task["method"] for task in tasks} == {"NS-CVF", "NS-CVF, no null space", "NS-CVF, projector alone"}
+    assert all(task["settings"] == chosen["NS-CVF"] and task["probes"] for task in tasks)
+
+
+def test_blocks_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    text = "before\n<!-- a: begin (made by x) -->\nold\n<!-- a: end -->\nbetween\n<!-- b: begin -->\n<!-- b: end -->\nafter\n"
+    page.write_text(text)
+    readme.write_blocks(page, {"a": "| new \\1 |", "b": "2"})
+    written = text.replace("old", "| new \\1 |").replace("begin -->\n<!-- b", "begin -->\n2\n<!-- b")
+    assert page.read_text() == written
+    with pytest.raises(ValueError, match="`c: begin`"):
+        readme.write_blocks(page, {"a": "3", "c": "4"})
+    assert page.read_text() == written
+
+
+@pytest.mark.parametrize("name", list(tables.tables(RESULTS)))
+def test_the_readme_shows_the_results_that_are_stored(name):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(rf"<!-- {name}: begin[^>]*-->\n(.*?)\n<!-- {name}: end -->", text, flags=re.DOTALL)
+    assert block[1] == tables.tables(RESULTS)[name]
+
+
+def test_the_stored_summary_is_that_of_the_stored_runs():
+    made = json.loads(json.dumps(compare.report(RESULTS["rows"], list(methods.METHODS))))
+    for key in ("chosen", "families", "methods", "parts"):
+        assert made[key] == RESULTS[key]
+
+
 def test_point_at_a_retention():
     curve = [
         {"scale": 0.0, "forget": 1.0, "retain_all": 1.0},
@@ -57,6 +113,17 @@ def test_point_at_a_retention():
     assert tables.at_retention(curve, 0.985)["scale"] == 1.0
     assert tables.at_retention(curve, 0.95)["scale"] == 2.0
     assert tables.at_retention(curve, 0.995)["scale"] == 0.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_divergence_at_a_probability(seed):
+    slope, height = np.random.default_rng(seed).random(2) + [8, 0.1]
+    scales = (0.0, 0.2, 0.4, 0.7, 1.0)
+    curve = [{"name_log_prob": -slope * s, "divergence": height * s**2} for s in scales]
+    for probability in (0.5, 0.05, 0.001):
+        scale = -np.log(probability) / slope
+        assert tables.divergence_at(curve, probability) == pytest.approx(height * scale**2)
+    assert tables.divergence_at(curve, np.exp(-slope - 1)) is None
 
 
 def test_seeds_of_a_concept_count_once():

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+
 
 AUDIT_STARTS = 8
 RELEARN_IMAGES, RELEARN_STEPS, RELEARN_REPEATS = 3, (0, 2, 5, 10), 2
+
+
+def _audit(model, concept: str, seed: int, steps: int) -> float:
+    """The largest p(name) of an image found from public ones."""
+    from space_peft.attacks import audit_concept
+    from space_peft.demo import DEMO_QUESTIONS
+    from space_peft.demo.probes import demo_split
+
+    from .images import demo_images
+    from .runs import _processor
+
+    public, _ = demo_split(demo_images(), concept)
+    step = len(public) // AUDIT_STARTS
+    starts = list(public.select(range(seed, step * AUDIT_STARTS, step))["image"])
+    options = {"restarts": 0, "steps": steps, "seed": seed, "progress": False, "questions": DEMO_QUESTIONS}
+    return audit_concept(model, _processor(), concept, images=starts, **options).after.best
+
+
+@functools.lru_cache(maxsize=4)
+def _audit_before(concept: str, seed: int, steps: int) -> float:
+    from space_peft.demo import load_demo_model
+
+    return _audit(load_demo_model()[0], concept, seed, steps)
 
 
 def measure_depth(model, processor, data, seed: int, audit_steps: int) -> dict:
@@ -17,22 +42,15 @@ def measure_depth(model, processor, data, seed: int, audit_steps: int) -> dict:
         `confirm`, `confirm_control`: p(yes) about images of the target, for it and for names of what is not there;
         `full`, `int8`, `int4`: named images of the target in the merged model at that precision.
     """
-    from space_peft.attacks import audit_concept, confirmation_attack, relearning_curve
+    from space_peft.attacks import confirmation_attack, relearning_curve
     from space_peft.attacks.models import merged_copy
     from space_peft.attacks.quantization import quantize_weights
     from space_peft.demo import DEMO_QUESTIONS
-    from space_peft.demo.probes import demo_split
 
-    from .images import demo_images
     from .runs import _batches, named
 
     options = {"questions": DEMO_QUESTIONS}
-    public, _ = demo_split(demo_images(), data.concept)
-    step = len(public) // AUDIT_STARTS
-    starts = list(public.select(range(seed, step * AUDIT_STARTS, step))["image"])
-    audit = audit_concept(
-        model, processor, data.concept, images=starts, restarts=0, steps=audit_steps, seed=seed, progress=False, **options
-    )  # fmt: skip
+    merged = merged_copy(model)
     target = [*data.given, *data.unseen]
     relearning = {
         weights: relearning_curve(
@@ -43,17 +61,17 @@ def measure_depth(model, processor, data, seed: int, audit_steps: int) -> dict:
         for weights, rate in (("all", None), ("adapter", 1e-3))
     }  # fmt: skip
     confirmation = confirmation_attack(
-        model, processor, data.unseen, data.concept, absent_names=data.absent, **options
+        merged, processor, data.unseen, data.concept, absent_names=data.absent, **options
     ).summary()
     images = _batches(data.concept, seed)["target"]
-    precision = {"full": merged_copy(model)}
+    precision = {"full": merged}
     for scheme in ("int8", "int4"):
         precision[scheme] = quantize_weights(merged_copy(model), scheme)
     points = {weights: result.headline for weights, result in relearning.items()}
     shares = {key: named(copy, images) for key, copy in precision.items()}
     return {
-        "audit": round(audit.after.best, 4),
-        "audit_before": round(audit.before.best, 4),
+        "audit": round(_audit(merged, data.concept, seed, audit_steps), 4),
+        "audit_before": round(_audit_before(data.concept, seed, audit_steps), 4),
         "relearn": round(points["all"].relearned, 4),
         "relearn_control": round(points["all"].control, 4),
         "relearn_adapter": round(points["adapter"].relearned, 4),

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import functools
-import os
 import tempfile
 import time
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from peft import LoraConfig
+from peft.helpers import rescale_adapter_scale
+from transformers.trainer_callback import PrinterCallback
+
+from space_peft import SpaceLoraConfig, trainers
+from space_peft.anchors.info import set_anchor_info
+from space_peft.attacks.models import merged_copy
+from space_peft.concept_projection import project_concept
+from space_peft.demo import DEMO_QUESTIONS, load_demo_model
+from space_peft.demo.pipeline import DemoSettings, make_anchors
+from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
+from space_peft.evaluation import evaluate_probes
+from space_peft.layers import adapted_layers
+from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_prob
+from space_peft.prompts import answer_logits, build_batch, name_tokens
+from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
 from .images import concept_data, demo_images
-from .methods import BATCH_SIZE, METHODS, RANK
+from .methods import BATCH_SIZE, RANK, method_of
 
 
-SCALES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
+SCALES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """What the finished adapter is multiplied by: a method's trade-off from one run. Small ones for methods that overshoot."""
 
 
@@ -25,21 +45,20 @@ def run(task: dict, max_steps: int) -> dict:
     Returns:
         `dict`: The task with `curve`, `seconds`, `steps` and, where asked for, `scores` and `depth`.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch
-
     torch.set_num_threads(1)
     data = concept_data(task["concept"], task["seed"])
     start = time.perf_counter()
-    method = METHODS[task["method"]]
+    method = method_of(task["method"])
     needs_anchors = method.trainer == "SpaceTrainer" and not method.sees_images
     anchors = _anchors(task["concept"], task["seed"]) if needs_anchors else None
     prepared = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        model, steps = _erase(task, data, anchors, folder, max_steps)
+        model, history = _erase(task, data, anchors, folder, max_steps)
     done = time.perf_counter()
-    row = {**task, "steps": steps, "curve": _curve(model, data, task["seed"])}
+    row = {**task, "steps": len(history), "curve": _curve(model, data, task["seed"])}
     row["seconds"] = {"anchors": round(prepared - start, 1), "erase": round(done - prepared, 1)}
+    if entropies := [round(log["feature_entropy"], 4) for log in history if "feature_entropy" in log]:
+        row["feature_entropy"] = [entropies[0], entropies[-1]]  # Of the deployed model and of the erased one.
     if task["probes"]:
         row["scores"] = _probe_scores(model, task["concept"], task["seed"])
     if task["depth"]:
@@ -50,47 +69,28 @@ def run(task: dict, max_steps: int) -> dict:
 
 
 def _processor():
-    from space_peft.demo import load_demo_model
-
     return load_demo_model()[1]
 
 
 @functools.lru_cache(maxsize=2)
 def _anchors(concept: str, seed: int):
-    from space_peft.demo import load_demo_model
-    from space_peft.demo.pipeline import DemoSettings, make_anchors
-    from space_peft.demo.probes import demo_split
-
     public, _ = demo_split(demo_images(), concept)
     return make_anchors(concept, public, *load_demo_model(), DemoSettings(), seed, progress=False)[1]
 
 
 def _real_anchors(data):
     """Images of the target in the place of anchors."""
-    from datasets import Dataset, Features, Value
-    from datasets import Image as ImageFeature
-
-    from space_peft.anchors.info import set_anchor_info
-
     rows = {"image": data.given, "score": [1.0] * len(data.given)}
     dataset = Dataset.from_dict(rows, features=Features({"image": ImageFeature(), "score": Value("float64")}))
     return set_anchor_info(dataset, {"concept": data.concept})
 
 
 def _erase(task: dict, data, anchors, folder: str, max_steps: int):
-    """The erased model and the optimiser steps it took."""
-    from peft import LoraConfig
-    from transformers.trainer_callback import PrinterCallback
-
-    from space_peft import SpaceLoraConfig, trainers
-    from space_peft.concept_projection import project_concept
-    from space_peft.demo import DEMO_QUESTIONS, load_demo_model
-    from space_peft.demo.probes import demo_retain_rows, demo_split
-
-    method, concept, seed = METHODS[task["method"]], task["concept"], task["seed"]
+    """The erased model and what was logged in every step."""
+    method, concept, seed = method_of(task["method"]), task["concept"], task["seed"]
     model, processor = load_demo_model()
     if method.trainer is None:
-        return project_concept(model, processor, concept, **task["settings"]).eval(), 0
+        return project_concept(model, processor, concept, **task["settings"]).eval(), []
     public, _ = demo_split(demo_images(), concept)
     trainer_class = getattr(trainers, method.trainer)
     config = getattr(trainers, method.trainer.replace("Trainer", "Config"))
@@ -102,28 +102,25 @@ def _erase(task: dict, data, anchors, folder: str, max_steps: int):
         examples = {"anchors": _real_anchors(data) if method.sees_images else anchors}
     else:
         examples = {"forget_dataset": [{"image": image} for image in data.given]}
-    lora = {"r": RANK, "lora_alpha": 2 * RANK}
+    lora = {"r": RANK, "lora_alpha": 2 * RANK, **method.adapter}
     trainer = trainer_class(
         model,
         args,
         retain_dataset=demo_retain_rows(concept, public, seed=seed),
         processing_class=processor,
-        peft_config=SpaceLoraConfig(**lora) if method.constrained else LoraConfig(**lora),
+        peft_config=(SpaceLoraConfig if method.constrained else LoraConfig)(**lora),
         concept=concept,
         questions=DEMO_QUESTIONS,
         **examples,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return trainer.model.eval(), trainer.state.global_step
+    return trainer.model.eval(), [log for log in trainer.state.log_history if "loss" in log]
 
 
 @functools.lru_cache(maxsize=4)
 def _batches(concept: str, seed: int) -> dict[str, list[dict]]:
     """Naming questions about images of the target and of others, encoded once."""
-    from space_peft.demo import DEMO_QUESTIONS
-    from space_peft.prompts import build_batch
-
     data, processor = concept_data(concept, seed), _processor()
 
     def encode(pairs):
@@ -137,21 +134,55 @@ def _batches(concept: str, seed: int) -> dict[str, list[dict]]:
     return {"target": encode([(image, concept) for image in data.unseen]), "others": encode(data.others)}
 
 
-def named(model, batches: list[dict]) -> list[bool]:
-    """For each row, whether the greedy answer begins with the name it was encoded with."""
-    import torch
+@functools.lru_cache(maxsize=4)
+def _embedded_batches(concept: str, seed: int) -> dict[str, list[dict]]:
+    """The same as the deployed vision side hands it to the language side, for adapters that leave the former alone."""
 
-    from space_peft.losses import IGNORE_INDEX, answer_labels
-    from space_peft.prompts import answer_logits, name_tokens
+    model, seen = load_demo_model()[0], {}
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.update(inputs_embeds=inputs["inputs_embeds"]), with_kwargs=True
+    )
+    embedded = {}
+    with torch.no_grad():
+        for key, batches in _batches(concept, seed).items():
+            embedded[key] = []
+            for batch in batches:
+                model(**{name: value for name, value in batch.items() if name != "labels"})
+                embedded[key].append({**{k: batch[k] for k in ("attention_mask", "labels")}, **seen})
+    hook.remove()
+    return embedded
 
-    hits = []
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says to naming questions, a row each.
+
+    Args:
+        named (`list[bool]`): Whether the greedy answer begins with the name the row was encoded with.
+        name_log_prob (`torch.Tensor`): `(n,)`, log p of that name.
+        first (`torch.Tensor`): `(n, vocabulary)`, log p of the answer's first token.
+    """
+
+    named: list[bool]
+    name_log_prob: torch.Tensor
+    first: torch.Tensor
+
+
+def answers(model, batches: list[dict]) -> Answers:
+    named, log_prob, first = [], [], []
     with torch.no_grad():
         for batch in batches:
             logits = answer_logits(model, batch)
             names = name_tokens(answer_labels(batch["labels"]), _tokenizer())
             agrees = (logits[:, : names.shape[1]].argmax(dim=-1) == names) | (names == IGNORE_INDEX)
-            hits += agrees.all(dim=1).tolist()
-    return hits
+            named += agrees.all(dim=1).tolist()
+            log_prob.append(name_log_prob(logits, names))
+            first.append(logits[:, 0].float().log_softmax(dim=-1))
+    return Answers(named, torch.cat(log_prob), torch.cat(first))
+
+
+def named(model, batches: list[dict]) -> list[bool]:
+    return answers(model, batches).named
 
 
 @functools.lru_cache(maxsize=1)
@@ -160,21 +191,22 @@ def _tokenizer():
 
 
 @functools.lru_cache(maxsize=4)
-def _known(concept: str, seed: int) -> tuple[list[bool], list[bool]]:
-    """Which images of the target and of other concepts the deployed model names."""
-    from space_peft.demo import load_demo_model
-
-    model, batches = load_demo_model()[0], _batches(concept, seed)
-    return named(model, batches["target"]), named(model, batches["others"])
+def _before(concept: str, seed: int) -> dict[str, Answers]:
+    """What the deployed model answers about the target and about the others."""
+    model = load_demo_model()[0]
+    return {key: answers(model, own) for key, own in _batches(concept, seed).items()}
 
 
 def _curve(model, data, seed: int) -> list[dict]:
-    """Forgetting and retention for every scale of the adapter; retention counts what the deployed model named."""
-    from peft.helpers import rescale_adapter_scale
+    """What every scale of the adapter forgets and keeps.
 
-    from space_peft.attacks.models import merged_copy
-
-    batches, (known_target, known) = _batches(data.concept, seed), _known(data.concept, seed)
+    Retention counts images that the deployed model named. `divergence` is finer: the mean KL divergence of the answers'
+    first token about all other images, from the deployed model's.
+    """
+    sees = any({*VISION_PARTS, *PROJECTOR_PARTS} & set(name.split(".")) for name in adapted_layers(model))
+    batches = (_batches if sees else _embedded_batches)(data.concept, seed)
+    before = _before(data.concept, seed)
+    known, log_p = before["others"].named, before["others"].first
     kept = {
         "retain_all": known,
         "retain": [k and not style for k, style in zip(known, data.is_unseen_style, strict=True)],
@@ -183,33 +215,30 @@ def _curve(model, data, seed: int) -> list[dict]:
     }
     points = []
     for scale in SCALES:
-        target, others = known_target, known
+        after = before
         if scale > 0:
             with rescale_adapter_scale(model, scale):
                 merged = merged_copy(model)  # Faster than asking through the adapter.
-            target, others = named(merged, batches["target"]), named(merged, batches["others"])
-        point = {"scale": scale, "forget": sum(target) / len(target)}
+            after = {key: answers(merged, own) for key, own in batches.items()}
+        target, others = after["target"], after["others"]
+        point = {"scale": scale, "forget": sum(target.named) / len(target.named)}
         for key, counts in kept.items():
-            point[key] = sum(hit for hit, count in zip(others, counts, strict=True) if count) / sum(counts)
-        points.append({key: round(value, 4) for key, value in point.items()})
+            point[key] = sum(hit for hit, count in zip(others.named, counts, strict=True) if count) / sum(counts)
+        point["name_log_prob"] = target.name_log_prob.mean().item()
+        point["divergence"] = (log_p.exp() * (log_p - others.first)).sum(dim=-1).mean().item()
+        points.append({key: round(value, 5) for key, value in point.items()})
     return points
 
 
 @functools.lru_cache(maxsize=4)
 def _asked_before(concept: str, seed: int):
     """The probes, and what the deployed model answers."""
-    from space_peft.demo import load_demo_model
-    from space_peft.demo.probes import demo_probes
-    from space_peft.evaluation import evaluate_probes
-
     probes = demo_probes(concept, concept_data(concept, seed).probe_images)
     return probes, evaluate_probes(*load_demo_model(), probes, progress=False)
 
 
 def _probe_scores(model, concept: str, seed: int) -> dict[str, float | None]:
-    """The library's own report on the images that no method was given."""
-    from space_peft.evaluation import evaluate_probes
-
+    """The library's own report on the images that no method was given; of the merged model, which answers faster."""
     probes, before = _asked_before(concept, seed)
-    after = evaluate_probes(model, _processor(), probes, baseline=before, progress=False)
+    after = evaluate_probes(merged_copy(model), _processor(), probes, baseline=before, progress=False)
     return {key: None if s["value"] is None else round(s["value"], 4) for key, s in after.scores.items()}

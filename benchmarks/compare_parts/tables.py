@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 
 import numpy as np
@@ -62,6 +64,25 @@ def at_retention(curve: list[dict], wanted: float) -> dict:
     return min(allowed, key=lambda point: (point["forget"], -point["retain_all"]))
 
 
+def divergence_at(curve: list[dict], probability: float = 0.01) -> float | None:
+    """How far answers about other images have moved where the target's name is down to a probability.
+
+    Along a curve the name's mean log p falls about linearly with the scale and the divergence rises with its square, so
+    between two points its root is interpolated.
+
+    Returns:
+        `float` or None: Mean KL divergence in nats; None if the name is likelier at every scale.
+    """
+    wanted = math.log(probability)
+    for first, second in itertools.pairwise(curve):
+        high, low = first["name_log_prob"], second["name_log_prob"]
+        if low <= wanted < high:
+            share = (high - wanted) / (high - low)
+            root = (1 - share) * max(first["divergence"], 0.0) ** 0.5 + share * max(second["divergence"], 0.0) ** 0.5
+            return root**2
+    return None
+
+
 def over_concepts(rows: list[dict], value) -> dict:
     """Mean, and a 95 % interval from the standard error over concepts (seeds of one concept are not independent)."""
     values = {}
@@ -88,6 +109,7 @@ def summarise(rows: list[dict], families: dict[str, list[str]]) -> dict:
         "hypervolume": round(curve_hypervolume(curve), 4),
         "hypervolume_ci95": hypervolume_interval(rows),
         "at_retain_0985": {key: round(point[key], 4) for key in ("forget", "retain_all", "scale")},
+        "divergence_at_p_001": over_concepts(rows, lambda row: divergence_at(row["curve"])),
         "scores": {key: over_concepts(rows, lambda row, key=key: row["scores"][key]) for key in scores},
         "families": {
             family: {
@@ -97,6 +119,9 @@ def summarise(rows: list[dict], families: dict[str, list[str]]) -> dict:
             for family, members in families.items()
             if scores
         },
+        "feature_entropy": [
+            round(statistics.fmean(row["feature_entropy"][i] for row in rows), 4) for i in (0, 1)
+        ] if all("feature_entropy" in row for row in rows) else None,
         "curve": [{key: round(value, 4) for key, value in p.items()} for p in curve],
         "steps": round(statistics.fmean(row["steps"] for row in rows), 1),
         "seconds": {
@@ -107,37 +132,101 @@ def summarise(rows: list[dict], families: dict[str, list[str]]) -> dict:
     }  # fmt: skip
 
 
-def _cell(value: dict) -> str:
+def _cell(value: dict, digits: int = 3) -> str:
     if value["mean"] is None:
         return "-"
-    return f"{value['mean']:.3f}" + ("" if value["ci95"] is None else f" ± {value['ci95']:.3f}")
+    return f"{value['mean']:.{digits}f}" + ("" if value["ci95"] is None else f" ± {value['ci95']:.{digits}f}")
+
+
+def _markdown(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+SCORES = {
+    "forget": "forget", "generality": "generality", "retain": "retain", "retain_unseen_style": "unseen style",
+    "siblings": "siblings", "text": "text", "text_target": "text about it", "fluency": "fluency",
+}  # fmt: skip
 
 
 def main_table(methods: dict[str, dict]) -> str:
-    """Markdown: forgetting and retention, one line a method."""
-    keys = ("forget", "generality", "retain", "retain_unseen_style", "siblings", "text", "text_target", "fluency")
-    lines = [
-        "| method | sees images of the target | hypervolume | forget at retain ≥ 0.985 | "
-        + " | ".join(key.replace("_", " ") for key in keys)
-        + " | steps | seconds |",
-        "|---" * (len(keys) + 6) + "|",
+    """Markdown: forgetting and retention, one line a method; ± is half of a 95 % interval over concepts."""
+    header = [
+        "method",
+        "sees it",
+        "hypervolume (95 %)",
+        "forget at retain ≥ 0.985",
+        *SCORES.values(),
+        "steps",
+        "seconds",
     ]
+    lines = []
     for name, result in methods.items():
         low, high = result["hypervolume_ci95"]
-        seconds = sum(result["seconds"].values())
-        cells = [_cell(result["scores"][key]) for key in keys] if result["scores"] else ["-"] * len(keys)
         lines.append(
-            f"| {name} | {'yes' if result['sees_images'] else 'no'} | {result['hypervolume']:.3f} ({low:.3f} to {high:.3f}) | "
-            f"{result['at_retain_0985']['forget']:.3f} | " + " | ".join(cells) + f" | {result['steps']:.0f} | {seconds:.0f} |"
-        )  # fmt: skip
-    return "\n".join(lines)
+            [
+                name,
+                "yes" if result["sees_images"] else "no",
+                f"{result['hypervolume']:.3f} ({low:.3f} to {high:.3f})",
+                f"{result['at_retain_0985']['forget']:.3f}",
+                _cell(result["divergence_at_p_001"], digits=4),
+                *(_cell(result["scores"][key]) if result["scores"] else "-" for key in SCORES),
+                f"{result['steps']:.0f}",
+                f"{sum(result['seconds'].values()):.0f}",
+            ]
+        )
+    return _markdown(header, lines)
 
 
 def depth_table(methods: dict[str, dict]) -> str:
     """Markdown: the attacks, one line a method."""
-    lines = ["| method | " + " | ".join(key.replace("_", " ") for key in DEPTH_KEYS) + " |"]
-    lines.append("|---" * (len(DEPTH_KEYS) + 1) + "|")
+    header = [
+        "method", "audit (before)", "relearned, merged (control)", "relearned, adapter (control)", "p(yes) (absent names)",
+        "named: full", "int8", "int4",
+    ]  # fmt: skip
+    pairs = [
+        ("audit", "audit_before"), ("relearn", "relearn_control"), ("relearn_adapter", "relearn_adapter_control"),
+        ("confirm", "confirm_control"),
+    ]  # fmt: skip
+    lines = []
     for name, result in methods.items():
-        if result["depth"]:
-            lines.append(f"| {name} | " + " | ".join(f"{result['depth'][key]:.3f}" for key in DEPTH_KEYS) + " |")
-    return "\n".join(lines)
+        if depth := result["depth"]:
+            cells = [f"{depth[key]:.3f} ({depth[control]:.3f})" for key, control in pairs]
+            lines.append([name, *cells, *(f"{depth[key]:.3f}" for key in ("full", "int8", "int4"))])
+    return _markdown(header, lines)
+
+
+def family_table(methods: dict[str, dict]) -> str:
+    """Markdown: concepts with and without a close sibling."""
+    families = list(next(iter(methods.values()))["families"])
+    keys = ("forget", "generality", "siblings")
+    header = ["method", *(f"{key}, {family}" for family in families for key in keys)]
+    lines = [
+        [name, *(_cell(result["families"][family][key]) for family in families for key in keys)]
+        for name, result in methods.items()
+        if result["families"]
+    ]
+    return _markdown(header, lines)
+
+
+def parts_table(parts: dict[str, dict]) -> str:
+    """Markdown: methods without one of their parts, beside the whole on the same concepts and seed."""
+    header = ["variant", "hypervolume", *SCORES.values(), "feature entropy", "steps"]
+    lines = []
+    for name, result in parts.items():
+        entropy = result["feature_entropy"]
+        cells = [_cell(result["scores"][key]) for key in SCORES]
+        shown = "-" if entropy is None else f"{entropy[0]:.3f} to {entropy[1]:.3f}"
+        lines.append([name, f"{result['hypervolume']:.3f}", *cells, shown, f"{result['steps']:.0f}"])
+    return _markdown(header, lines)
+
+
+def tables(results: dict) -> dict[str, str]:
+    """Every table of the JSON, by the name of its block in the README."""
+    methods = results.get("methods", {})
+    made = {"compare": main_table(methods), "depth": depth_table(methods)}
+    if any(result["families"] for result in methods.values()):
+        made["families"] = family_table(methods)
+    if results.get("parts"):
+        made["parts"] = parts_table(results["parts"])
+    return made
