@@ -4,7 +4,7 @@
     python benchmarks/compare.py --phase search           # choose each method's settings on validation concepts
     python benchmarks/compare.py --phase test --depth     # test them on other concepts, attacks included
     python benchmarks/compare.py --phase parts --concepts 8     # each method without one of its parts
-    python benchmarks/compare.py --phase readme           # write tables and pictures again from the JSON
+    python benchmarks/compare.py --phase docs                    # write README and docs/comparison.md from the JSON
     python benchmarks/compare.py --minutes 60             # start no new run after an hour
     python benchmarks/compare.py --smoke                  # two methods, a few steps, for CI
 
@@ -31,8 +31,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from compare_parts.images import TEST, VALIDATION, nearest_siblings  # noqa: E402
 from compare_parts.methods import MAX_STEPS, METHODS, VARIANTS  # noqa: E402
+from compare_parts.pages import write_blocks  # noqa: E402
 from compare_parts.plots import plot_relearning, plot_tradeoff  # noqa: E402
-from compare_parts.readme import write_blocks  # noqa: E402
 from compare_parts.tables import curve_hypervolume, mean_curve, summarise, tables  # noqa: E402
 
 from space_peft._io import write_json  # noqa: E402
@@ -43,6 +43,8 @@ def identity(task: dict) -> str:
     return json.dumps([task[key] for key in ("method", "settings", "concept", "seed")], sort_keys=True)
 
 
+PAGES = {"README.md": ("compare", "depth"), "docs/comparison.md": ("families", "parts")}
+"""Where each table is shown."""
 FINALISTS = 2
 """Settings of each method that are tried on more than the first validation concept."""
 
@@ -172,7 +174,7 @@ def report(rows: list[dict], names: list[str]) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phase", choices=("search", "test", "parts", "readme", "all"), default="all")
+    parser.add_argument("--phase", choices=("search", "test", "parts", "docs", "all"), default="all")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--concepts", type=int, default=len(TEST), help="how many of the test concepts")
     parser.add_argument("--seeds", type=int, default=3)
@@ -216,9 +218,10 @@ def main() -> int:
             print(table, end="\n\n")
         plot_tradeoff(results["methods"], output.with_suffix(".png"))
         plot_relearning(results["methods"], results["rows"], output.with_name(f"{output.stem}_relearning.png"))
-    if args.phase == "readme":
+    if args.phase == "docs":
         root = Path(__file__).parents[1]
-        write_blocks(root / "README.md", tables(results))
+        for page, blocks in PAGES.items():
+            write_blocks(root / page, {name: tables(results)[name] for name in blocks})
         plot_tradeoff(results["methods"], root / "docs" / "images" / "compare.png")
         plot_relearning(results["methods"], results["rows"], root / "docs" / "images" / "compare_relearning.png")
     return 0

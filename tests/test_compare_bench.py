@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import compare  # noqa: E402
-from compare_parts import images, methods, readme, tables  # noqa: E402
+from compare_parts import images, methods, pages, tables  # noqa: E402
 
 
 ROOT = Path(__file__).parents[1]
@@ -83,17 +83,17 @@ def test_blocks_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     text = "before\n<!-- a: begin (made by x) -->\nold\n<!-- a: end -->\nbetween\n<!-- b: begin -->\n<!-- b: end -->\nafter\n"
     page.write_text(text)
-    readme.write_blocks(page, {"a": "| new \\1 |", "b": "2"})
+    pages.write_blocks(page, {"a": "| new \\1 |", "b": "2"})
     written = text.replace("old", "| new \\1 |").replace("begin -->\n<!-- b", "begin -->\n2\n<!-- b")
     assert page.read_text() == written
     with pytest.raises(ValueError, match="`c: begin`"):
-        readme.write_blocks(page, {"a": "3", "c": "4"})
+        pages.write_blocks(page, {"a": "3", "c": "4"})
     assert page.read_text() == written
 
 
-@pytest.mark.parametrize("name", list(tables.tables(RESULTS)))
-def test_the_readme_shows_the_results_that_are_stored(name):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page, name", [(page, name) for page, names in compare.PAGES.items() for name in names])
+def test_pages_show_the_results_that_are_stored(page, name):
+    text = (ROOT / page).read_text(encoding="utf-8")
     block = re.search(rf"<!-- {name}: begin[^>]*-->\n(.*?)\n<!-- {name}: end -->", text, flags=re.DOTALL)
     assert block[1] == tables.tables(RESULTS)[name]
 
