@@ -1,9 +1,10 @@
 """Six requests one after another on the embedded model: do earlier concepts stay forgotten, and does the rest stay?
 
     python benchmarks/continual.py                                # SPACE and CVF, with and without protection
+    python benchmarks/continual.py --keep last                    # L_keep against the last model, not the original
     python benchmarks/continual.py --methods space --requests 2   # a part of it
 
-Each request is trained on the model with the earlier ones folded in. After each, every image of every concept requested
+Each request is trained on the model with the earlier ones folded in, with the settings that `compare.py` chose. After each, every image of every concept requested
 so far is asked for its name, and so are images of concepts never requested that the original model named (reserved ones
 in trained styles, and those in the unseen style). With one torch thread a second run gives the same figures.
 """
@@ -22,7 +23,14 @@ from pathlib import Path
 REQUESTS = ("fox", "tractor", "lemon", "crown", "penguin", "trumpet")
 
 
-def run_sequence(method: str, protected: bool, requests: tuple[str, ...], seed: int) -> dict:
+# SPACE's settings of `compare.py`. CVF's as well, with half of the steps.
+SETTINGS = {
+    "space": {"suppression_margin": 6.0, "learning_rate": 2e-3, "stop_threshold": None, "keep_weight": 60.0},
+    "cvf": {"max_steps": 30, "learning_rate": 1e-3, "feature_weight": 20.0},
+}
+
+
+def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, ...], seed: int) -> dict:
     """Serves all requests; returns what was left of each concept and of the rest after each of them."""
     from transformers.trainer_callback import PrinterCallback
 
@@ -36,6 +44,7 @@ def run_sequence(method: str, protected: bool, requests: tuple[str, ...], seed: 
 
     images = load_demo_images()
     model, processor = load_demo_model()
+    original = load_demo_model()[0].eval() if keep == "original" and method == "space" else None
     own = {name: images.filter(lambda other, name=name: other == name, input_columns="name") for name in requests}
     others = demo_split(images)[1].filter(lambda name: name not in requests, input_columns="name")
 
@@ -66,6 +75,7 @@ def run_sequence(method: str, protected: bool, requests: tuple[str, ...], seed: 
             gone = requests[:number]
             public = public.filter(lambda name, gone=gone: name not in gone, input_columns="name")
             options = {
+                **SETTINGS[method],
                 "output_dir": str(Path(folder, "out")), "seed": seed, "use_cpu": True, "report_to": "none",
                 "save_strategy": "no", "disable_tqdm": True, "canary_items": 0,
             }  # fmt: skip
@@ -73,14 +83,15 @@ def run_sequence(method: str, protected: bool, requests: tuple[str, ...], seed: 
                 "retain_dataset": demo_retain_rows(concept, public, seed=seed),
                 "processing_class": processor,
                 "questions": DEMO_QUESTIONS,
-                "peft_config": SpaceLoraConfig(r=8, lora_alpha=16),
+                "peft_config": SpaceLoraConfig(r=8, lora_alpha=16, strength=1.0),
+                "keep_model": original,
                 "protect": ledger.protect if protected else (),
             }
             if method == "space":
                 _, anchors = make_anchors(concept, public, model, processor, DemoSettings(), seed, progress=False)
                 trainer = SpaceTrainer(model, SpaceConfig(**options), anchors, **shared)
             else:
-                trainer = CVFTrainer(model, CVFConfig(max_steps=30, **options), own[concept], **shared)
+                trainer = CVFTrainer(model, CVFConfig(**options), own[concept], **shared)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             model = ledger.add(trainer)
@@ -92,6 +103,7 @@ def run_sequence(method: str, protected: bool, requests: tuple[str, ...], seed: 
     return {
         "method": method,
         "protected": protected,
+        "keep": keep,
         "seed": seed,
         "known_images": len(known),
         # The most that any concept came back after its own request.
@@ -99,6 +111,8 @@ def run_sequence(method: str, protected: bool, requests: tuple[str, ...], seed: 
         "forget": sum(last["forget"].values()) / len(last["forget"]),
         "retain": last["retain"],
         "retain_unseen_style": last["retain_unseen_style"],
+        "retain_all": (last["retain"] * unseen.count(False) + last["retain_unseen_style"] * unseen.count(True))
+        / len(known),
         "rows": rows,
     }
 
@@ -107,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=("space", "cvf"), default=["space", "cvf"])
     parser.add_argument("--protect", nargs="+", choices=("yes", "no"), default=["yes", "no"])
+    parser.add_argument("--keep", choices=("original", "last"), default="original", help="whose answers L_keep keeps")
     parser.add_argument("--requests", type=int, default=len(REQUESTS), help="serve the first so many")
     parser.add_argument("--seed", type=int, default=0)
     default = Path(__file__).parent / "results" / "continual.json"
@@ -120,9 +135,9 @@ def main() -> None:
     requests = REQUESTS[: arguments.requests]
     for method in arguments.methods:
         for protect in arguments.protect:
-            result = run_sequence(method, protect == "yes", requests, arguments.seed)
-            same = ("method", "protected", "seed")
-            results = [run for run in results if any(run[key] != result[key] for key in same)] + [result]
+            result = run_sequence(method, protect == "yes", arguments.keep, requests, arguments.seed)
+            same = ("method", "protected", "keep", "seed")
+            results = [run for run in results if any(run.get(key) != result[key] for key in same)] + [result]
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             arguments.output.write_text(json.dumps({"requests": requests, "runs": results}, indent=1) + "\n")
 

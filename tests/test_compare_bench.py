@@ -72,6 +72,18 @@ def test_settings_tried_on_fewer_concepts_are_not_chosen():
     assert compare.choose(rows, ["GradDiff"]) == {"GradDiff": tried}
 
 
+def test_the_learning_rate_beyond_the_range_may_be_chosen():
+    first, *_ = methods.METHODS["GradDiff"].settings()
+    rates = methods.METHODS["GradDiff"].knobs["learning_rate"]
+    assert compare.beyond("GradDiff", {**first, "learning_rate": min(rates)})["learning_rate"] == min(rates) / 2
+    outside = compare.beyond("GradDiff", {**first, "learning_rate": max(rates)})
+    assert outside == {**first, "learning_rate": 2 * max(rates)} and outside in compare.candidates("GradDiff")
+    rows = [row("GradDiff", first, concept, 0.1, 0.98) for concept in images.VALIDATION]
+    rows += [row("GradDiff", outside, concept, 0.1, 0.99) for concept in images.VALIDATION]
+    assert compare.choose(rows, ["GradDiff"]) == {"GradDiff": outside}
+    assert compare.beyond("closed form", {"strength": 1.0}) is None
+
+
 def test_parts_are_tried_beside_the_whole_with_its_settings():
     chosen = {"NS-CVF": {"learning_rate": 0.1}}
     tasks = compare.parts_tasks(chosen, ["owl"])

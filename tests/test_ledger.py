@@ -1,5 +1,6 @@
 """Requests one after another: earlier ones stay forgotten, because what the model sees of them is retained knowledge."""
 
+import copy
 import json
 
 import pytest
@@ -12,8 +13,9 @@ from space_peft.anchors import set_anchor_info
 from space_peft.anchors.refine import name_probabilities
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.demo.probes import demo_retain_rows, demo_split
+from space_peft.losses import IGNORE_INDEX, answer_labels
 from space_peft.null_space import NullSpaceFitter
-from space_peft.prompts import build_batch, generate_answers
+from space_peft.prompts import answer_logits, build_batch, generate_answers
 
 
 REQUESTS = ("fox", "lemon")
@@ -94,7 +96,9 @@ def images_of(demo_images, concept):
     return demo_images.select([row for row, name in enumerate(demo_images["name"]) if name == concept])
 
 
-def make_trainer(model, processor, demo_images, concept, folder, protect=(), peft_config=None):
+def make_trainer(
+    model, processor, demo_images, concept, folder, protect=(), peft_config=None, keep_model=None, max_steps=25
+):
     """On the concept's own images: as anchors they need no refinement, which would be most of the time."""
     anchors = images_of(demo_images, concept)
     anchors = set_anchor_info(anchors.add_column("score", [1.0] * len(anchors)), {"concept": concept})
@@ -105,7 +109,7 @@ def make_trainer(model, processor, demo_images, concept, folder, protect=(), pef
     ]
     args = SpaceConfig(
         str(folder),
-        max_steps=25,
+        max_steps=max_steps,
         per_device_train_batch_size=8,
         report_to="none",
         save_strategy="no",
@@ -115,7 +119,7 @@ def make_trainer(model, processor, demo_images, concept, folder, protect=(), pef
     )
     return SpaceTrainer(
         model, args, anchors, retained, processing_class=processor, questions=DEMO_QUESTIONS, protect=protect,
-        peft_config=peft_config or SpaceLoraConfig(r=4, lora_alpha=8),
+        peft_config=peft_config or SpaceLoraConfig(r=4, lora_alpha=8), keep_model=keep_model,
     )  # fmt: skip
 
 
@@ -189,7 +193,38 @@ def test_folded_again_and_stacked_are_the_same_model(served, demo_images, tmp_pa
             assert (other(**batch).logits - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("keeps_original", [False, True])
+def test_what_retained_rows_are_held_to(served, demo_images, tmp_path, keeps_original):
+    """The folded model's answers, or the original's: those of a model that has forgotten nothing."""
+    folded, processor, original = copy.deepcopy(served[1]), served[2], load_demo_model()[0]
+    weights = {name: weight.clone() for name, weight in original.state_dict().items()}
+    options = {"keep_model": original, "max_steps": 2} if keeps_original else {"max_steps": 2}
+    trainer = make_trainer(folded, processor, demo_images, "crown", tmp_path, **options)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    # While the adapter is 0, the model differs from the original by the earlier erasures alone.
+    first = next(log["loss_keep"] for log in trainer.state.log_history if "loss_keep" in log)
+    assert (before > 1e-4 and first > 1e-3) if keeps_original else (before == 0 and abs(first) < 1e-5)
+    batch = next(iter(trainer.get_train_dataloader()))
+    model = original if keeps_original else served[1].eval()
+    for kind, expected in (("retain", model), ("forget", served[1].eval())):
+        part = batch[kind]
+        found = trainer._deployed_logits(kind, part, batch[f"{kind}_rows"])
+        answered = answer_labels(part["labels"]) != IGNORE_INDEX
+        with torch.no_grad():
+            logits = answer_logits(expected, part)
+        difference = (found - logits)[:, : answered.shape[1]][answered].abs().max()
+        assert difference < 1e-4 and not found.requires_grad
+    assert all(torch.equal(weight, weights[name]) for name, weight in original.state_dict().items())
+
+
 # Bad input
+
+
+def test_the_model_to_keep_is_not_the_one_that_learns(demo_images, tmp_path):
+    model, processor = load_demo_model()
+    with pytest.raises(ValueError, match="`keep_model` is `model` itself"):
+        make_trainer(model, processor, demo_images, "fox", tmp_path, keep_model=model)
 
 
 def test_bad_input_is_refused(demo_model, demo_images, served, tmp_path):

@@ -177,12 +177,13 @@ class _Watched:
 
 
 @torch.no_grad()
-def compare_with_deployed(model, loader: Iterable[dict]) -> dict[str, float]:
+def compare_with_deployed(model, loader: Iterable[dict], keep_model=None) -> dict[str, float]:
     """How far an adapted model's answers are from the deployed one's.
 
     Args:
         model (`PeftModel`): The adapted model, as it shall be asked (evaluation mode is the caller's business).
         loader (iterable of `dict[str, torch.Tensor]`): Batches with `labels`.
+        keep_model (`PreTrainedModel`, *optional*): Compare with this one instead.
 
     Returns:
         `dict[str, float]`: `loss` (L_keep) and `keep_agreement` (share of answer tokens whose most likely token is the
@@ -191,7 +192,7 @@ def compare_with_deployed(model, loader: Iterable[dict]) -> dict[str, float]:
     loss, agreed, tokens = 0.0, 0, 0
     for batch in loader:
         batch = to_device(batch, model)
-        with deployed_model(model) as deployed:
+        with contextlib.nullcontext(keep_model) if keep_model is not None else deployed_model(model) as deployed:
             base = answer_logits(deployed, batch)
         logits, targets = answer_logits(model, batch), answer_labels(batch["labels"])
         mask = targets != IGNORE_INDEX

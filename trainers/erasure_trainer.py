@@ -76,6 +76,9 @@ class ErasureTrainer(PublishingMixin, Trainer):
         protect (`list[dict[str, NullSpace]]`, *optional*):
             Statistics of earlier erasures, which this one must not undo: [`ErasureLedger.protect`]. Needs a
             [`SpaceLoraConfig`].
+        keep_model ([`~transformers.PreTrainedModel`], *optional*):
+            The model whose answers to retained rows L_keep keeps; `model` without the adapter by default. After earlier
+            erasures pass a copy of the original, so that what each of them cost is won back instead of kept.
         card_data ([`ErasureCardData`], *optional*):
             What the model card shall say of licence, language, reason and author; the rest is filled in. Copied.
         callbacks (`list[TrainerCallback]`, *optional*):
@@ -113,10 +116,15 @@ class ErasureTrainer(PublishingMixin, Trainer):
         questions: QuestionSet | None = None,
         probes: Sequence | None = None,
         protect: Sequence[dict] = (),
+        keep_model: PreTrainedModel | None = None,
         card_data: ErasureCardData | None = None,
         callbacks: list | None = None,
         optimizers: tuple = (None, None),
     ):
+        if keep_model is not None and keep_model is model:
+            raise ValueError(
+                "`keep_model` is `model` itself, which gets the adapter; pass a copy of the original model."
+            )
         self.concept, self.aliases = check_concept(concept), list(aliases or [])
         self.questions, self.probes = questions or DEFAULT_QUESTIONS, probes
         self.retained = RetainedRows(retain_dataset)
@@ -178,6 +186,9 @@ class ErasureTrainer(PublishingMixin, Trainer):
             self.eval_rows = retained_loader(processing_class, self.eval_dataset, everything, args.fit_batch_size)
         else:
             self.eval_rows = self.held_out
+        if keep_model is not None:
+            keep_model = self.accelerator.prepare_model(keep_model, evaluation_mode=True).eval()
+        self.keep_model = keep_model
         self.certificate: RetentionCertificate | None = None
         self.canary: Canary | None = None
         self.deployed_answers: DeployedAnswers | None = None
@@ -227,7 +238,7 @@ class ErasureTrainer(PublishingMixin, Trainer):
         loader = forget_loader(self.processing_class, data, self.args.fit_batch_size)
         if not answers.observe(loader, "forget", range(len(data.rows))):
             return None
-        if self.null_space is not None:
+        if self.null_space is not None and self.keep_model is None:
             self.null_space.retain_dataloader = answers.watch_retained(self.fit_loader, data.retained_rows())
         return answers
 
@@ -239,7 +250,13 @@ class ErasureTrainer(PublishingMixin, Trainer):
     # Training
 
     def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int]) -> torch.Tensor:
-        """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass."""
+        """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass.
+
+        Retained rows are asked of the `keep_model`, if there is one.
+        """
+        if kind == "retain" and self.keep_model is not None:
+            with torch.no_grad():
+                return answer_logits(self.keep_model, batch)
         kept = self.deployed_answers and self.deployed_answers.logits(kind, rows, answer_columns(batch["labels"]))
         if kept is not None:
             return kept
@@ -351,7 +368,7 @@ class ErasureTrainer(PublishingMixin, Trainer):
         was_training = model.training
         model.eval()
         try:
-            metrics = compare_with_deployed(model, loader)
+            metrics = compare_with_deployed(model, loader, self.keep_model)
             images, question = self.train_dataset.images, self.questions.naming[0]
             probabilities = name_probabilities(model, self.processing_class, images, question, self.concept)
             metrics["name_probability"] = sum(probabilities) / len(probabilities)

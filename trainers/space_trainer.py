@@ -59,6 +59,9 @@ class SpaceTrainer(ErasureTrainer):
             Probes `evaluate` reports beside the losses, see `space_peft.evaluation`.
         protect (`list[dict[str, NullSpace]]`, *optional*):
             Statistics of earlier erasures, which this one must not undo: [`ErasureLedger.protect`].
+        keep_model ([`~transformers.PreTrainedModel`], *optional*):
+            The model whose answers to retained rows L_keep keeps; `model` without the adapter by default. After earlier
+            erasures pass a copy of the original, so that what each of them cost is won back instead of kept.
         card_data ([`ErasureCardData`], *optional*):
             What the model card shall say of licence, language, reason and author; the rest is filled in. Copied.
         callbacks (`list[TrainerCallback]`, *optional*):
@@ -90,6 +93,7 @@ class SpaceTrainer(ErasureTrainer):
         questions: QuestionSet | None = None,
         probes: Sequence | None = None,
         protect: Sequence[dict] = (),
+        keep_model: PreTrainedModel | None = None,
         card_data: ErasureCardData | None = None,
         callbacks: list | None = None,
         optimizers: tuple = (None, None),
@@ -113,6 +117,7 @@ class SpaceTrainer(ErasureTrainer):
             questions=questions,
             probes=probes,
             protect=protect,
+            keep_model=keep_model,
             card_data=card_data,
             callbacks=callbacks,
             optimizers=optimizers,

@@ -20,7 +20,8 @@ DEPTH_KEYS = (
 def mean_curve(rows: list[dict]) -> list[dict]:
     """The mean over runs of every column, scale by scale."""
     scales = [point["scale"] for point in rows[0]["curve"]]
-    columns = [key for key in rows[0]["curve"][0] if key != "scale"]
+    # Not every column in every run: the first ones of the search are from before the divergence was measured.
+    columns = [key for key in rows[0]["curve"][0] if key != "scale" and all(key in row["curve"][0] for row in rows)]
     return [
         {"scale": scale, **{key: statistics.fmean(row["curve"][i][key] for row in rows) for key in columns}}
         for i, scale in enumerate(scales)
