@@ -3,17 +3,17 @@
     python benchmarks/compare.py                          # search, then test: hours; goes on where it was stopped
     python benchmarks/compare.py --phase search           # choose each method's settings on validation concepts
     python benchmarks/compare.py --phase test --depth     # test them on other concepts, attacks included
-    python benchmarks/compare.py --phase parts --concepts 8     # each method without one of its parts
-    python benchmarks/compare.py --phase docs                    # write README and docs/comparison.md from the JSON
+    python benchmarks/compare.py --phase parts --concepts 4      # each method without one of its parts
+    python benchmarks/compare.py --phase docs             # write README and docs/comparison.md from the JSON
     python benchmarks/compare.py --minutes 60             # start no new run after an hour
     python benchmarks/compare.py --smoke                  # two methods, a few steps, for CI
 
 Each method has eight settings to choose from (two values of three knobs). All are tried on one validation concept, the
-best two of each method (of the closed form all) on three more; the better one of these once more with a learning rate beyond the range it was
-chosen from, twice the larger or half of the smaller. The settings whose mean trade-off curve has the largest hypervolume on
-the four concepts are frozen (successive halving; the same for every method). A curve is made by scaling the finished adapter. Methods
-that see images of the target get all but one of its designs, in turn with the seed; forgetting is measured on the rest.
-All runs are kept in the JSON, which tables and pictures are made from; runs are the same with any number of workers.
+best two of each method (of the closed form all) on three more, and the better of these once more with a learning rate
+beyond the range it was chosen from: twice the larger or half of the smaller. The settings whose mean trade-off curve has
+the largest hypervolume on the four concepts are frozen. A curve is made by scaling the finished adapter. Methods that see
+images of the target get all but one of its designs, in turn with the seed; forgetting is measured on the rest. All runs
+are kept in the JSON, which tables and pictures are made from; runs are the same with any number of workers.
 """
 
 from __future__ import annotations
@@ -34,81 +34,19 @@ from compare_parts.images import TEST, VALIDATION, nearest_siblings  # noqa: E40
 from compare_parts.methods import MAX_STEPS, METHODS, VARIANTS  # noqa: E402
 from compare_parts.pages import write_blocks  # noqa: E402
 from compare_parts.plots import plot_relearning, plot_tradeoff  # noqa: E402
-from compare_parts.tables import curve_hypervolume, mean_curve, summarise, tables  # noqa: E402
+from compare_parts.search import choose, rounds  # noqa: E402
+from compare_parts.tables import summarise, tables  # noqa: E402
 
 from space_peft._io import write_json  # noqa: E402
+
+
+PAGES = {"README.md": ("compare", "depth"), "docs/comparison.md": ("families", "parts")}
+"""Where each table is shown."""
 
 
 def identity(task: dict) -> str:
     """What makes two runs the same run; what else was measured of it does not."""
     return json.dumps([task[key] for key in ("method", "settings", "concept", "seed")], sort_keys=True)
-
-
-PAGES = {"README.md": ("compare", "depth"), "docs/comparison.md": ("families", "parts")}
-"""Where each table is shown."""
-FINALISTS = 2
-"""Settings of each method that are tried on more than the first validation concept."""
-
-
-def search_tasks(settings: dict[str, list[dict]], concepts) -> list[dict]:
-    return [
-        {"method": name, "settings": each, "concept": concept, "seed": 0, "probes": False, "depth": False}
-        for concept in concepts
-        for name, own in settings.items()
-        for each in own
-    ]
-
-
-def beyond(name: str, settings: dict) -> dict | None:
-    """The same settings with a learning rate outside the range; None for methods that have none."""
-    rates = METHODS[name].knobs.get("learning_rate")
-    if rates is None:
-        return None
-    rate = settings["learning_rate"]
-    return {**settings, "learning_rate": 2 * rate if rate == max(rates) else rate / 2}
-
-
-def candidates(name: str) -> list[dict]:
-    inside = METHODS[name].settings()
-    return inside + [outside for settings in inside if (outside := beyond(name, settings)) is not None]
-
-
-def validation_rows(rows: list[dict], name: str, settings: dict) -> list[dict]:
-    return [r for r in rows if r["method"] == name and r["settings"] == settings and r["concept"] in VALIDATION]
-
-
-def mean_volume(rows: list[dict], name: str, settings: dict) -> float:
-    own = validation_rows(rows, name, settings)
-    return curve_hypervolume(mean_curve(own)) if own else -1.0  # The time was up before it ran.
-
-
-def finalists(rows: list[dict], name: str) -> list[dict]:
-    """A method's settings with the largest hypervolume on the first validation concept; of identical runs one.
-
-    All of them for the closed form, which costs nothing to try.
-    """
-    if METHODS[name].trainer is None:
-        return METHODS[name].settings()
-    volumes, curves = [], []
-    for settings in METHODS[name].settings():
-        own = [row for row in validation_rows(rows, name, settings) if row["concept"] == VALIDATION[0]]
-        if own and own[0]["curve"] not in curves:
-            curves.append(own[0]["curve"])
-            volumes.append((curve_hypervolume(own[0]["curve"]), settings))
-    return [settings for _, settings in sorted(volumes, key=lambda pair: -pair[0])[:FINALISTS]]
-
-
-def choose(rows: list[dict], names: list[str]) -> dict[str, dict]:
-    """For each method the settings with the largest hypervolume on all validation concepts, the first of equals."""
-    chosen = {}
-    for name in names:
-        tried = [(validation_rows(rows, name, settings), settings) for settings in candidates(name)]
-        most = max(len(own) for own, _ in tried)
-        # Settings that were dropped after the first concept do not compete with those tried on all.
-        volumes = [(mean_volume(rows, name, settings), settings) for own, settings in tried if len(own) == most > 0]
-        if volumes:
-            chosen[name] = max(volumes, key=lambda pair: pair[0])[1]
-    return chosen
 
 
 def test_tasks(chosen: dict[str, dict], concepts, seeds, depth: bool) -> list[dict]:
@@ -225,17 +163,8 @@ def main() -> int:
 
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     if args.phase in ("search", "all"):
-        options = (rows, save, args.workers, max_steps, deadline)
-        settings = {name: METHODS[name].settings()[:settings_each] for name in names}
-        execute(search_tasks(settings, validation[:1]), *options)
-        best = {name: finalists(list(rows.values()), name) for name in names}
-        execute(search_tasks(best, validation[1:]), *options)
-        inside = {
-            name: max(own, key=lambda each, name=name: mean_volume(list(rows.values()), name, each))
-            for name, own in best.items()
-        }
-        outside = {name: [beyond(name, own)] for name, own in inside.items() if beyond(name, own)}
-        execute(search_tasks(outside, validation), *options)
+        for tasks in rounds(rows, names, validation, settings_each):
+            execute(tasks, rows, save, args.workers, max_steps, deadline)
     if args.phase in ("test", "all"):
         chosen = choose(list(rows.values()), names)
         execute(test_tasks(chosen, test, range(args.seeds), args.depth), rows, save, args.workers, max_steps, deadline)
@@ -251,10 +180,9 @@ def main() -> int:
         plot_relearning(results["methods"], results["rows"], output.with_name(f"{output.stem}_relearning.png"))
     if args.phase == "docs":
         root = Path(__file__).parents[1]
+        made = tables(results)
         for page, blocks in PAGES.items():
-            write_blocks(root / page, {name: tables(results)[name] for name in blocks})
-        plot_tradeoff(results["methods"], root / "docs" / "images" / "compare.png")
-        plot_relearning(results["methods"], results["rows"], root / "docs" / "images" / "compare_relearning.png")
+            write_blocks(root / page, {name: made[name] for name in blocks if name in made})
     return 0
 
 

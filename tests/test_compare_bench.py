@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import compare  # noqa: E402
-from compare_parts import images, methods, pages, tables  # noqa: E402
+from compare_parts import images, methods, pages, search, tables  # noqa: E402
 
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def test_the_settings_with_the_largest_hypervolume_on_validation_concepts_are_ch
     rows += [row("GradDiff", good, c, 0.1, 0.98) for c in images.VALIDATION]
     # Test concepts must not decide.
     rows += [row("GradDiff", bad, c, 0.0, 1.0) for c in images.TEST]
-    assert compare.choose(rows, ["GradDiff"]) == {"GradDiff": good}
+    assert search.choose(rows, ["GradDiff"]) == {"GradDiff": good}
 
 
 def test_the_best_two_on_the_first_validation_concept_go_on():
@@ -59,29 +59,29 @@ def test_the_best_two_on_the_first_validation_concept_go_on():
     first = images.VALIDATION[0]
     rows = [row("GradDiff", each, first, 0.1, retain) for each, retain in zip(settings, (0.95, 0.99, 0.99, 0.98, 0.96))]
     # The third's run is the same as the second's: it would take a place and tell nothing new.
-    assert compare.finalists(rows, "GradDiff") == [settings[1], settings[3]]
+    assert search.finalists(rows, "GradDiff") == [settings[1], settings[3]]
     # Nor do concepts count that only finalists see, or other methods.
     rows += [row("GradDiff", settings[0], images.VALIDATION[1], 0.0, 1.0), row("GA", settings[0], first, 0.0, 1.0)]
-    assert compare.finalists(rows, "GradDiff") == [settings[1], settings[3]]
+    assert search.finalists(rows, "GradDiff") == [settings[1], settings[3]]
 
 
 def test_settings_tried_on_fewer_concepts_are_not_chosen():
     dropped, tried, *_ = methods.METHODS["GradDiff"].settings()
     rows = [row("GradDiff", tried, concept, 0.2, 0.97) for concept in images.VALIDATION]
     rows.append(row("GradDiff", dropped, images.VALIDATION[0], 0.0, 1.0))
-    assert compare.choose(rows, ["GradDiff"]) == {"GradDiff": tried}
+    assert search.choose(rows, ["GradDiff"]) == {"GradDiff": tried}
 
 
 def test_the_learning_rate_beyond_the_range_may_be_chosen():
     first, *_ = methods.METHODS["GradDiff"].settings()
     rates = methods.METHODS["GradDiff"].knobs["learning_rate"]
-    assert compare.beyond("GradDiff", {**first, "learning_rate": min(rates)})["learning_rate"] == min(rates) / 2
-    outside = compare.beyond("GradDiff", {**first, "learning_rate": max(rates)})
-    assert outside == {**first, "learning_rate": 2 * max(rates)} and outside in compare.candidates("GradDiff")
+    assert search.beyond("GradDiff", {**first, "learning_rate": min(rates)})["learning_rate"] == min(rates) / 2
+    outside = search.beyond("GradDiff", {**first, "learning_rate": max(rates)})
+    assert outside == {**first, "learning_rate": 2 * max(rates)} and outside in search.candidates("GradDiff")
     rows = [row("GradDiff", first, concept, 0.1, 0.98) for concept in images.VALIDATION]
     rows += [row("GradDiff", outside, concept, 0.1, 0.99) for concept in images.VALIDATION]
-    assert compare.choose(rows, ["GradDiff"]) == {"GradDiff": outside}
-    assert compare.beyond("closed form", {"strength": 1.0}) is None
+    assert search.choose(rows, ["GradDiff"]) == {"GradDiff": outside}
+    assert search.beyond("closed form", {"strength": 1.0}) is None
 
 
 def test_parts_are_tried_beside_the_whole_with_its_settings():

@@ -110,7 +110,10 @@ def summarise(rows: list[dict], families: dict[str, list[str]]) -> dict:
         "hypervolume": round(curve_hypervolume(curve), 4),
         "hypervolume_ci95": hypervolume_interval(rows),
         "at_retain_0985": {key: round(point[key], 4) for key in ("forget", "retain_all", "scale")},
-        "divergence_at_p_001": over_concepts(rows, lambda row: divergence_at(row["curve"])),
+        "divergence_at_p_001": {
+            **over_concepts(rows, lambda row: divergence_at(row["curve"])),
+            "reached": sum(divergence_at(row["curve"]) is not None for row in rows),
+        },
         "scores": {key: over_concepts(rows, lambda row, key=key: row["scores"][key]) for key in scores},
         "families": {
             family: {
@@ -137,6 +140,12 @@ def _cell(value: dict, digits: int = 3) -> str:
     if value["mean"] is None:
         return "-"
     return f"{value['mean']:.{digits}f}" + ("" if value["ci95"] is None else f" ± {value['ci95']:.{digits}f}")
+
+
+def _divergence(result: dict) -> str:
+    value = result["divergence_at_p_001"]
+    missed = result["runs"] - value["reached"]
+    return _cell(value, digits=4) + (f" ({missed} of {result['runs']} never)" if missed else "")
 
 
 def _markdown(header: list[str], lines: list[list[str]]) -> str:
@@ -170,7 +179,7 @@ def main_table(methods: dict[str, dict]) -> str:
                 "yes" if result["sees_images"] else "no",
                 f"{result['hypervolume']:.3f} ({low:.3f} to {high:.3f})",
                 f"{result['at_retain_0985']['forget']:.3f}",
-                _cell(result["divergence_at_p_001"], digits=4),
+                _divergence(result),
                 *(_cell(result["scores"][key]) if result["scores"] else "-" for key in SCORES),
                 f"{result['steps']:.0f}",
                 f"{sum(result['seconds'].values()):.0f}",
