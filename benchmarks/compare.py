@@ -35,7 +35,7 @@ from compare_parts.methods import MAX_STEPS, METHODS, VARIANTS  # noqa: E402
 from compare_parts.pages import write_blocks  # noqa: E402
 from compare_parts.plots import plot_relearning, plot_tradeoff  # noqa: E402
 from compare_parts.search import choose, rounds  # noqa: E402
-from compare_parts.tables import summarise, tables  # noqa: E402
+from compare_parts.tables import hypervolume_difference, summarise, tables  # noqa: E402
 
 from space_peft._io import write_json  # noqa: E402
 
@@ -131,6 +131,10 @@ def report(rows: list[dict], names: list[str]) -> dict:
         "methods": {
             name: {"sees_images": METHODS[name].sees_images, **summarise(own, families)} for name, own in test.items() if own
         },
+        # Of SPACE to each other method: what both have run is drawn together, so that a hard concept counts for both.
+        "hypervolume_above": {
+            name: hypervolume_difference(test["SPACE"], own) for name, own in test.items() if own and name != "SPACE"
+        } if test.get("SPACE") else {},
         "parts": parts,
     }  # fmt: skip
 

@@ -37,6 +37,19 @@ def test_hypervolume_bounds():
     assert tables.hypervolume([(0.5, 0.95)]) == pytest.approx(0.25)
 
 
+def test_a_difference_of_hypervolumes_is_paired():
+    """Concepts differ far more than the methods do; drawn for both alike, they cancel."""
+    names = [f"concept {i}" for i in range(12)]
+    hard = np.linspace(0, 0.9, len(names))
+    first = [row("a", {}, name, 0.8 * h, 0.99) for name, h in zip(names, hard)]
+    second = [row("b", {}, name, 0.8 * h + 0.01, 0.99) for name, h in zip(names, hard)]
+    found = tables.hypervolume_difference(first, second + [row("b", {}, "only here", 0.0, 1.0)])
+    low, high = tables.hypervolume_interval(first)
+    assert found["mean"] == pytest.approx(0.01 * 0.9, abs=1e-4) and high - low > 0.1
+    assert 0 < found["ci95"][0] <= found["mean"] <= found["ci95"][1] < 0.02
+    assert tables.hypervolume_difference(first, first) == {"mean": 0.0, "ci95": [0.0, 0.0]}
+
+
 def row(method, settings, concept, forget, retain):
     curve = [
         {"scale": scale, "forget": 1 - scale * (1 - forget), "retain_all": 1 - scale * (1 - retain)}
@@ -112,7 +125,7 @@ def test_pages_show_the_results_that_are_stored(page, name):
 
 def test_the_stored_summary_is_that_of_the_stored_runs():
     made = json.loads(json.dumps(compare.report(RESULTS["rows"], list(methods.METHODS))))
-    for key in ("chosen", "families", "methods", "parts"):
+    for key in ("chosen", "families", "methods", "hypervolume_above", "parts"):
         assert made[key] == RESULTS[key]
 
 

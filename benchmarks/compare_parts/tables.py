@@ -47,16 +47,33 @@ def curve_hypervolume(curve: list[dict]) -> float:
     return hypervolume([(point["forget"], point["retain_all"]) for point in curve])
 
 
-def hypervolume_interval(rows: list[dict], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean curve's hypervolume; concepts are drawn, with all their seeds."""
-    concepts = list(dict.fromkeys(row["concept"] for row in rows))
+def _resampled_volumes(rows: list[dict], concepts: list[str], resamples: int, seed: int) -> np.ndarray:
+    """Hypervolumes of mean curves over concepts drawn with replacement, with all their seeds; the same draws every time."""
     own = {c: [row for row in rows if row["concept"] == c] for c in concepts}
     curves = np.array([[[p["forget"], p["retain_all"]] for p in mean_curve(own[c])] for c in concepts])
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(0, len(concepts), (resamples, len(concepts)))
-    values = [hypervolume([tuple(point) for point in curves[draw].mean(axis=0)]) for draw in draws]
-    low, high = np.percentile(values, [2.5, 97.5])
+    draws = np.random.default_rng(seed).integers(0, len(concepts), (resamples, len(concepts)))
+    return np.array([hypervolume([tuple(point) for point in curves[draw].mean(axis=0)]) for draw in draws])
+
+
+def hypervolume_interval(rows: list[dict], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean curve's hypervolume."""
+    concepts = list(dict.fromkeys(row["concept"] for row in rows))
+    low, high = np.percentile(_resampled_volumes(rows, concepts, resamples, seed), [2.5, 97.5])
     return round(float(low), 4), round(float(high), 4)
+
+
+def hypervolume_difference(rows: list[dict], others: list[dict], resamples: int = 1000, seed: int = 0) -> dict:
+    """How much larger one method's hypervolume is than another's, on the runs that both have.
+
+    Returns:
+        `dict`: `mean`, and `ci95`, the 95 % bootstrap interval over concepts, which are drawn for both alike.
+    """
+    shared = {(row["concept"], row["seed"]) for row in rows} & {(row["concept"], row["seed"]) for row in others}
+    rows, others = ([r for r in own if (r["concept"], r["seed"]) in shared] for own in (rows, others))
+    concepts = sorted({concept for concept, _ in shared})
+    values = _resampled_volumes(rows, concepts, resamples, seed) - _resampled_volumes(others, concepts, resamples, seed)
+    mean = curve_hypervolume(mean_curve(rows)) - curve_hypervolume(mean_curve(others))
+    return {"mean": round(mean, 4), "ci95": [round(float(edge), 4) for edge in np.percentile(values, [2.5, 97.5])]}
 
 
 def at_retention(curve: list[dict], wanted: float) -> dict:
