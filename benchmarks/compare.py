@@ -106,6 +106,23 @@ def _completed(futures):
     return wait(futures, return_when=FIRST_COMPLETED).done
 
 
+def parts(rows: list[dict], chosen: dict[str, dict]) -> dict[str, dict]:
+    """Each method and what was left out of it, on the concepts that all of these were run on."""
+    summaries = {}
+    for whole in dict.fromkeys(name.split(",")[0] for name in VARIANTS):
+        names = [whole, *(name for name in VARIANTS if name.split(",")[0] == whole)]
+        own = {
+            name: {
+                r["concept"]: r for r in rows if (r["method"], r["settings"], r["seed"]) == (name, chosen.get(whole), 0)
+            }
+            for name in names
+        }
+        shared = [concept for concept in TEST if all(concept in found for found in own.values())]
+        if shared:
+            summaries |= {name: summarise([found[c] for c in shared], {}) for name, found in own.items()}
+    return summaries
+
+
 def report(rows: list[dict], names: list[str]) -> dict:
     """The JSON's content but for the runs."""
     chosen = choose(rows, names)
@@ -113,13 +130,6 @@ def report(rows: list[dict], names: list[str]) -> dict:
         name: [r for r in rows if r["method"] == name and r["settings"] == chosen[name] and r["concept"] in TEST]
         for name in chosen
     }
-    parts = {}
-    for name in VARIANTS:
-        own = [r for r in rows if r["method"] == name and r["settings"] == chosen.get(name.split(",")[0])]
-        if own:
-            seen = {row["concept"] for row in own}
-            whole = [r for r in test[name.split(",")[0]] if r["concept"] in seen and r["seed"] == 0]
-            parts |= {name.split(",")[0]: summarise(whole, {}), name: summarise(own, {})}
     near = nearest_siblings()
     order = sorted(TEST, key=near.get)
     families = {"without a close sibling": order[: len(order) // 2], "with a close sibling": order[len(order) // 2 :]}
@@ -135,7 +145,7 @@ def report(rows: list[dict], names: list[str]) -> dict:
         "hypervolume_above": {
             name: hypervolume_difference(test["SPACE"], own) for name, own in test.items() if own and name != "SPACE"
         } if test.get("SPACE") else {},
-        "parts": parts,
+        "parts": parts(rows, chosen),
     }  # fmt: skip
 
 

@@ -104,6 +104,20 @@ def test_parts_are_tried_beside_the_whole_with_its_settings():
     assert all(task["settings"] == chosen["NS-CVF"] and task["probes"] for task in tasks)
 
 
+def test_parts_are_compared_on_the_concepts_that_all_have():
+    settings = {"learning_rate": 0.1}
+    names = ["NS-CVF", "NS-CVF, no null space", "NS-CVF, projector alone"]
+    common = {"scores": {}, "steps": 1, "seconds": {"erase": 1.0}}
+    rows = [
+        {**row(name, settings, concept, 0.1, 0.99), **common, "curve": [{**p, "name_log_prob": 0.0, "divergence": 0.0} for p in
+         row(name, settings, concept, 0.1, 0.99)["curve"]]}
+        for name in names for concept in ("owl", "shark")
+    ]  # fmt: skip
+    found = compare.parts(rows[:-1], {"NS-CVF": settings})  # The last one has not seen the shark.
+    assert list(found) == names and {summary["concepts"] for summary in found.values()} == {1}
+    assert compare.parts(rows[:4], {"NS-CVF": settings}) == {}
+
+
 def test_blocks_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     text = "before\n<!-- a: begin (made by x) -->\nold\n<!-- a: end -->\nbetween\n<!-- b: begin -->\n<!-- b: end -->\nafter\n"

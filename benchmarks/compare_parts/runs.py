@@ -53,12 +53,10 @@ def run(task: dict, max_steps: int) -> dict:
     anchors = _anchors(task["concept"], task["seed"]) if needs_anchors else None
     prepared = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        model, history = _erase(task, data, anchors, folder, max_steps)
+        model, steps = _erase(task, data, anchors, folder, max_steps)
     done = time.perf_counter()
-    row = {**task, "steps": len(history), "curve": _curve(model, data, task["seed"])}
+    row = {**task, "steps": steps, "curve": _curve(model, data, task["seed"])}
     row["seconds"] = {"anchors": round(prepared - start, 1), "erase": round(done - prepared, 1)}
-    if entropies := [round(log["feature_entropy"], 4) for log in history if "feature_entropy" in log]:
-        row["feature_entropy"] = [entropies[0], entropies[-1]]  # Of the deployed model and of the erased one.
     if task["probes"]:
         row["scores"] = _probe_scores(model, task["concept"], task["seed"])
     if task["depth"]:
@@ -86,11 +84,11 @@ def _real_anchors(data):
 
 
 def _erase(task: dict, data, anchors, folder: str, max_steps: int):
-    """The erased model and what was logged in every step."""
+    """The erased model and the optimiser steps it took."""
     method, concept, seed = method_of(task["method"]), task["concept"], task["seed"]
     model, processor = load_demo_model()
     if method.trainer is None:
-        return project_concept(model, processor, concept, **task["settings"]).eval(), []
+        return project_concept(model, processor, concept, **task["settings"]).eval(), 0
     public, _ = demo_split(demo_images(), concept)
     trainer_class = getattr(trainers, method.trainer)
     config = getattr(trainers, method.trainer.replace("Trainer", "Config"))
@@ -115,7 +113,7 @@ def _erase(task: dict, data, anchors, folder: str, max_steps: int):
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return trainer.model.eval(), [log for log in trainer.state.log_history if "loss" in log]
+    return trainer.model.eval(), trainer.state.global_step
 
 
 @functools.lru_cache(maxsize=4)

@@ -140,9 +140,6 @@ def summarise(rows: list[dict], families: dict[str, list[str]]) -> dict:
             for family, members in families.items()
             if scores
         },
-        "feature_entropy": [
-            round(statistics.fmean(row["feature_entropy"][i] for row in rows), 4) for i in (0, 1)
-        ] if all("feature_entropy" in row for row in rows) else None,
         "curve": [{key: round(value, 4) for key, value in p.items()} for p in curve],
         "steps": round(statistics.fmean(row["steps"] for row in rows), 1),
         "seconds": {
@@ -238,13 +235,11 @@ def family_table(methods: dict[str, dict]) -> str:
 
 def parts_table(parts: dict[str, dict]) -> str:
     """Markdown: methods without one of their parts, beside the whole on the same concepts and seed."""
-    header = ["variant", "hypervolume", *SCORES.values(), "feature entropy", "steps"]
+    header = ["variant", "hypervolume", *SCORES.values(), "steps"]
     lines = []
     for name, result in parts.items():
-        entropy = result["feature_entropy"]
         cells = [_cell(result["scores"][key]) for key in SCORES]
-        shown = "-" if entropy is None else f"{entropy[0]:.3f} to {entropy[1]:.3f}"
-        lines.append([name, f"{result['hypervolume']:.3f}", *cells, shown, f"{result['steps']:.0f}"])
+        lines.append([name, f"{result['hypervolume']:.3f}", *cells, f"{result['steps']:.0f}"])
     return _markdown(header, lines)
 
 
