@@ -163,6 +163,8 @@ def _divergence(result: dict) -> str:
 
 
 def _markdown(header: list[str], lines: list[list[str]]) -> str:
+    if any(len(cells) != len(header) for cells in lines):
+        raise ValueError(f"every line must have the {len(header)} cells of the header {header}.")
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
@@ -180,6 +182,7 @@ def main_table(methods: dict[str, dict]) -> str:
         "sees it",
         "hypervolume (95 %)",
         "forget at retain ≥ 0.985",
+        "KL at p = 0.01",
         *SCORES.values(),
         "steps",
         "seconds",
