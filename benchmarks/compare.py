@@ -31,7 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compare_parts.images import TEST, VALIDATION, nearest_siblings  # noqa: E402
-from compare_parts.methods import MAX_STEPS, METHODS, VARIANTS  # noqa: E402
+from compare_parts.methods import MAX_STEPS, METHODS, VARIANTS, whole_of  # noqa: E402
 from compare_parts.pages import write_blocks  # noqa: E402
 from compare_parts.plots import plot_relearning, plot_tradeoff  # noqa: E402
 from compare_parts.search import choose, rounds  # noqa: E402
@@ -61,8 +61,8 @@ def test_tasks(chosen: dict[str, dict], concepts, seeds, depth: bool) -> list[di
 
 def parts_tasks(chosen: dict[str, dict], concepts) -> list[dict]:
     """Methods without one of their parts, with the settings of the whole and beside it."""
-    settings = {name: chosen[name.split(",")[0]] for name in VARIANTS if name.split(",")[0] in chosen}
-    whole = {name.split(",")[0]: own for name, own in settings.items()}
+    settings = {name: chosen[whole_of(name)] for name in VARIANTS if whole_of(name) in chosen}
+    whole = {whole_of(name): own for name, own in settings.items()}
     return test_tasks({**whole, **settings}, concepts, range(1), depth=False)
 
 
@@ -109,8 +109,8 @@ def _completed(futures):
 def parts(rows: list[dict], chosen: dict[str, dict]) -> dict[str, dict]:
     """Each method and what was left out of it, on the concepts that all of these were run on."""
     summaries = {}
-    for whole in dict.fromkeys(name.split(",")[0] for name in VARIANTS):
-        names = [whole, *(name for name in VARIANTS if name.split(",")[0] == whole)]
+    for whole in dict.fromkeys(map(whole_of, VARIANTS)):
+        names = [whole, *(name for name in VARIANTS if whole_of(name) == whole)]
         own = {
             name: {
                 r["concept"]: r for r in rows if (r["method"], r["settings"], r["seed"]) == (name, chosen.get(whole), 0)

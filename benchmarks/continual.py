@@ -4,9 +4,10 @@
     python benchmarks/continual.py --keep last                    # L_keep against the last model, not the original
     python benchmarks/continual.py --methods space --requests 2   # a part of it
 
-Each request is trained on the model with the earlier ones folded in, with the settings that `compare.py` chose. After each, every image of every concept requested
-so far is asked for its name, and so are images of concepts never requested that the original model named (reserved ones
-in trained styles, and those in the unseen style). With one torch thread a second run gives the same figures.
+Each request is trained on the model with the earlier ones folded in, with the settings that `compare.py` chose. After each,
+every image of every concept requested so far is asked for its name, and so are images of concepts never requested that the
+original model named (reserved ones in trained styles, and those in the unseen style). With one torch thread a second run
+gives the same figures.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ import tempfile
 import time
 from pathlib import Path
 
+from compare_parts.methods import METHODS
+
 
 # Validation concepts of `erase_demo.py`: the settings were not chosen on a sequence.
 REQUESTS = ("fox", "tractor", "lemon", "crown", "penguin", "trumpet")
 
 
-# SPACE's settings of `compare.py`. CVF's as well, with half of the steps.
-SETTINGS = {
-    "space": {"suppression_margin": 6.0, "learning_rate": 2e-3, "stop_threshold": None, "keep_weight": 60.0},
-    "cvf": {"max_steps": 30, "learning_rate": 1e-3, "feature_weight": 20.0},
-}
+RESULTS = Path(__file__).parent / "results"
+COMPARED = {"space": "SPACE", "cvf": "NS-CVF"}
+"""What `compare.py` calls the methods."""
 
 
 def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, ...], seed: int) -> dict:
@@ -42,6 +43,8 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
     from space_peft.names import mentions
     from space_peft.prompts import generate_answers
 
+    compared = METHODS[COMPARED[method]]
+    chosen = json.loads((RESULTS / "compare.json").read_text(encoding="utf-8"))["chosen"][compared.name]
     images = load_demo_images()
     model, processor = load_demo_model()
     original = load_demo_model()[0].eval() if keep == "original" and method == "space" else None
@@ -75,7 +78,7 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
             gone = requests[:number]
             public = public.filter(lambda name, gone=gone: name not in gone, input_columns="name")
             options = {
-                **SETTINGS[method],
+                **compared.fixed, **chosen,
                 "output_dir": str(Path(folder, "out")), "seed": seed, "use_cpu": True, "report_to": "none",
                 "save_strategy": "no", "disable_tqdm": True, "canary_items": 0,
             }  # fmt: skip
@@ -83,7 +86,7 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
                 "retain_dataset": demo_retain_rows(concept, public, seed=seed),
                 "processing_class": processor,
                 "questions": DEMO_QUESTIONS,
-                "peft_config": SpaceLoraConfig(r=8, lora_alpha=16, strength=1.0),
+                "peft_config": SpaceLoraConfig(r=8, lora_alpha=16, **compared.adapter),
                 "keep_model": original,
                 "protect": ledger.protect if protected else (),
             }
@@ -91,7 +94,7 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
                 _, anchors = make_anchors(concept, public, model, processor, DemoSettings(), seed, progress=False)
                 trainer = SpaceTrainer(model, SpaceConfig(**options), anchors, **shared)
             else:
-                trainer = CVFTrainer(model, CVFConfig(**options), own[concept], **shared)
+                trainer = CVFTrainer(model, CVFConfig(max_steps=30, **options), own[concept], **shared)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             model = ledger.add(trainer)
@@ -124,7 +127,7 @@ def main() -> None:
     parser.add_argument("--keep", choices=("original", "last"), default="original", help="whose answers L_keep keeps")
     parser.add_argument("--requests", type=int, default=len(REQUESTS), help="serve the first so many")
     parser.add_argument("--seed", type=int, default=0)
-    default = Path(__file__).parent / "results" / "continual.json"
+    default = RESULTS / "continual.json"
     parser.add_argument("--output", type=Path, default=default)
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -85,5 +85,10 @@ VARIANTS = {
 """Methods without one of their parts, which the papers say matters; each with the settings chosen for the whole."""
 
 
+def whole_of(variant: str) -> str:
+    """The method that a variant leaves a part out of: its name is what stands before the comma."""
+    return variant.split(",")[0]
+
+
 def method_of(name: str) -> Method:
     return METHODS[name] if name in METHODS else VARIANTS[name]
