@@ -1,7 +1,9 @@
 """Erase concepts from the embedded model with default settings, and ablate one choice at a time.
 
-    python benchmarks/erase_demo.py --concepts 12 --seeds 3              # the main table
+    python benchmarks/erase_demo.py --concepts 12 --seeds 3              # the default
     python benchmarks/erase_demo.py --ablations --concepts 3 --seeds 1   # the ablations, added to the same file
+    python benchmarks/erase_demo.py --ablations --concepts 3 --seeds 1 --variants "without refinement" "one anchor, raw"
+    python benchmarks/erase_demo.py --first_defaults --output first.json # with the defaults up to November 2026
     python benchmarks/erase_demo.py --smoke                              # one concept, a few steps, for CI
 
 Every run is one (variant, concept, seed), with one torch thread so that a second run gives the same figures. Finished
@@ -28,6 +30,12 @@ CONCEPTS = (
 )  # fmt: skip
 VALIDATION = ("fox", "penguin", "tractor", "trumpet", "lemon", "birthday cake", "crown", "microscope")
 
+FIRST_DEFAULTS = {
+    "strength": 0.3,
+    "training": {"learning_rate": 5e-3, "stop_threshold": 0.02, "suppression_margin": 2.0, "keep_weight": 20.0},
+}
+"""The library's defaults before the comparison chose others (docs/decisions.md)."""
+
 KEYS = ("forget", "generality", "retain", "retain_unseen_style", "siblings", "text", "text_target", "fluency")
 
 # What each variant changes of `DemoSettings`.
@@ -45,6 +53,7 @@ VARIANTS: dict[str, dict] = {
     "target vision": {"training": {"target": "vision"}},
     "target all": {"training": {"target": "all"}},
     "target all, without repulsion": {"training": {"target": "all", "repulsion_weight": 0.0}},
+    "stopped at p = 0.02": {"training": {"stop_threshold": 0.02}},
     "fixed 60 steps": {"training": {"stop_threshold": None}},
     "without keep loss": {"training": {"keep_weight": 0.0}},
     "without margin": {"training": {"suppression_margin": 0.0}},
@@ -156,12 +165,13 @@ def main() -> int:
     parser.add_argument("--ablations", action="store_true", help="run every variant instead of the default one")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="run these variants")
     parser.add_argument("--validation", action="store_true", help="use the concepts defaults were chosen on")
+    parser.add_argument("--first_defaults", action="store_true", help="the library's earlier defaults in every variant")
     parser.add_argument("--set", default="{}", help="JSON of DemoSettings to change in every variant")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--smoke", action="store_true", help="one concept, few steps: does it run?")
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "erase_demo.json"))
     args = parser.parse_args()
-    extra = json.loads(args.set)
+    extra = {**(FIRST_DEFAULTS if args.first_defaults else {}), **json.loads(args.set)}
     pool = VALIDATION if args.validation else CONCEPTS
     # Evenly spaced, because the list is sorted by kind.
     concepts = pool[:: max(1, len(pool) // args.concepts)][: args.concepts]

@@ -225,13 +225,13 @@ class NullSpaceFitter:
         return total
 
     def fit(
-        self, constraint: str = "soft", *, strength: float = 0.3, energy: float = 0.999, max_rank: int | None = None
+        self, constraint: str = "soft", *, strength: float = 1.0, energy: float = 0.999, max_rank: int | None = None
     ) -> NullSpace:
         """Returns the projection that a constraint makes of the inputs seen; see [`SpaceLoraConfig`] for the settings.
 
         Args:
             constraint (`str`, defaults to `"soft"`): `"soft"`, `"hard"` or `"none"`.
-            strength (`float`, defaults to 0.3): `t` of the soft filter.
+            strength (`float`, defaults to 1.0): `t` of the soft filter.
             energy (`float`, defaults to 0.999): Share of `trace(C)` that the hard constraint removes.
             max_rank (`int`, *optional*): Largest number of eigenvectors used; all by default. A small one is also
                 faster: the others are not computed then.

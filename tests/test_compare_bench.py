@@ -104,6 +104,31 @@ def test_parts_are_tried_beside_the_whole_with_its_settings():
     assert all(task["settings"] == chosen["NS-CVF"] and task["probes"] for task in tasks)
 
 
+def test_features_are_measured_where_an_adapter_of_ours_moves_them():
+    chosen = {"SPACE": {"learning_rate": 0.1}, "MMUnlearner": {"learning_rate": 0.1}}
+    asked = {task["method"] for task in compare.parts_tasks(chosen, ["owl"]) if task["features"]}
+    assert asked == {name for name in methods.VARIANTS if methods.VARIANTS[name].fixed.get("target") == "all"}
+    task = {"method": "SPACE, all layers", "probes": True, "depth": False, "features": True}
+    assert not compare.finished({"scores": {}}, task) and compare.finished({"scores": {}, "entropy": {}}, task)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_entropy_before_and_after_is_averaged_over_runs(seed):
+    values = np.random.default_rng(seed).random((4, 2, 2))
+    rows = [
+        {**row("a", {}, "owl", 0.1, 0.99), "steps": 1, "seconds": {"erase": 1.0},
+         "entropy": dict(zip(("target", "others"), own.tolist()))}
+        for own in values
+    ]  # fmt: skip
+    for r in rows:
+        r["curve"] = [{**point, "name_log_prob": 0.0, "divergence": 0.0} for point in r["curve"]]
+    mean = values.mean(axis=0)
+    assert np.allclose(list(tables.summarise(rows, {})["entropy"].values()), mean, atol=1e-4)
+    line = tables.entropy_table({"a": tables.summarise(rows, {})}).splitlines()[-1]
+    assert line == f"| a | {mean[0, 1]:.3f} ({mean[0, 0]:.3f}) | {mean[1, 1]:.3f} ({mean[1, 0]:.3f}) |"
+    assert tables.summarise([{k: v for k, v in r.items() if k != "entropy"} for r in rows], {})["entropy"] is None
+
+
 def test_parts_are_compared_on_the_concepts_that_all_have():
     settings = {"learning_rate": 0.1}
     names = ["NS-CVF", "NS-CVF, no null space", "NS-CVF, projector alone"]

@@ -110,6 +110,7 @@ def make_trainer(
     args = SpaceConfig(
         str(folder),
         max_steps=max_steps,
+        learning_rate=5e-3,
         per_device_train_batch_size=8,
         report_to="none",
         save_strategy="no",

@@ -19,7 +19,7 @@ def make_trainer(demo_model, data, folder, peft_config=None, **arguments):
     anchors, retain = data
     callbacks = arguments.pop("callbacks", None)
     options = {
-        "max_steps": 4, "per_device_train_batch_size": 4, "report_to": "none", "save_strategy": "no",
+        "max_steps": 4, "learning_rate": 5e-3, "per_device_train_batch_size": 4, "report_to": "none", "save_strategy": "no",
         "stop_threshold": None, "disable_tqdm": True, "use_cpu": True, **arguments,
     }  # fmt: skip
     return SpaceTrainer(

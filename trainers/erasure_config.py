@@ -15,9 +15,9 @@ class ErasureConfig(TrainingArguments):
     r"""
     What the configurations of all erasure trainers share, beside every field of [`~transformers.TrainingArguments`].
 
-    Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 5e-3 (the projection shortens every
-    update), `max_steps` 60, `per_device_train_batch_size` 16, `lr_scheduler_type` "constant" (so that stopping early
-    does not depend on `max_steps`), `logging_steps` 1 and `remove_unused_columns` `False`.
+    Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 2e-3 (there are few steps, and the
+    projection shortens every update), `max_steps` 60, `per_device_train_batch_size` 16, `lr_scheduler_type` "constant"
+    (so that stopping early does not depend on `max_steps`), `logging_steps` 1 and `remove_unused_columns` `False`.
 
     Args:
         target (`str`, defaults to `"language"`):
@@ -46,7 +46,7 @@ class ErasureConfig(TrainingArguments):
             Whether the null spaces' eigenvectors stay in CPU memory and visit the device for each projection.
     """
 
-    learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
     max_steps: int = field(default=60, metadata={"help": "Most optimiser steps; a stopping rule may end earlier."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows to forget a device and step."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})

@@ -27,6 +27,7 @@ from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_prob
 from space_peft.prompts import answer_logits, build_batch, name_tokens
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
+from .features import feature_entropy
 from .images import concept_data, demo_images
 from .methods import BATCH_SIZE, RANK, method_of
 
@@ -39,11 +40,12 @@ def run(task: dict, max_steps: int) -> dict:
     """Erases and measures.
 
     Args:
-        task (`dict`): `method`, `settings`, `concept`, `seed`, and what to measure beside the curve: `probes`, `depth`.
+        task (`dict`): `method`, `settings`, `concept`, `seed`, and what to measure beside the curve: `probes`, `depth`,
+            `features`.
         max_steps (`int`): Of the erasure.
 
     Returns:
-        `dict`: The task with `curve`, `seconds`, `steps` and, where asked for, `scores` and `depth`.
+        `dict`: The task with `curve`, `seconds`, `steps` and, where asked for, `scores`, `depth` and `entropy`.
     """
     torch.set_num_threads(1)
     data = concept_data(task["concept"], task["seed"])
@@ -59,6 +61,8 @@ def run(task: dict, max_steps: int) -> dict:
     row["seconds"] = {"anchors": round(prepared - start, 1), "erase": round(done - prepared, 1)}
     if task["probes"]:
         row["scores"] = _probe_scores(model, task["concept"], task["seed"])
+    if task.get("features"):
+        row["entropy"] = feature_entropy(merged_copy(model), data, anchors)
     if task["depth"]:
         from .depth import measure_depth
 

@@ -140,6 +140,7 @@ def summarise(rows: list[dict], families: dict[str, list[str]]) -> dict:
             for family, members in families.items()
             if scores
         },
+        "entropy": _entropy([row["entropy"] for row in rows if "entropy" in row]),
         "curve": [{key: round(value, 4) for key, value in p.items()} for p in curve],
         "steps": round(statistics.fmean(row["steps"] for row in rows), 1),
         "seconds": {
@@ -148,6 +149,13 @@ def summarise(rows: list[dict], families: dict[str, list[str]]) -> dict:
         "depth": {key: over_concepts(deep, lambda row, key=key: row["depth"][key])["mean"] for key in DEPTH_KEYS} if deep else None,
         "depth_ci95": {key: over_concepts(deep, lambda row, key=key: row["depth"][key])["ci95"] for key in DEPTH_KEYS} if deep else None,
     }  # fmt: skip
+
+
+def _entropy(found: list[dict]) -> dict[str, list[float]] | None:
+    """Mean spectral entropy of each set of images, before and after."""
+    if not found:
+        return None
+    return {key: [round(statistics.fmean(e[key][i] for e in found), 4) for i in (0, 1)] for key in found[0]}
 
 
 def _cell(value: dict, digits: int = 3) -> str:
@@ -173,6 +181,25 @@ SCORES = {
     "forget": "forget", "generality": "generality", "retain": "retain", "retain_unseen_style": "unseen style",
     "siblings": "siblings", "text": "text", "text_target": "text about it", "fluency": "fluency",
 }  # fmt: skip
+
+
+GOALS = {
+    "forget": ("the concept's images still named (a design and a style it was not erased on)", "≤ 0.02"),
+    "generality": ("the same under 8 other wordings and 2 other yes/no questions", "≤ 0.05"),
+    "retain": ("other images still answered, trained styles", "≥ 0.985"),
+    "retain_unseen_style": ("the same in a style the model was never trained on", "≥ 0.97"),
+    "siblings": ("images of the same kind still answered", "≥ 0.97"),
+    "text": ("questions without image about other concepts", "≥ 0.99"),
+    "text_target": ("questions without image about the concept", "≥ 0.99"),
+    "fluency": ("a valid name or kind, or a refusal", "≥ 0.97"),
+}
+"""What each probe asks, and what was to be reached."""
+
+
+def space_table(result: dict) -> str:
+    """Markdown: SPACE alone, one line a probe, beside what was to be reached."""
+    lines = [[f"{SCORES[key]}: {asked}", _cell(result["scores"][key]), goal] for key, (asked, goal) in GOALS.items()]
+    return _markdown(["probe", "after", "goal"], lines)
 
 
 def main_table(methods: dict[str, dict]) -> str:
@@ -246,12 +273,24 @@ def parts_table(parts: dict[str, dict]) -> str:
     return _markdown(header, lines)
 
 
+def entropy_table(parts: dict[str, dict]) -> str:
+    """Markdown: spectral entropy of image features after the erasure, and before, on the same images."""
+    found = {name: result["entropy"] for name, result in parts.items() if result["entropy"]}
+    sets = list(next(iter(found.values())))
+    lines = [[name, *(f"{own[key][1]:.3f} ({own[key][0]:.3f})" for key in sets)] for name, own in found.items()]
+    return _markdown(["variant", *(f"{key}, after (before)" for key in sets)], lines)
+
+
 def tables(results: dict) -> dict[str, str]:
     """Every table of the JSON, by the name of its block in the README."""
     methods = results.get("methods", {})
     made = {"compare": main_table(methods), "depth": depth_table(methods)}
+    if methods.get("SPACE", {}).get("scores"):
+        made["space"] = space_table(methods["SPACE"])
     if any(result["families"] for result in methods.values()):
         made["families"] = family_table(methods)
     if results.get("parts"):
         made["parts"] = parts_table(results["parts"])
+        if any(result["entropy"] for result in results["parts"].values()):
+            made["entropy"] = entropy_table(results["parts"])
     return made

@@ -163,6 +163,7 @@ def erasure_folder(demo_erasure_data, demo_images, tmp_path_factory):
         SpaceConfig(
             output_dir=str(folder),
             max_steps=16,
+            learning_rate=5e-3,
             per_device_train_batch_size=4,
             save_strategy="no",
             report_to="none",
