@@ -31,7 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compare_parts.images import TEST, VALIDATION, nearest_siblings  # noqa: E402
-from compare_parts.methods import MAX_STEPS, METHODS, MOVES_FEATURES, VARIANTS, whole_of  # noqa: E402
+from compare_parts.methods import ATTACKED, MAX_STEPS, METHODS, MOVES_FEATURES, VARIANTS, whole_of  # noqa: E402
 from compare_parts.pages import write_blocks  # noqa: E402
 from compare_parts.plots import plot_relearning, plot_tradeoff  # noqa: E402
 from compare_parts.search import choose, rounds  # noqa: E402
@@ -40,7 +40,10 @@ from compare_parts.tables import hypervolume_difference, summarise, tables  # no
 from space_peft._io import write_json  # noqa: E402
 
 
-PAGES = {"README.md": ("space", "compare", "depth"), "docs/comparison.md": ("families", "parts", "entropy")}
+PAGES = {
+    "README.md": ("space", "compare", "depth"),
+    "docs/comparison.md": ("families", "parts", "parts_depth", "entropy"),
+}
 """Where each table is shown."""
 
 
@@ -64,7 +67,9 @@ def parts_tasks(chosen: dict[str, dict], concepts) -> list[dict]:
     settings = {name: chosen[whole_of(name)] for name in VARIANTS if whole_of(name) in chosen}
     whole = {whole_of(name): own for name, own in settings.items()}
     tasks = test_tasks({**whole, **settings}, concepts, range(1), depth=False)
-    return [{**task, "features": task["method"] in MOVES_FEATURES} for task in tasks]
+    return [
+        {**task, "features": task["method"] in MOVES_FEATURES, "depth": task["method"] in ATTACKED} for task in tasks
+    ]
 
 
 def finished(row: dict, task: dict) -> bool:

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from compare_parts.methods import METHODS
+from compare_parts.methods import MAX_STEPS, METHODS
 
 
 # Validation concepts of `erase_demo.py`: the settings were not chosen on a sequence.
@@ -78,7 +78,7 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
             gone = requests[:number]
             public = public.filter(lambda name, gone=gone: name not in gone, input_columns="name")
             options = {
-                **compared.fixed, **chosen,
+                "max_steps": MAX_STEPS, **compared.fixed, **chosen,
                 "output_dir": str(Path(folder, "out")), "seed": seed, "use_cpu": True, "report_to": "none",
                 "save_strategy": "no", "disable_tqdm": True, "canary_items": 0,
             }  # fmt: skip
@@ -94,7 +94,7 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
                 _, anchors = make_anchors(concept, public, model, processor, DemoSettings(), seed, progress=False)
                 trainer = SpaceTrainer(model, SpaceConfig(**options), anchors, **shared)
             else:
-                trainer = CVFTrainer(model, CVFConfig(max_steps=30, **options), own[concept], **shared)
+                trainer = CVFTrainer(model, CVFConfig(**options), own[concept], **shared)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             model = ledger.add(trainer)

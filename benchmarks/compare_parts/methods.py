@@ -85,6 +85,8 @@ VARIANTS = {
 """Methods without one of their parts, which the papers say matters; each with the settings chosen for the whole."""
 MOVES_FEATURES = tuple(name for name in VARIANTS if name.startswith("SPACE, all layers"))
 """Those whose representation losses are said to keep image features spread out: their entropy is measured."""
+ATTACKED = ("SPACE, all layers",)
+"""Variants that are said to erase deeper than the whole: they are attacked as it is."""
 
 
 def whole_of(variant: str) -> str:

@@ -8,6 +8,8 @@ import statistics
 
 import numpy as np
 
+from .methods import ATTACKED, whole_of
+
 
 REFERENCE = 0.9
 """Retention at which the hypervolume begins: below it nobody would deploy the model."""
@@ -291,6 +293,9 @@ def tables(results: dict) -> dict[str, str]:
         made["families"] = family_table(methods)
     if results.get("parts"):
         made["parts"] = parts_table(results["parts"])
+        attacked = {name: r for name, r in results["parts"].items() if name in ATTACKED and r["depth"]}
+        if attacked:
+            made["parts_depth"] = depth_table({whole_of(n): results["parts"][whole_of(n)] for n in attacked} | attacked)
         if any(result["entropy"] for result in results["parts"].values()):
             made["entropy"] = entropy_table(results["parts"])
     return made
