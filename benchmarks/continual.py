@@ -1,7 +1,7 @@
 """Six requests one after another on the embedded model: do earlier concepts stay forgotten, and does the rest stay?
 
     python benchmarks/continual.py                                # SPACE and CVF, with and without protection
-    python benchmarks/continual.py --keep last                    # L_keep against the last model, not the original
+    python benchmarks/continual.py --keep last                    # answers held to the last model's; NS-CVF as it is
     python benchmarks/continual.py --methods space --requests 2   # a part of it
 
 Each request is trained on the model with the earlier ones folded in, with the settings that `compare.py` chose. After each,
@@ -47,7 +47,9 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
     chosen = json.loads((RESULTS / "compare.json").read_text(encoding="utf-8"))["chosen"][compared.name]
     images = load_demo_images()
     model, processor = load_demo_model()
-    original = load_demo_model()[0].eval() if keep == "original" and method == "space" else None
+    original = load_demo_model()[0].eval() if keep == "original" else None
+    # NS-CVF holds features to the last model's; answers are held to the original's by a loss that is not its own.
+    own_loss = {"retain_loss": "kl", "retain_weight": 20.0} if method == "cvf" and original is not None else {}
     own = {name: images.filter(lambda other, name=name: other == name, input_columns="name") for name in requests}
     others = demo_split(images)[1].filter(lambda name: name not in requests, input_columns="name")
 
@@ -78,7 +80,7 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
             gone = requests[:number]
             public = public.filter(lambda name, gone=gone: name not in gone, input_columns="name")
             options = {
-                "max_steps": MAX_STEPS, **compared.fixed, **chosen,
+                "max_steps": MAX_STEPS, **compared.fixed, **chosen, **own_loss,
                 "output_dir": str(Path(folder, "out")), "seed": seed, "use_cpu": True, "report_to": "none",
                 "save_strategy": "no", "disable_tqdm": True, "canary_items": 0,
             }  # fmt: skip
