@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 
@@ -121,6 +122,22 @@ def prepare_anchors(concept, settings, seed, make_anchors):
     return make_anchors(concept, public, *load_demo_model(), settings, seed, progress=False)
 
 
+def library_defaults() -> dict:
+    """What a variant leaves to the library. Runs made with other defaults are not the same runs."""
+    from space_peft import SpaceConfig, SpaceLoraConfig
+    from space_peft.demo.pipeline import DemoSettings
+
+    fields = (
+        "learning_rate",
+        "max_steps",
+        "per_device_train_batch_size",
+        "lr_scheduler_type",
+        *SpaceConfig.__annotations__,
+    )
+    training = {name: SpaceConfig.__dataclass_fields__[name].default for name in (*fields, "stop_threshold", "target")}
+    return {"training": training, "adapter": SpaceLoraConfig().space_fields(), "demo": asdict(DemoSettings())}
+
+
 def mean(values) -> float:
     return statistics.fmean(values)
 
@@ -185,7 +202,8 @@ def main() -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     kept = output.with_suffix(".rows.jsonl")
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    rows = [row for row in rows if row.pop("extra", {}) == extra]
+    defaults = library_defaults()
+    rows = [row for row in rows if row.pop("extra", {}) == extra and row.pop("defaults", None) == defaults]
     done = {(row["variant"], row["concept"], row["seed"]) for row in rows}
     tasks = []
     for concept in concepts:
@@ -201,7 +219,7 @@ def main() -> int:
         for new in executor.map(run_concept, tasks):
             rows += new
             with kept.open("a") as file:
-                file.writelines(json.dumps({**row, "extra": extra}) + "\n" for row in new)
+                file.writelines(json.dumps({**row, "extra": extra, "defaults": defaults}) + "\n" for row in new)
             bar.update(len(new))
 
     wanted = {(v, c, s) for v in variants for c in concepts for s in seeds}
