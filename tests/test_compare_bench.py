@@ -19,6 +19,15 @@ ROOT = Path(__file__).parents[1]
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "compare.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_concept_counts_once_in_the_curve_however_many_runs_it_has(seed):
+    forget = np.random.default_rng(seed).random(4)
+    rows = [row("a", {}, name, value, 0.99) for name, value in zip(("owl", "owl", "owl", "fox"), forget)]
+    curve = tables.mean_curve(rows)
+    assert [point["scale"] for point in curve] == [0.0, 1.0] and curve[0]["forget"] == pytest.approx(1.0)
+    assert curve[1]["forget"] == pytest.approx((forget[:3].mean() + forget[3]) / 2)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_hypervolume_is_the_dominated_area(seed):
     generator = np.random.default_rng(seed)

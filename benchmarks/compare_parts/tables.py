@@ -20,14 +20,15 @@ DEPTH_KEYS = (
 
 
 def mean_curve(rows: list[dict]) -> list[dict]:
-    """The mean over runs of every column, scale by scale."""
-    scales = [point["scale"] for point in rows[0]["curve"]]
+    """The mean over concepts of every column, scale by scale; a concept is the mean of its runs, however many."""
     # Not every column in every run: the first ones of the search are from before the divergence was measured.
-    columns = [key for key in rows[0]["curve"][0] if key != "scale" and all(key in row["curve"][0] for row in rows)]
-    return [
-        {"scale": scale, **{key: statistics.fmean(row["curve"][i][key] for row in rows) for key in columns}}
-        for i, scale in enumerate(scales)
-    ]
+    columns = [key for key in rows[0]["curve"][0] if all(key in row["curve"][0] for row in rows)]
+
+    def mean(curves: list[list[dict]]) -> list[dict]:
+        return [{key: statistics.fmean(p[key] for p in points) for key in columns} for points in zip(*curves)]
+
+    concepts = dict.fromkeys(row["concept"] for row in rows)
+    return mean([mean([row["curve"] for row in rows if row["concept"] == concept]) for concept in concepts])
 
 
 def hypervolume(points: list[tuple[float, float]], reference: float = REFERENCE) -> float:
