@@ -96,7 +96,7 @@ def test_fewer_inputs_than_eigenvectors_falls_back_to_the_full_decomposition():
     """Krylov blocks of a matrix of rank 5 run out of directions."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(5, 640, generator=generator)
-    space = NullSpaceFitter(640, dtype=torch.float32).update(inputs).fit("soft", max_rank=20)
+    space = NullSpaceFitter(640, dtype=torch.float32).update(inputs).fit("soft", strength=STRENGTH, max_rank=20)
     gram = space.eigenvectors.T @ space.eigenvectors
     assert torch.allclose(gram, torch.eye(space.rank), atol=1e-5)
     left = space.project(inputs).norm(dim=1) / inputs.norm(dim=1)

@@ -138,7 +138,6 @@ def test_card_data_is_filled_while_training(hub, make_trainer, demo_erasure_data
     assert data.settings["SpaceConfig"] == {
         "max_steps": 4,
         "per_device_train_batch_size": 2,
-        "stop_threshold": None,
         "canary_items": 0,
     }
     assert data.settings["SpaceLoraConfig"] == {"r": 2, "lora_alpha": 4, "target_modules": r".*language_model.*q_proj"}
