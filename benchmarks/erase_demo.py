@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import tempfile
@@ -230,7 +231,7 @@ def main() -> int:
         results[variant] = (*summarise(chosen), len(chosen))
     print(table(results))
     content = json.loads(output.read_text()) if output.exists() else {}
-    record = {"command": "python " + " ".join(sys.argv), "machine": machine(), "concepts": list(concepts)}
+    record = {"command": "python " + shlex.join(sys.argv), "machine": machine(), "concepts": list(concepts)}
     if variants == ["default"]:
         means, errors, _ = results["default"]
         content = {**record, "mean": means, "stderr": errors, "rows": rows, "ablations": content.get("ablations", {})}
