@@ -61,9 +61,10 @@ def test_a_difference_of_hypervolumes_is_paired():
 
 def row(method, settings, concept, forget, retain):
     curve = [
-        {"scale": scale, "forget": 1 - scale * (1 - forget), "retain_all": 1 - scale * (1 - retain)}
+        {"scale": scale, "forget": 1 - scale * (1 - forget), "retain_all": 1 - scale * (1 - retain),
+         "name_log_prob": 0.0, "divergence": 0.0}
         for scale in (0.0, 1.0)
-    ]
+    ]  # fmt: skip
     return {"method": method, "settings": settings, "concept": concept, "seed": 0, "curve": curve}
 
 
@@ -129,8 +130,6 @@ def test_entropy_before_and_after_is_averaged_over_runs(seed):
          "entropy": dict(zip(("target", "others"), own.tolist()))}
         for own in values
     ]  # fmt: skip
-    for r in rows:
-        r["curve"] = [{**point, "name_log_prob": 0.0, "divergence": 0.0} for point in r["curve"]]
     mean = values.mean(axis=0)
     assert np.allclose(list(tables.summarise(rows, {})["entropy"].values()), mean, atol=1e-4)
     line = tables.entropy_table({"a": tables.summarise(rows, {})}).splitlines()[-1]
@@ -142,11 +141,7 @@ def test_parts_are_compared_on_the_concepts_that_all_have():
     settings = {"learning_rate": 0.1}
     names = ["NS-CVF", "NS-CVF, no null space", "NS-CVF, projector alone"]
     common = {"scores": {}, "steps": 1, "seconds": {"erase": 1.0}}
-    rows = [
-        {**row(name, settings, concept, 0.1, 0.99), **common, "curve": [{**p, "name_log_prob": 0.0, "divergence": 0.0} for p in
-         row(name, settings, concept, 0.1, 0.99)["curve"]]}
-        for name in names for concept in ("owl", "shark")
-    ]  # fmt: skip
+    rows = [{**row(name, settings, concept, 0.1, 0.99), **common} for name in names for concept in ("owl", "shark")]
     found = compare.parts(rows[:-1], {"NS-CVF": settings})  # The last one has not seen the shark.
     assert list(found) == names and {summary["concepts"] for summary in found.values()} == {1}
     assert compare.parts(rows[:4], {"NS-CVF": settings}) == {}
