@@ -34,6 +34,7 @@ from compare_parts.images import TEST, VALIDATION, nearest_siblings  # noqa: E40
 from compare_parts.methods import ATTACKED, MAX_STEPS, METHODS, MOVES_FEATURES, VARIANTS, whole_of  # noqa: E402
 from compare_parts.pages import write_blocks  # noqa: E402
 from compare_parts.plots import plot_relearning, plot_tradeoff  # noqa: E402
+from compare_parts.recipes import check_recipes  # noqa: E402
 from compare_parts.search import choose, rounds  # noqa: E402
 from compare_parts.tables import hypervolume_difference, summarise, tables  # noqa: E402
 
@@ -178,6 +179,7 @@ def main() -> int:
 
     saved = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"rows": []}
     rows = {identity(row): row for row in saved["rows"]}
+    saved["recipes"] = check_recipes(saved.get("recipes", {}))
 
     def save() -> None:
         write_json(output, {**saved, "rows": list(rows.values())})
@@ -192,7 +194,7 @@ def main() -> int:
     if args.phase in ("parts", "all"):
         chosen = choose(list(rows.values()), names)
         execute(parts_tasks(chosen, test), rows, save, args.workers, max_steps, deadline)
-    results = {**report(list(rows.values()), list(METHODS)), "rows": list(rows.values())}
+    results = {**report(list(rows.values()), list(METHODS)), "recipes": saved["recipes"], "rows": list(rows.values())}
     write_json(output, results)
     if results["methods"]:
         for table in tables(results).values():

@@ -1,7 +1,7 @@
 """Six requests one after another on the embedded model: do earlier concepts stay forgotten, and does the rest stay?
 
     python benchmarks/continual.py                                # SPACE and CVF, with and without protection
-    python benchmarks/continual.py --keep last                    # answers held to the last model's; NS-CVF as it is
+    python benchmarks/continual.py --keep last                    # answers and features held to the last model's
     python benchmarks/continual.py --methods space --requests 2   # a part of it
 
 Each request is trained on the model with the earlier ones folded in, with the settings that `compare.py` chose. After each,
@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from compare_parts.methods import MAX_STEPS, METHODS
+from compare_parts.methods import METHODS
+from compare_parts.recipes import adapter, options
 
 
 # Validation concepts of `erase_demo.py`: the settings were not chosen on a sequence.
@@ -48,8 +49,6 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
     images = load_demo_images()
     model, processor = load_demo_model()
     original = load_demo_model()[0].eval() if keep == "original" else None
-    # NS-CVF holds features to the last model's; answers are held to the original's by a loss that is not its own.
-    own_loss = {"retain_loss": "kl", "retain_weight": 20.0} if method == "cvf" and original is not None else {}
     own = {name: images.filter(lambda other, name=name: other == name, input_columns="name") for name in requests}
     others = demo_split(images)[1].filter(lambda name: name not in requests, input_columns="name")
 
@@ -79,8 +78,8 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
             # What was asked to be forgotten is in no data that is kept afterwards.
             gone = requests[:number]
             public = public.filter(lambda name, gone=gone: name not in gone, input_columns="name")
-            options = {
-                "max_steps": MAX_STEPS, **compared.fixed, **chosen, **own_loss,
+            fields = {
+                **options(compared), **chosen,
                 "output_dir": str(Path(folder, "out")), "seed": seed, "use_cpu": True, "report_to": "none",
                 "save_strategy": "no", "disable_tqdm": True, "canary_items": 0,
             }  # fmt: skip
@@ -88,15 +87,15 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
                 "retain_dataset": demo_retain_rows(concept, public, seed=seed),
                 "processing_class": processor,
                 "questions": DEMO_QUESTIONS,
-                "peft_config": SpaceLoraConfig(r=8, lora_alpha=16, **compared.adapter),
+                "peft_config": SpaceLoraConfig(**adapter(compared)),
                 "keep_model": original,
                 "protect": ledger.protect if protected else (),
             }
             if method == "space":
                 _, anchors = make_anchors(concept, public, model, processor, DemoSettings(), seed, progress=False)
-                trainer = SpaceTrainer(model, SpaceConfig(**options), anchors, **shared)
+                trainer = SpaceTrainer(model, SpaceConfig(**fields), anchors, **shared)
             else:
-                trainer = CVFTrainer(model, CVFConfig(**options), own[concept], **shared)
+                trainer = CVFTrainer(model, CVFConfig(**fields), own[concept], **shared)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             model = ledger.add(trainer)
@@ -126,7 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=("space", "cvf"), default=["space", "cvf"])
     parser.add_argument("--protect", nargs="+", choices=("yes", "no"), default=["yes", "no"])
-    parser.add_argument("--keep", choices=("original", "last"), default="original", help="whose answers L_keep keeps")
+    parser.add_argument(
+        "--keep", choices=("original", "last"), default="original", help="whose answers or features are kept"
+    )
     parser.add_argument("--requests", type=int, default=len(REQUESTS), help="serve the first so many")
     parser.add_argument("--seed", type=int, default=0)
     default = RESULTS / "continual.json"

@@ -24,6 +24,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from defaults import adapter_fields, training_fields
+
 
 # Spread over kinds; none of them was used to choose a default (those are in VALIDATION).
 CONCEPTS = (
@@ -124,19 +126,11 @@ def prepare_anchors(concept, settings, seed, make_anchors):
 
 
 def library_defaults() -> dict:
-    """What a variant leaves to the library. Runs made with other defaults are not the same runs."""
-    from space_peft import SpaceConfig, SpaceLoraConfig
+    """What a variant leaves to the library."""
+    from space_peft import SpaceConfig
     from space_peft.demo.pipeline import DemoSettings
 
-    fields = (
-        "learning_rate",
-        "max_steps",
-        "per_device_train_batch_size",
-        "lr_scheduler_type",
-        *SpaceConfig.__annotations__,
-    )
-    training = {name: SpaceConfig.__dataclass_fields__[name].default for name in (*fields, "stop_threshold", "target")}
-    return {"training": training, "adapter": SpaceLoraConfig().space_fields(), "demo": asdict(DemoSettings())}
+    return {"training": training_fields(SpaceConfig), "adapter": adapter_fields(), "demo": asdict(DemoSettings())}
 
 
 def mean(values) -> float:

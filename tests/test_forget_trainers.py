@@ -168,8 +168,13 @@ def test_npo_is_cached_or_computed_alike(make):
 # CVF
 
 
-def test_cvf_is_contrast_plus_relative_distance(make):
-    trainer = make(CVFTrainer, CVFConfig, temperature=0.3, feature_weight=3.0, forget_weight=0.5)
+@pytest.mark.parametrize("kept", [False, True], ids=["of the deployed model", "of the keep_model"])
+def test_cvf_is_contrast_plus_relative_distance(make, kept):
+    original = load_demo_model()[0] if kept else None
+    if kept:
+        with torch.no_grad():
+            original.model.multi_modal_projector.linear_1.weight.mul_(1.3)
+    trainer = make(CVFTrainer, CVFConfig, temperature=0.3, feature_weight=3.0, forget_weight=0.5, keep_model=original)
     trainer._look()
     shake(trainer)
     model, data = trainer.model.eval(), trainer.train_dataset
@@ -177,9 +182,11 @@ def test_cvf_is_contrast_plus_relative_distance(make):
     with torch.no_grad():
         moved, held = (image_features(model, batch[kind]).double() for kind in ("forget", "retain"))
         with model.disable_adapter():
-            origin, before = (image_features(model, batch[kind]).double() for kind in ("forget", "retain"))
+            holds = original if kept else model
+            origin = image_features(model, batch["forget"]).double()
+            before = image_features(holds, batch["retain"]).double()
             rows = [row for row in (data.retained[index] for index in data.indices) if row["images"]]
-            known = image_features(model, encode_conversations(trainer.processing_class, rows)).double()
+            known = image_features(holds, encode_conversations(trainer.processing_class, rows)).double()
 
     def cosines(a, b):
         return torch.nn.functional.normalize(a, dim=-1) @ torch.nn.functional.normalize(b, dim=-1).T

@@ -31,8 +31,8 @@ class CVFConfig(ForgetConfig):
         temperature (`float`, defaults to 0.1):
             T of the contrastive loss.
         feature_weight (`float`, defaults to 1.0):
-            Weight of the squared distance between retained images' features and the deployed model's, relative to the
-            mean square of those.
+            Weight of the squared distance between retained images' features and those of the deployed model (or of the
+            `keep_model`), relative to the mean square of those.
     """
 
     target: str = field(default="vision", metadata={"help": "Default adapter placement: the vision side."})
@@ -55,7 +55,8 @@ class CVFTrainer(ForgetTrainer):
     2605.05909). The method is the abstract's; its formulas are ours.
 
     The features z of the concept's images are pulled to where a reference model puts them, or to the mean of retained
-    images' features, and pushed from where the deployed model puts them (InfoNCE); features of retained images stay.
+    images' features, and pushed from where the deployed model puts them (InfoNCE); features of retained images stay,
+    or, with a `keep_model`, go back to where that one puts them.
 
     Args:
         args ([`CVFConfig`], *optional*):
@@ -101,7 +102,9 @@ class CVFTrainer(ForgetTrainer):
         forget = forget_loader(self.processing_class, self.train_dataset, self.args.fit_batch_size)
         retained = retained_loader(self.processing_class, self.retained, self._shown, self.args.fit_batch_size)
         with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
-            self._features = {"forget": _all_features(deployed, forget), "retain": _all_features(deployed, retained)}
+            self._features = {"forget": _all_features(deployed, forget)}
+            held = deployed if self.keep_model is None else self.accelerator.unwrap_model(self.keep_model)
+            self._features["retain"] = _all_features(held, retained)
         if self.reference_model is None:
             self._features["reference"] = self._features["retain"].mean(dim=0)
         else:

@@ -77,8 +77,9 @@ class ErasureTrainer(PublishingMixin, Trainer):
             Statistics of earlier erasures, which this one must not undo: [`ErasureLedger.protect`]. Needs a
             [`SpaceLoraConfig`].
         keep_model ([`~transformers.PreTrainedModel`], *optional*):
-            The model whose answers to retained rows L_keep keeps; `model` without the adapter by default. After earlier
-            erasures pass a copy of the original, so that what each of them cost is won back instead of kept.
+            The model whose answers to retained rows are kept, in [`CVFTrainer`] whose features; `model` without the
+            adapter by default. After earlier erasures pass a copy of the original, so that what each of them cost is
+            won back instead of kept.
         card_data ([`ErasureCardData`], *optional*):
             What the model card shall say of licence, language, reason and author; the rest is filled in. Copied.
         callbacks (`list[TrainerCallback]`, *optional*):

@@ -41,13 +41,13 @@ class Method:
 # A null space and a mask shorten every update; without them the larger rate breaks the model within a few steps.
 CONFINED_RATES, FREE_RATES, STOPS = (1e-3, 5e-3), (2e-4, 1e-3), (None, 0.02)
 # Found by hand on fox and trumpet, two of the validation concepts (docs/decisions.md, "Less damage for the same erasure").
-SPACE_FIXED, SPACE_ADAPTER = {"suppression_margin": 6.0}, {"strength": 1.0}
+SPACE_FIXED, NULL_SPACE = {"suppression_margin": 6.0}, {"strength": 1.0}
 
 METHODS = {
     method.name: method
     for method in (
         Method("SPACE", "SpaceTrainer", False, True, SPACE_FIXED,
-               {"learning_rate": (2e-3, 5e-3), "stop_threshold": STOPS, "keep_weight": (20.0, 60.0)}, SPACE_ADAPTER),
+               {"learning_rate": (2e-3, 5e-3), "stop_threshold": STOPS, "keep_weight": (20.0, 60.0)}, NULL_SPACE),
         Method("closed form", None, False, False, {}, {"strength": (0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)}),
         Method("GA", "GradDiffTrainer", True, False, {"retain_loss": "none"},
                {"learning_rate": FREE_RATES, "stop_threshold": STOPS, "per_device_train_batch_size": (4, BATCH_SIZE)}),
@@ -60,7 +60,7 @@ METHODS = {
         Method("MMUnlearner", "MMUnlearnerTrainer", True, False, {"forget_every": 1},
                {"learning_rate": CONFINED_RATES, "stop_threshold": STOPS, "retain_weight": (1.0, 20.0)}),
         Method("NS-CVF", "CVFTrainer", True, True, {},
-               {"learning_rate": CONFINED_RATES, "stop_threshold": STOPS, "feature_weight": (1.0, 20.0)}),
+               {"learning_rate": CONFINED_RATES, "stop_threshold": STOPS, "feature_weight": (1.0, 20.0)}, NULL_SPACE),
     )
 }  # fmt: skip
 
@@ -69,17 +69,17 @@ NO_MASK = {"forget_every": 1, "saliency_threshold": 1e-12}
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Method("SPACE, real images for anchors", "SpaceTrainer", True, True, SPACE_FIXED, {}, SPACE_ADAPTER),
+        Method("SPACE, real images for anchors", "SpaceTrainer", True, True, SPACE_FIXED, {}, NULL_SPACE),
         Method("SPACE, no constraint", "SpaceTrainer", False, False, SPACE_FIXED, {}),
-        Method("SPACE, all layers", "SpaceTrainer", False, True, SPACE_ALL, {}, SPACE_ADAPTER),
+        Method("SPACE, all layers", "SpaceTrainer", False, True, SPACE_ALL, {}, NULL_SPACE),
         Method("SPACE, all layers, no repulsion", "SpaceTrainer", False, True, {**SPACE_ALL, "repulsion_weight": 0.0}, {},
-               SPACE_ADAPTER),
+               NULL_SPACE),
         Method("SPACE, all layers, no isotropy", "SpaceTrainer", False, True, {**SPACE_ALL, "isotropy_weight": 0.0}, {},
-               SPACE_ADAPTER),
+               NULL_SPACE),
         Method("MMUnlearner, no mask", "MMUnlearnerTrainer", True, False, NO_MASK, {}),
         Method("NS-CVF, no null space", "CVFTrainer", True, False, {}, {}),
         Method("NS-CVF, projector alone", "CVFTrainer", True, True, {}, {},
-               {"target_modules": r".*multi_modal_projector\.linear_[12]"}),
+               {**NULL_SPACE, "target_modules": r".*multi_modal_projector\.linear_[12]"}),
     )
 }  # fmt: skip
 """Methods without one of their parts, which the papers say matters; each with the settings chosen for the whole."""

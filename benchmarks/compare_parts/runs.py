@@ -29,7 +29,8 @@ from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
 from .features import feature_entropy
 from .images import concept_data, demo_images
-from .methods import BATCH_SIZE, RANK, method_of
+from .methods import method_of
+from .recipes import adapter, options
 
 
 SCALES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
@@ -96,21 +97,20 @@ def _erase(task: dict, data, anchors, folder: str, max_steps: int):
     public, _ = demo_split(demo_images(), concept)
     trainer_class = getattr(trainers, method.trainer)
     config = getattr(trainers, method.trainer.replace("Trainer", "Config"))
-    options = {"max_steps": max_steps, "per_device_train_batch_size": BATCH_SIZE, **method.fixed, **task["settings"]}
     args = config(
-        folder, seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, canary_items=0, **options
+        folder, seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, canary_items=0,
+        **{**options(method, max_steps), **task["settings"]},
     )  # fmt: skip
     if method.trainer == "SpaceTrainer":
         examples = {"anchors": _real_anchors(data) if method.sees_images else anchors}
     else:
         examples = {"forget_dataset": [{"image": image} for image in data.given]}
-    lora = {"r": RANK, "lora_alpha": 2 * RANK, **method.adapter}
     trainer = trainer_class(
         model,
         args,
         retain_dataset=demo_retain_rows(concept, public, seed=seed),
         processing_class=processor,
-        peft_config=(SpaceLoraConfig if method.constrained else LoraConfig)(**lora),
+        peft_config=(SpaceLoraConfig if method.constrained else LoraConfig)(**adapter(method)),
         concept=concept,
         questions=DEMO_QUESTIONS,
         **examples,

@@ -1,0 +1,30 @@
+"""What a run is made with that no benchmark names: the library's defaults. Runs made with others are not the same runs."""
+
+from __future__ import annotations
+
+
+def training_fields(config: type, **changed) -> dict:
+    """A trainer's arguments as it would use them.
+
+    Args:
+        config (`type`): A subclass of `TrainingArguments`.
+        changed: Fields that are given.
+
+    Returns:
+        `dict`: The fields that `TrainingArguments` does not have, and those in which it differs.
+    """
+    from transformers import TrainingArguments
+
+    plain, own = TrainingArguments("any").to_dict(), config("any", **changed).to_dict()
+    return {name: value for name, value in own.items() if name not in plain or plain[name] != value}
+
+
+def adapter_fields(constrained: bool = True, **changed) -> dict:
+    """An adapter's rank and scale, and what a `SpaceLoraConfig` has beside."""
+    from peft import LoraConfig
+
+    from space_peft import SpaceLoraConfig
+
+    config = (SpaceLoraConfig if constrained else LoraConfig)(**changed)
+    own = config.space_fields() if constrained else {}
+    return {name: getattr(config, name) for name in ("r", "lora_alpha", "target_modules")} | own
