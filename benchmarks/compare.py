@@ -42,8 +42,8 @@ from space_peft._io import write_json  # noqa: E402
 
 
 PAGES = {
-    "README.md": ("space", "compare", "depth"),
-    "docs/comparison.md": ("families", "parts", "parts_depth", "entropy"),
+    "README.md": ("space", "lead", "compare", "depth"),
+    "docs/comparison.md": ("paired", "families", "parts", "parts_depth", "entropy"),
 }
 """Where each table is shown."""
 

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import compare  # noqa: E402
-from compare_parts import images, methods, pages, search, tables  # noqa: E402
+from compare_parts import images, methods, pages, recipes, search, tables  # noqa: E402
 
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +170,51 @@ def test_the_stored_summary_is_that_of_the_stored_runs():
     made = json.loads(json.dumps(compare.report(RESULTS["rows"], list(methods.METHODS))))
     for key in ("chosen", "families", "methods", "hypervolume_above", "parts"):
         assert made[key] == RESULTS[key]
+
+
+def test_the_stored_runs_were_made_as_they_would_be_made_today():
+    """A changed default of the library, or of the bench, makes other runs; they must not be averaged with the stored."""
+    assert RESULTS["recipes"] == recipes.check_recipes(RESULTS["recipes"])
+    assert set(RESULTS["recipes"]) == {*methods.METHODS, *methods.VARIANTS}
+
+
+def test_runs_made_with_other_values_are_refused():
+    own = recipes.recipe("NS-CVF")
+    # What the search chooses is in each run's settings; what is left to the library is not.
+    assert not set(own["training"]) & set(methods.METHODS["NS-CVF"].knobs)
+    assert own["training"]["temperature"] == 0.1 and own["adapter"]["strength"] == 1.0 and own["adapter"]["r"] == 8
+    recipes.check_recipes({"NS-CVF": own, "one that is no more": {"adapter": {"r": 1}}})
+    with pytest.raises(ValueError, match=r"'NS-CVF' were made with adapter.strength = 0.3, it is 1.0 now"):
+        recipes.check_recipes({"NS-CVF": {**own, "adapter": {**own["adapter"], "strength": 0.3}}})
+    fewer = {key: value for key, value in own["training"].items() if key != "temperature"}
+    with pytest.raises(ValueError, match=r"training.temperature = None, it is 0.1 now"):
+        recipes.check_recipes({"NS-CVF": {**own, "training": fewer}})
+
+
+@pytest.mark.parametrize(
+    "interval, words", [((0.01, 0.03), "ahead of"), ((-0.01, 0.03), "level with"), ((-0.03, -0.01), "behind")]
+)
+def test_the_page_claims_no_lead_that_the_interval_does_not_show(interval, words):
+    names = {"SPACE": (False, 0.95), "closed form": (False, 0.99), "GA": (True, 0.8), "NPO": (True, 0.9)}
+    results = {
+        "methods": {
+            name: {"sees_images": sees, "hypervolume": volume, "at_retain_0985": {"forget": 0.1},
+                   "divergence_at_p_001": {"mean": 0.01}}
+            for name, (sees, volume) in names.items()
+        },
+        "hypervolume_above": {
+            name: {"mean": sum(interval) / 2 if name == "NPO" else 0.5, "ci95": interval} for name in names
+        },
+    }  # fmt: skip
+    text = tables.lead(results)
+    size = "larger by 0.0" if sum(interval) > 0 else "smaller by 0.0"
+    assert f"SPACE is {words} the best of them, NPO.**" in text and size in text
+
+
+def test_relearning_after_five_steps_is_that_of_the_adapter():
+    curves = {"all": [[0, 0.0, 0.0], [5, 0.9, 0.8]], "adapter": [[0, 0.0, 0.0], [5, 0.3, 0.2], [10, 1.0, 1.0]]}
+    flat = tables.flat_depth({"concept": "owl", "depth": {"relearn_adapter": 1.0, "curves": curves}})
+    assert (flat["relearn_adapter_5"], flat["relearn_adapter_5_control"], flat["relearn_adapter"]) == (0.3, 0.2, 1.0)
 
 
 def test_point_at_a_retention():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from .tables import REFERENCE
@@ -36,21 +37,33 @@ def plot_relearning(methods: dict[str, dict], rows: list[dict], path: Path) -> N
     """Relearning curves beside their controls, a panel a method."""
     from matplotlib.figure import Figure
 
-    names = [name for name in methods if any(row["method"] == name and row.get("depth") for row in rows)]
+    found = {
+        name: [
+            row["depth"]["curves"]
+            for row in rows
+            if row.get("depth") and (row["method"], row["settings"]) == (name, result["settings"])
+        ]
+        for name, result in methods.items()
+    }
+    names = [name for name, curves in found.items() if curves]
     columns = 3
     figure = Figure(figsize=(9, 2.4 * -(-len(names) // columns)), layout="constrained")
     panels = figure.subplots(-(-len(names) // columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel in panels[len(names) :]:
         panel.set_visible(False)
+    kinds = {"all": ("merged", "C0"), "adapter": ("adapter", "C1")}
+    shown = {1: ("the erased name", "-"), 2: ("control", "--")}
     for name, panel in zip(names, panels):
-        curves = [row["depth"]["curves"]["all"] for row in rows if row["method"] == name and row.get("depth")]
-        steps = [step for step, _, _ in curves[0]]
-        for column, label, style in ((1, "the erased name", "-"), (2, "control: other names", "--")):
+        for weights, column in itertools.product(kinds, shown):
+            (label, colour), (what, style) = kinds[weights], shown[column]
+            curves = [own[weights] for own in found[name]]
+            steps = [step for step, _, _ in curves[0]]
             values = [sum(curve[i][column] for curve in curves) / len(curves) for i in range(len(steps))]
-            panel.plot(steps, values, style, marker="o", markersize=3, label=label)
+            panel.plot(steps, values, style, color=colour, marker="o", markersize=3, label=f"{label}: {what}")
         panel.set_title(name, fontsize=9)
         panel.grid(alpha=0.25)
-    panels[0].legend(fontsize=7)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8, handlelength=3)
     figure.supxlabel("fine-tuning steps on three images of the target", fontsize=9)
     figure.supylabel("its other images given the name", fontsize=9)
     figure.savefig(path, dpi=130)

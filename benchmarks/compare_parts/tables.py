@@ -13,10 +13,15 @@ from .methods import ATTACKED, whole_of
 
 REFERENCE = 0.9
 """Retention at which the hypervolume begins: below it nobody would deploy the model."""
-DEPTH_KEYS = (
-    "audit", "audit_before", "relearn", "relearn_control", "relearn_adapter", "relearn_adapter_control", "confirm",
-    "confirm_control", "full", "int8", "int4",
-)  # fmt: skip
+DEPTH_PAIRS = {
+    "audit (before)": ("audit", "audit_before"),
+    "relearned, merged (control)": ("relearn", "relearn_control"),
+    "adapter, 5 steps (control)": ("relearn_adapter_5", "relearn_adapter_5_control"),
+    "adapter, 10 steps (control)": ("relearn_adapter", "relearn_adapter_control"),
+    "p(yes) (absent names)": ("confirm", "confirm_control"),
+}
+"""Attacks, and what each is seen beside."""
+PRECISIONS = ("full", "int8", "int4")
 
 
 def mean_curve(rows: list[dict]) -> list[dict]:
@@ -121,7 +126,9 @@ def summarise(rows: list[dict], families: dict[str, list[str]]) -> dict:
     """What the JSON says of one method."""
     curve = mean_curve(rows)
     scores = [key for key in rows[0].get("scores", {})]
-    deep = [row for row in rows if row.get("depth")]
+    deep = [flat_depth(row) for row in rows if row.get("depth")]
+    attacks = [*(key for pair in DEPTH_PAIRS.values() for key in pair), *PRECISIONS]
+    depth = {key: over_concepts(deep, lambda row, key=key: row[key]) for key in attacks} if deep else {}
     point = at_retention(curve, 0.985)
     return {
         "settings": rows[0]["settings"],
@@ -149,9 +156,16 @@ def summarise(rows: list[dict], families: dict[str, list[str]]) -> dict:
         "seconds": {
             key: round(statistics.fmean(row["seconds"][key] for row in rows), 1) for key in rows[0]["seconds"]
         },
-        "depth": {key: over_concepts(deep, lambda row, key=key: row["depth"][key])["mean"] for key in DEPTH_KEYS} if deep else None,
-        "depth_ci95": {key: over_concepts(deep, lambda row, key=key: row["depth"][key])["ci95"] for key in DEPTH_KEYS} if deep else None,
+        "depth": {key: value["mean"] for key, value in depth.items()} or None,
+        "depth_ci95": {key: value["ci95"] for key, value in depth.items()} or None,
     }  # fmt: skip
+
+
+def flat_depth(row: dict) -> dict:
+    """The attacks on one run; of the adapter's relearning also what is back after five steps, where few are at 1 yet."""
+    relearned, control = next(shares for step, *shares in row["depth"]["curves"]["adapter"] if step == 5)
+    own = {"relearn_adapter_5": relearned, "relearn_adapter_5_control": control}
+    return {"concept": row["concept"], **row["depth"], **own}
 
 
 def _entropy(found: list[dict]) -> dict[str, list[float]] | None:
@@ -237,19 +251,12 @@ def main_table(methods: dict[str, dict]) -> str:
 
 def depth_table(methods: dict[str, dict]) -> str:
     """Markdown: the attacks, one line a method."""
-    header = [
-        "method", "audit (before)", "relearned, merged (control)", "relearned, adapter (control)", "p(yes) (absent names)",
-        "named: full", "int8", "int4",
-    ]  # fmt: skip
-    pairs = [
-        ("audit", "audit_before"), ("relearn", "relearn_control"), ("relearn_adapter", "relearn_adapter_control"),
-        ("confirm", "confirm_control"),
-    ]  # fmt: skip
+    header = ["method", *DEPTH_PAIRS, "named: full", "int8", "int4"]
     lines = []
     for name, result in methods.items():
         if depth := result["depth"]:
-            cells = [f"{depth[key]:.3f} ({depth[control]:.3f})" for key, control in pairs]
-            lines.append([name, *cells, *(f"{depth[key]:.3f}" for key in ("full", "int8", "int4"))])
+            cells = [f"{depth[key]:.3f} ({depth[control]:.3f})" for key, control in DEPTH_PAIRS.values()]
+            lines.append([name, *cells, *(f"{depth[key]:.3f}" for key in PRECISIONS)])
     return _markdown(header, lines)
 
 
@@ -284,12 +291,40 @@ def entropy_table(parts: dict[str, dict]) -> str:
     return _markdown(["variant", *(f"{key}, after (before)" for key in sets)], lines)
 
 
+def paired_table(differences: dict[str, dict]) -> str:
+    """Markdown: how much larger SPACE's hypervolume is than each other method's."""
+    lines = [[name, f"{d['mean']:.3f}", f"{d['ci95'][0]:.3f} to {d['ci95'][1]:.3f}"] for name, d in differences.items()]
+    return _markdown(["SPACE's hypervolume less that of", "mean", "95 %, drawn in pairs"], lines)
+
+
+def lead(results: dict) -> str:
+    """Two sentences: SPACE beside the best of those that see the target's images."""
+    methods = results["methods"]
+    seeing = [name for name, result in methods.items() if result["sees_images"]]
+    best = max(seeing, key=lambda name: methods[name]["hypervolume"])
+    own, other, difference = methods["SPACE"], methods[best], results["hypervolume_above"][best]
+    low, high = difference["ci95"]
+    place = "ahead of" if low > 0 else "behind" if high < 0 else "level with"
+    size = "larger" if difference["mean"] >= 0 else "smaller"
+    forget, moved = "at_retain_0985", "divergence_at_p_001"
+    return (
+        f"**Without an image of the target SPACE is {place} the best of them, {best}.** Its hypervolume is {size} by "
+        f"{abs(difference['mean']):.3f} (95 % interval, drawn in pairs: {low:.3f} to {high:.3f}); at a retention "
+        f"of 0.985 it still names {own[forget]['forget']:.3f}, {best} {other[forget]['forget']:.3f}; to bring the name "
+        f"down to p = 0.01 it moves other answers by {own[moved]['mean']:.4f} nats, {best} by {other[moved]['mean']:.4f}."
+    )
+
+
 def tables(results: dict) -> dict[str, str]:
     """Every table of the JSON, by the name of its block in the README."""
     methods = results.get("methods", {})
     made = {"compare": main_table(methods), "depth": depth_table(methods)}
     if methods.get("SPACE", {}).get("scores"):
         made["space"] = space_table(methods["SPACE"])
+    if results.get("hypervolume_above"):
+        made["paired"] = paired_table(results["hypervolume_above"])
+        if any(methods[name]["sees_images"] for name in results["hypervolume_above"]):
+            made["lead"] = lead(results)
     if any(result["families"] for result in methods.values()):
         made["families"] = family_table(methods)
     if results.get("parts"):
