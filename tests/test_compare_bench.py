@@ -118,8 +118,16 @@ def test_features_are_measured_where_an_adapter_of_ours_moves_them():
     chosen = {"SPACE": {"learning_rate": 0.1}, "MMUnlearner": {"learning_rate": 0.1}}
     asked = {task["method"] for task in compare.parts_tasks(chosen, ["owl"]) if task["features"]}
     assert asked == {name for name in methods.VARIANTS if methods.VARIANTS[name].fixed.get("target") == "all"}
+
+
+def test_a_run_is_finished_when_all_that_is_asked_for_was_measured():
     task = {"method": "SPACE, all layers", "probes": True, "depth": False, "features": True}
-    assert not compare.finished({"scores": {}}, task) and compare.finished({"scores": {}, "entropy": {}}, task)
+    row = {**task, "scores": {"forget": 0.0}}
+    assert not compare.finished(row, task)
+    row["entropy"] = {"target": [1.0, 1.1]}
+    assert compare.finished(row, task)
+    attacked = {**task, "depth": True}
+    assert not compare.finished(row, attacked) and compare.finished({**row, "depth": {"audit": 0.0}}, attacked)
 
 
 @pytest.mark.parametrize("seed", range(3))
