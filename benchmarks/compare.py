@@ -64,7 +64,7 @@ def test_tasks(chosen: dict[str, dict], concepts, seeds, depth: bool) -> list[di
 
 
 def parts_tasks(chosen: dict[str, dict], concepts) -> list[dict]:
-    """Methods without one of their parts, with the settings of the whole and beside it."""
+    """Methods with one part changed, with the settings of the whole and beside it."""
     settings = {name: chosen[whole_of(name)] for name in VARIANTS if whole_of(name) in chosen}
     whole = {whole_of(name): own for name, own in settings.items()}
     tasks = test_tasks({**whole, **settings}, concepts, range(1), depth=False)

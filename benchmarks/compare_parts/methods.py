@@ -76,13 +76,15 @@ VARIANTS = {
                NULL_SPACE),
         Method("SPACE, all layers, no isotropy", "SpaceTrainer", False, True, {**SPACE_ALL, "isotropy_weight": 0.0}, {},
                NULL_SPACE),
+        # As long as SPACE takes with its anchors.
+        Method("NPO, twice the steps", "NPOTrainer", True, False, {"retain_loss": "kl", "max_steps": 2 * MAX_STEPS}, {}),
         Method("MMUnlearner, no mask", "MMUnlearnerTrainer", True, False, NO_MASK, {}),
         Method("NS-CVF, no null space", "CVFTrainer", True, False, {}, {}),
         Method("NS-CVF, projector alone", "CVFTrainer", True, True, {}, {},
                {**NULL_SPACE, "target_modules": r".*multi_modal_projector\.linear_[12]"}),
     )
 }  # fmt: skip
-"""Methods without one of their parts, which the papers say matters; each with the settings chosen for the whole."""
+"""Methods with one part changed, mostly without one that the papers say matters; with the settings chosen for the whole."""
 MOVES_FEATURES = tuple(name for name in VARIANTS if name.startswith("SPACE, all layers"))
 """Those whose representation losses are said to keep image features spread out: their entropy is measured."""
 ATTACKED = ("SPACE, all layers",)

@@ -274,7 +274,7 @@ def family_table(methods: dict[str, dict]) -> str:
 
 
 def parts_table(parts: dict[str, dict]) -> str:
-    """Markdown: methods without one of their parts, beside the whole on the same concepts and seed."""
+    """Markdown: methods with one part changed, beside the whole on the same concepts and seed."""
     header = ["variant", "hypervolume", *SCORES.values(), "steps"]
     lines = []
     for name, result in parts.items():
