@@ -297,22 +297,32 @@ def paired_table(differences: dict[str, dict]) -> str:
     return _markdown(["SPACE's hypervolume less that of", "mean", "95 %, drawn in pairs"], lines)
 
 
-def lead(results: dict) -> str:
-    """Two sentences: SPACE beside the best of those that see the target's images."""
-    methods = results["methods"]
-    seeing = [name for name, result in methods.items() if result["sees_images"]]
-    best = max(seeing, key=lambda name: methods[name]["hypervolume"])
-    own, other, difference = methods["SPACE"], methods[best], results["hypervolume_above"][best]
+def _place(difference: dict) -> str:
+    """What the 95 % interval of a difference allows to say."""
     low, high = difference["ci95"]
-    place = "ahead of" if low > 0 else "behind" if high < 0 else "level with"
+    return "ahead of" if low > 0 else "behind" if high < 0 else "level with"
+
+
+def lead(results: dict) -> str:
+    """A few sentences: SPACE beside the best of those that see the target's images, and beside the others."""
+    methods, differences = results["methods"], results["hypervolume_above"]
+    seeing = [name for name in differences if methods[name]["sees_images"]]
+    best = max(seeing, key=lambda name: methods[name]["hypervolume"])
+    own, other, difference = methods["SPACE"], methods[best], differences[best]
     size = "larger" if difference["mean"] >= 0 else "smaller"
+    low, high = difference["ci95"]
     forget, moved = "at_retain_0985", "divergence_at_p_001"
-    return (
-        f"**Without an image of the target SPACE is {place} the best of them, {best}.** Its hypervolume is {size} by "
-        f"{abs(difference['mean']):.3f} (95 % interval, drawn in pairs: {low:.3f} to {high:.3f}); at a retention "
-        f"of 0.985 it still names {own[forget]['forget']:.3f}, {best} {other[forget]['forget']:.3f}; to bring the name "
-        f"down to p = 0.01 it moves other answers by {own[moved]['mean']:.4f} nats, {best} by {other[moved]['mean']:.4f}."
+    text = (
+        f"**Without an image of the target SPACE is {_place(difference)} the best of them, {best}.** Its hypervolume is {size} "
+        f"by {abs(difference['mean']):.3f} (95 % interval, drawn in pairs: {low:.3f} to {high:.3f}); at a retention of 0.985 "
+        f"it still names {own[forget]['forget']:.3f}, {best} {other[forget]['forget']:.3f}; to bring the name down to "
+        f"p = 0.01 it moves other answers by {own[moved]['mean']:.4f} nats, {best} by {other[moved]['mean']:.4f}."
     )
+    others = {name: _place(difference) for name, difference in differences.items() if name != best}
+    places = {place: [name for name in others if others[name] == place] for place in dict.fromkeys(others.values())}
+    if places:
+        text += " It is " + "; ".join(f"{place} {', '.join(names)}" for place, names in places.items()) + "."
+    return text
 
 
 def tables(results: dict) -> dict[str, str]:
