@@ -4,6 +4,7 @@
     python benchmarks/compare.py --phase search           # choose each method's settings on validation concepts
     python benchmarks/compare.py --phase test --depth     # test them on other concepts, attacks included
     python benchmarks/compare.py --phase parts --concepts 4      # each method without one of its parts
+    python benchmarks/compare.py --phase longer           # SPACE, and the best that sees the target, with twice the steps
     python benchmarks/compare.py --phase docs             # write README and docs/comparison.md from the JSON
     python benchmarks/compare.py --minutes 60             # start no new run after an hour
     python benchmarks/compare.py --smoke                  # two methods, a few steps, for CI
@@ -31,7 +32,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compare_parts.images import TEST, VALIDATION, nearest_siblings  # noqa: E402
-from compare_parts.methods import ATTACKED, MAX_STEPS, METHODS, MOVES_FEATURES, VARIANTS, whole_of  # noqa: E402
+from compare_parts.methods import ATTACKED, LONGER, MAX_STEPS, METHODS, MOVES_FEATURES, PARTS, whole_of  # noqa: E402
 from compare_parts.pages import write_blocks  # noqa: E402
 from compare_parts.plots import plot_relearning, plot_tradeoff  # noqa: E402
 from compare_parts.recipes import check_recipes  # noqa: E402
@@ -43,7 +44,7 @@ from space_peft._io import write_json  # noqa: E402
 
 PAGES = {
     "README.md": ("space", "lead", "compare", "depth"),
-    "docs/comparison.md": ("paired", "families", "parts", "parts_depth", "entropy"),
+    "docs/comparison.md": ("paired", "longer", "families", "parts", "parts_depth", "entropy"),
 }
 """Where each table is shown."""
 
@@ -63,9 +64,9 @@ def test_tasks(chosen: dict[str, dict], concepts, seeds, depth: bool) -> list[di
     ]  # fmt: skip
 
 
-def parts_tasks(chosen: dict[str, dict], concepts) -> list[dict]:
+def parts_tasks(chosen: dict[str, dict], concepts, variants=PARTS) -> list[dict]:
     """Methods with one part changed, with the settings of the whole and beside it."""
-    settings = {name: chosen[whole_of(name)] for name in VARIANTS if whole_of(name) in chosen}
+    settings = {name: chosen[whole_of(name)] for name in variants if whole_of(name) in chosen}
     whole = {whole_of(name): own for name, own in settings.items()}
     tasks = test_tasks({**whole, **settings}, concepts, range(1), depth=False)
     return [
@@ -115,11 +116,11 @@ def _completed(futures):
     return wait(futures, return_when=FIRST_COMPLETED).done
 
 
-def parts(rows: list[dict], chosen: dict[str, dict]) -> dict[str, dict]:
-    """Each method and what was left out of it, on the concepts that all of these were run on."""
+def parts(rows: list[dict], chosen: dict[str, dict], variants=PARTS) -> dict[str, dict]:
+    """Each method and what was changed of it, on the concepts that all of these were run on."""
     summaries = {}
-    for whole in dict.fromkeys(map(whole_of, VARIANTS)):
-        names = [whole, *(name for name in VARIANTS if whole_of(name) == whole)]
+    for whole in dict.fromkeys(map(whole_of, variants)):
+        names = [whole, *(name for name in variants if whole_of(name) == whole)]
         own = {
             name: {
                 r["concept"]: r for r in rows if (r["method"], r["settings"], r["seed"]) == (name, chosen.get(whole), 0)
@@ -155,12 +156,13 @@ def report(rows: list[dict], names: list[str]) -> dict:
             name: hypervolume_difference(test["SPACE"], own) for name, own in test.items() if own and name != "SPACE"
         } if test.get("SPACE") else {},
         "parts": parts(rows, chosen),
+        "longer": parts(rows, chosen, LONGER),
     }  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phase", choices=("search", "test", "parts", "docs", "all"), default="all")
+    parser.add_argument("--phase", choices=("search", "test", "parts", "longer", "docs", "all"), default="all")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--concepts", type=int, default=len(TEST), help="how many of the test concepts")
     parser.add_argument("--seeds", type=int, default=3)
@@ -195,6 +197,10 @@ def main() -> int:
     if args.phase in ("parts", "all"):
         chosen = choose(list(rows.values()), names)
         execute(parts_tasks(chosen, test), rows, save, args.workers, max_steps, deadline)
+    if args.phase in ("longer", "all"):
+        chosen = choose(list(rows.values()), names)
+        tasks = parts_tasks(chosen, test, LONGER)
+        execute(tasks, rows, save, args.workers, max_steps, deadline)
     results = {**report(list(rows.values()), list(METHODS)), "recipes": saved["recipes"], "rows": list(rows.values())}
     write_json(output, results)
     if results["methods"]:

@@ -65,6 +65,7 @@ METHODS = {
 }  # fmt: skip
 
 SPACE_ALL = {**SPACE_FIXED, "target": "all"}
+TWICE = {"max_steps": 2 * MAX_STEPS}
 NO_MASK = {"forget_every": 1, "saliency_threshold": 1e-12}
 VARIANTS = {
     variant.name: variant
@@ -76,8 +77,8 @@ VARIANTS = {
                NULL_SPACE),
         Method("SPACE, all layers, no isotropy", "SpaceTrainer", False, True, {**SPACE_ALL, "isotropy_weight": 0.0}, {},
                NULL_SPACE),
-        # As long as SPACE takes with its anchors.
-        Method("NPO, twice the steps", "NPOTrainer", True, False, {"retain_loss": "kl", "max_steps": 2 * MAX_STEPS}, {}),
+        Method("SPACE, twice the steps", "SpaceTrainer", False, True, {**SPACE_FIXED, **TWICE}, {}, NULL_SPACE),
+        Method("NPO, twice the steps", "NPOTrainer", True, False, {"retain_loss": "kl", **TWICE}, {}),
         Method("MMUnlearner, no mask", "MMUnlearnerTrainer", True, False, NO_MASK, {}),
         Method("NS-CVF, no null space", "CVFTrainer", True, False, {}, {}),
         Method("NS-CVF, projector alone", "CVFTrainer", True, True, {}, {},
@@ -85,6 +86,9 @@ VARIANTS = {
     )
 }  # fmt: skip
 """Methods with one part changed, mostly without one that the papers say matters; with the settings chosen for the whole."""
+LONGER = tuple(name for name in VARIANTS if name.endswith("twice the steps"))
+"""Those with a larger budget: NPO's takes the time that SPACE takes, anchors included. They are run on all concepts."""
+PARTS = tuple(name for name in VARIANTS if name not in LONGER)
 MOVES_FEATURES = tuple(name for name in VARIANTS if name.startswith("SPACE, all layers"))
 """Those whose representation losses are said to keep image features spread out: their entropy is measured."""
 ATTACKED = ("SPACE, all layers",)

@@ -344,4 +344,6 @@ def tables(results: dict) -> dict[str, str]:
             made["parts_depth"] = depth_table({whole_of(n): results["parts"][whole_of(n)] for n in attacked} | attacked)
         if any(result["entropy"] for result in results["parts"].values()):
             made["entropy"] = entropy_table(results["parts"])
+    if results.get("longer"):
+        made["longer"] = parts_table(results["longer"])
     return made
