@@ -215,7 +215,7 @@ def test_the_page_claims_no_lead_that_the_interval_does_not_show(interval, words
             "NPO": {"mean": sum(interval) / 2, "ci95": interval},
         },
     }  # fmt: skip
-    text = tables.lead(results)
+    text = tables.lead(results).replace("\n", " ")
     size = "larger by 0.0" if sum(interval) > 0 else "smaller by 0.0"
     assert f"SPACE is {words} the best of them, NPO.**" in text and size in text
     assert text.endswith(" It is ahead of closed form, GA.")

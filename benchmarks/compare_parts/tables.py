@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import textwrap
 
 import numpy as np
 
@@ -322,7 +323,7 @@ def lead(results: dict) -> str:
     places = {place: [name for name in others if others[name] == place] for place in dict.fromkeys(others.values())}
     if places:
         text += " It is " + "; ".join(f"{place} {', '.join(names)}" for place, names in places.items()) + "."
-    return text
+    return textwrap.fill(text, 124)
 
 
 def tables(results: dict) -> dict[str, str]:
