@@ -158,6 +158,9 @@ def main():
         except (ValueError, RuntimeError) as error:
             result = f"{type(error).__name__}: {error}"
         torch.save(result, folder / f"result-{rank}.pt")
+    if torch.distributed.is_initialized():
+        # A process that ends with gloo's threads running is now and then aborted (pytorch/pytorch#190489).
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
