@@ -191,16 +191,13 @@ def main() -> int:
     if args.phase in ("search", "all"):
         for tasks in rounds(rows, names, validation, settings_each):
             execute(tasks, rows, save, args.workers, max_steps, deadline)
+    chosen = choose(list(rows.values()), names)  # By the search's runs alone: what follows does not change it.
     if args.phase in ("test", "all"):
-        chosen = choose(list(rows.values()), names)
         execute(test_tasks(chosen, test, range(args.seeds), args.depth), rows, save, args.workers, max_steps, deadline)
     if args.phase in ("parts", "all"):
-        chosen = choose(list(rows.values()), names)
         execute(parts_tasks(chosen, test), rows, save, args.workers, max_steps, deadline)
     if args.phase in ("longer", "all"):
-        chosen = choose(list(rows.values()), names)
-        tasks = parts_tasks(chosen, test, LONGER)
-        execute(tasks, rows, save, args.workers, max_steps, deadline)
+        execute(parts_tasks(chosen, test, LONGER), rows, save, args.workers, max_steps, deadline)
     results = {**report(list(rows.values()), list(METHODS)), "recipes": saved["recipes"], "rows": list(rows.values())}
     write_json(output, results)
     if results["methods"]:

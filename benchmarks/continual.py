@@ -36,7 +36,7 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
     """Serves all requests; returns what was left of each concept and of the rest after each of them."""
     from transformers.trainer_callback import PrinterCallback
 
-    from space_peft import CVFConfig, CVFTrainer, ErasureLedger, SpaceConfig, SpaceLoraConfig, SpaceTrainer
+    from space_peft import CVFConfig, CVFTrainer, ErasureLedger, SpaceConfig, SpaceTrainer
     from space_peft.demo import DEMO_QUESTIONS, load_demo_images, load_demo_model
     from space_peft.demo.data import UNSEEN_STYLE
     from space_peft.demo.pipeline import DemoSettings, make_anchors
@@ -87,7 +87,7 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
                 "retain_dataset": demo_retain_rows(concept, public, seed=seed),
                 "processing_class": processor,
                 "questions": DEMO_QUESTIONS,
-                "peft_config": SpaceLoraConfig(**adapter(compared)),
+                "peft_config": adapter(compared),
                 "keep_model": original,
                 "protect": ledger.protect if protected else (),
             }

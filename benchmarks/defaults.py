@@ -19,12 +19,9 @@ def training_fields(config: type, **changed) -> dict:
     return {name: value for name, value in own.items() if name not in plain or plain[name] != value}
 
 
-def adapter_fields(constrained: bool = True, **changed) -> dict:
-    """An adapter's rank and scale, and what a `SpaceLoraConfig` has beside."""
-    from peft import LoraConfig
-
+def adapter_fields(config) -> dict:
+    """An adapter's rank, scale and layers, and what a `SpaceLoraConfig` has beside."""
     from space_peft import SpaceLoraConfig
 
-    config = (SpaceLoraConfig if constrained else LoraConfig)(**changed)
-    own = config.space_fields() if constrained else {}
+    own = config.space_fields() if isinstance(config, SpaceLoraConfig) else {}
     return {name: getattr(config, name) for name in ("r", "lora_alpha", "target_modules")} | own

@@ -127,10 +127,11 @@ def prepare_anchors(concept, settings, seed, make_anchors):
 
 def library_defaults() -> dict:
     """What a variant leaves to the library."""
-    from space_peft import SpaceConfig
+    from space_peft import SpaceConfig, SpaceLoraConfig
     from space_peft.demo.pipeline import DemoSettings
 
-    return {"training": training_fields(SpaceConfig), "adapter": adapter_fields(), "demo": asdict(DemoSettings())}
+    adapter = adapter_fields(SpaceLoraConfig())
+    return {"training": training_fields(SpaceConfig), "adapter": adapter, "demo": asdict(DemoSettings())}
 
 
 def mean(values) -> float:

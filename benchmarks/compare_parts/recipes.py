@@ -14,24 +14,33 @@ def options(method: Method, max_steps: int = MAX_STEPS) -> dict:
     return {"max_steps": max_steps, "per_device_train_batch_size": BATCH_SIZE, **method.fixed}
 
 
-def adapter(method: Method) -> dict:
-    """Fields of its adapter's configuration."""
-    return {"r": RANK, "lora_alpha": 2 * RANK, **method.adapter}
+def config_class(method: Method) -> type:
+    """The class of its trainer's configuration."""
+    from space_peft import trainers
+
+    return getattr(trainers, method.trainer.replace("Trainer", "Config"))
+
+
+def adapter(method: Method):
+    """Its adapter's configuration."""
+    from peft import LoraConfig
+
+    from space_peft import SpaceLoraConfig
+
+    config = SpaceLoraConfig if method.constrained else LoraConfig
+    return config(r=RANK, lora_alpha=2 * RANK, **method.adapter)
 
 
 def recipe(name: str) -> dict:
     """All fields of a method's trainer and adapter that are not settings, library defaults among them."""
-    from space_peft import trainers
-
     method = method_of(name)
     if method.trainer is None:
         return {}
-    config = getattr(trainers, method.trainer.replace("Trainer", "Config"))
-    training = training_fields(config, **options(method))
+    training = training_fields(config_class(method), **options(method))
     # A variant has its whole's settings. What a run keeps on disk does not change it.
     chosen = {*method_of(whole_of(name)).knobs, "canary_items", "fit_save_steps"}
     training = {field: value for field, value in training.items() if field not in chosen}
-    made = {"training": training, "adapter": adapter_fields(method.constrained, **adapter(method))}
+    made = {"training": training, "adapter": adapter_fields(adapter(method))}
     return json.loads(json.dumps(made))
 
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from peft import LoraConfig
 from peft.helpers import rescale_adapter_scale
 from transformers.trainer_callback import PrinterCallback
 
-from space_peft import SpaceLoraConfig, trainers
+from space_peft import trainers
 from space_peft.anchors.info import set_anchor_info
 from space_peft.attacks.models import merged_copy
 from space_peft.concept_projection import project_concept
@@ -30,7 +29,7 @@ from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 from .features import feature_entropy
 from .images import concept_data, demo_images
 from .methods import method_of
-from .recipes import adapter, options
+from .recipes import adapter, config_class, options
 
 
 SCALES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
@@ -96,8 +95,7 @@ def _erase(task: dict, data, anchors, folder: str, max_steps: int):
         return project_concept(model, processor, concept, **task["settings"]).eval(), 0
     public, _ = demo_split(demo_images(), concept)
     trainer_class = getattr(trainers, method.trainer)
-    config = getattr(trainers, method.trainer.replace("Trainer", "Config"))
-    args = config(
+    args = config_class(method)(
         folder, seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, canary_items=0,
         **{**options(method, max_steps), **task["settings"]},
     )  # fmt: skip
@@ -110,7 +108,7 @@ def _erase(task: dict, data, anchors, folder: str, max_steps: int):
         args,
         retain_dataset=demo_retain_rows(concept, public, seed=seed),
         processing_class=processor,
-        peft_config=(SpaceLoraConfig if method.constrained else LoraConfig)(**adapter(method)),
+        peft_config=adapter(method),
         concept=concept,
         questions=DEMO_QUESTIONS,
         **examples,
