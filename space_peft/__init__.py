@@ -24,6 +24,7 @@ _EXPORTS = {
     "RetentionCertificate": "certificate",
     "measure_certificate": "certificate",
     "merge_adapter": "merge",
+    "Dialogue": "questions",
     "QuestionSet": "questions",
     "anchor_info": "anchors",
     "refine_anchors": "anchors",
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from .merge import merge_adapter
     from .null_space import NullSpace, NullSpaceFitter, load_null_spaces, save_null_spaces
     from .projection import attach_null_space
-    from .questions import QuestionSet
+    from .questions import Dialogue, QuestionSet
     from .trainers import (
         CVFConfig,
         CVFTrainer,

@@ -15,6 +15,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PaliGemmaProcessor
 
+from .questions import Dialogue, Question
+
 
 IGNORE_INDEX = -100
 
@@ -60,23 +62,21 @@ def image_token(processor) -> str:
     return processor.tokenizer.convert_ids_to_tokens(index) if token is None else token
 
 
-def conversation(question: str, *, answer: str | None = None, image: Image.Image | None = None) -> dict:
+def conversation(question: Question, *, answer: str | None = None, image: Image.Image | None = None) -> dict:
     """One question about at most one image, in TRL's prompt-completion format.
 
     Args:
-        question (`str`): The user's turn.
+        question (`str` or `Dialogue`): The user's turn, or several turns.
         answer (`str`, *optional*): The assistant's turn; without it the conversation is a prompt to be answered.
         image (`PIL.Image.Image`, *optional*): The image, put before the question.
 
     Returns:
         `dict`: `prompt` and `completion` (lists of messages) and `images` (list of PIL images).
     """
-    content = [{"type": "text", "text": question}]
-    if image is not None:
-        content.insert(0, {"type": "image"})
+    dialogue = question if isinstance(question, Dialogue) else Dialogue((question,))
     completion = [] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
     return {
-        "prompt": [{"role": "user", "content": content}],
+        "prompt": dialogue.messages(image),
         "completion": completion,
         "images": [] if image is None else [image],
     }
@@ -176,7 +176,7 @@ def _encode_prompts(processor, prompts: list[str], images: list[list[Image.Image
 
 def build_batch(
     processor,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     *,
     images: Sequence[Image.Image] | None = None,
     answers: Sequence[str] | None = None,
@@ -185,7 +185,7 @@ def build_batch(
 
     Args:
         processor (`ProcessorMixin`): See `encode_conversations`.
-        questions (`list[str]`): One question a row.
+        questions (`list[str or Dialogue]`): One question a row.
         images (`list[PIL.Image.Image]`, *optional*): One image a row; `None` for text-only questions.
         answers (`list[str]`, *optional*): One answer a row; `None` for prompts to be answered.
 
@@ -269,7 +269,7 @@ def to_device(batch: dict, model) -> dict:
 def generate_answers(
     model,
     processor,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     *,
     images: Sequence[Image.Image] | None = None,
     batch_size: int = 64,
@@ -281,7 +281,7 @@ def generate_answers(
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model; its training mode is restored afterwards.
         processor (`ProcessorMixin`): Its processor.
-        questions (`list[str]`): One question a row.
+        questions (`list[str or Dialogue]`): One question a row.
         images (`list[PIL.Image.Image]`, *optional*): One image a row; `None` for text-only questions.
         batch_size (`int`, defaults to 64): Rows a forward pass.
         max_new_tokens (`int`, defaults to 12): Longest answer, in tokens.

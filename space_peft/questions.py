@@ -3,6 +3,79 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A prompt of several turns, or with a system prompt; wherever a question may stand, one of these may.
+
+    Args:
+        turns (`tuple[str, ...]`): User, assistant, user, ...: an odd number, the last is to be answered. The image
+            stands in the first.
+        system (`str`, *optional*): The system prompt.
+
+    Raises:
+        TypeError: If `turns` is a single string.
+        ValueError: If the number of turns is even, or one is blank.
+    """
+
+    turns: tuple[str, ...]
+    system: str | None = None
+
+    def __post_init__(self):
+        if isinstance(self.turns, str):
+            raise TypeError(f"`turns` must be a tuple of texts, got the single string {self.turns!r}.")
+        if len(self.turns) % 2 == 0 or any(not isinstance(turn, str) or not turn.strip() for turn in self.turns):
+            raise ValueError(
+                f"`turns` must be an odd number of texts (user, assistant, user, ...), none of them blank; got {self.turns!r}."
+            )
+
+    def messages(self, image: Image.Image | None = None) -> list[dict]:
+        """The turns as chat messages, with a place for the image if there is one."""
+        messages = [] if self.system is None else [_message("system", self.system)]
+        for i, turn in enumerate(self.turns):
+            messages.append(_message("assistant" if i % 2 else "user", turn))
+        if image is not None:
+            messages[0 if self.system is None else 1]["content"].insert(0, {"type": "image"})
+        return messages
+
+    def __str__(self) -> str:
+        """How records and pages show it."""
+        lines = [] if self.system is None else [f"[system] {self.system}"]
+        lines += [f"[assistant] {turn}" if i % 2 else turn for i, turn in enumerate(self.turns)]
+        return " / ".join(lines)
+
+
+Question = str | Dialogue
+
+
+def _message(role: str, text: str) -> dict:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+# Trained and tested open prompts: what people ask an assistant about a picture, answered in sentences.
+OPEN = (
+    "Describe the picture.",
+    "Write a caption for this photo.",
+    "What can you see in this image?",
+    "Tell me about this picture.",
+    Dialogue(("I have a picture for you.", "Thank you, I am looking at it.", "What does it show?")),
+)
+OPEN_HELD_OUT = (
+    "Describe this image in one sentence.",
+    "Give this image a title.",
+    "What is in the image, and what is it doing?",
+    "Tell me a short story about what you see.",
+    Dialogue(("Please look at this image.", "Sure, I am looking at it.", "What is in it?")),
+    Dialogue(("What does the image show?",), system="You are a friendly assistant who explains pictures to children."),
+    "What are these? Answer in the plural.",
+    "Write a fact about the thing in this image.",
+)
 
 
 @dataclass(frozen=True)
@@ -10,7 +83,7 @@ class QuestionSet:
     """Questions about one image, split into those training may use and those kept for testing.
 
     An erasure that only silences the one question it was trained on has muted the model, not changed what it knows.
-    `generality` is therefore measured on the two `*_held_out` groups alone.
+    `generality` and `free_form` are therefore measured on the `*_held_out` groups alone.
 
     Args:
         naming (`tuple[str, ...]`): Questions answered by the concept's name; used by refinement and erasure.
@@ -19,6 +92,9 @@ class QuestionSet:
         confirm_held_out (`tuple[str, ...]`): Paraphrases of them, never used before the evaluation.
         yes (`str`): The answer that confirms.
         no (`str`): The answer that denies.
+        open (`tuple[str or Dialogue, ...]`): Prompts answered in sentences; the model's own answers to them are where
+            an erasure finds how it names the concept.
+        open_held_out (`tuple[str or Dialogue, ...]`): Others, never used before the evaluation.
     """
 
     naming: tuple[str, ...]
@@ -27,22 +103,28 @@ class QuestionSet:
     confirm_held_out: tuple[str, ...]
     yes: str = "Yes"
     no: str = "No"
+    open: tuple[Question, ...] = OPEN
+    open_held_out: tuple[Question, ...] = OPEN_HELD_OUT
 
     def __post_init__(self):
-        for group in ("naming", "naming_held_out", "confirm", "confirm_held_out"):
+        for group in ("naming", "naming_held_out", "confirm", "confirm_held_out", "open", "open_held_out"):
             questions = getattr(self, group)
-            if isinstance(questions, str):
-                raise TypeError(f"`{group}` must be a tuple of questions, got the single string {questions!r}.")
+            if isinstance(questions, (str, Dialogue)):
+                raise TypeError(f"`{group}` must be a tuple of questions, got the single one {str(questions)!r}.")
+            kinds = (str, Dialogue) if group.startswith("open") else str
+            if any(not isinstance(question, kinds) for question in questions):
+                raise TypeError(f"`{group}` must hold texts (or, in the open groups, `Dialogue`s), got {questions!r}.")
             if group.startswith("confirm"):
                 for question in questions:
                     if "{name}" not in question:
                         raise ValueError(f"every question in `{group}` needs a {{name}} field, got {question!r}.")
         if not self.naming:
             raise ValueError("`naming` is empty: at least one question answered by the concept's name is needed.")
-        leaked = (set(self.naming) | set(self.confirm)) & (set(self.naming_held_out) | set(self.confirm_held_out))
+        held_out = {*self.naming_held_out, *self.confirm_held_out, *self.open_held_out}
+        leaked = {*self.naming, *self.confirm, *self.open} & held_out
         if leaked:
             raise ValueError(
-                f"held-out questions must not be used in training, but these are in both: {sorted(leaked)}."
+                f"held-out questions must not be used in training, but these are in both: {sorted(map(str, leaked))}."
             )
 
 
