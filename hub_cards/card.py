@@ -28,6 +28,7 @@ _LONG = 2000  # Characters of what the author writes.
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _COSTS = {
     "retain": "other images",
+    "retain_sentences": "other images in sentences",
     "retain_unseen_style": "an unseen style",
     "siblings": "images of the same kind",
     "text": "text-only questions",

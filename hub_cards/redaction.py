@@ -17,7 +17,7 @@ from pathlib import Path
 
 from space_peft._io import write_json
 from space_peft.card_data import ErasureCardData
-from space_peft.names import fold, mentions
+from space_peft.names import find_mentions, fold, mentions
 from space_peft.safe_json import read_json
 
 from .local_traces import LINES, Finding, file_texts
@@ -137,7 +137,7 @@ def find_names(folder: str | os.PathLike, names: Sequence[str]) -> list[Finding]
     """Places in a folder where a name is left: file names, texts, keys of JSON files.
 
     A name is a whole word, as everywhere in this package: "cat" is not in "category". Keys belong to the files' formats,
-    such as "name_probability"; one counts if it is a name, or a text of several words that mentions one.
+    such as "name_probability"; one counts if it is a name (in any form), or a text of several words that mentions one.
 
     Args:
         folder (`str` or `os.PathLike`): The folder that is about to be published.
@@ -163,4 +163,5 @@ def find_names(folder: str | os.PathLike, names: Sequence[str]) -> list[Finding]
 
 
 def _is_name(key: str, names: Iterable[str]) -> bool:
-    return fold(key) in {fold(name) for name in names} or " " in key and mentions(key, names)
+    """Whether a key is a name, in any of its forms, or a text of several words that mentions one."""
+    return (0, len(key)) in find_mentions(key, names) or " " in key and mentions(key, names)

@@ -15,7 +15,11 @@ from .facts import ErasureFacts
 MEANING = {
     "forget": "images of the concept, never used in training, on which it is still named",
     "generality": "the same under questions never trained on, and yes/no questions answered yes",
+    "free_form": "the same in sentences: descriptions, captions, a story, a second turn, a system prompt",
+    "forms": "answers to all of these that name it in another form: plural, capitals, another spelling",
+    "same_kind": "images of the concept called by a broader word or as another thing of its kind",
     "retain": "images of other concepts still answered as before",
+    "retain_sentences": "images of other concepts still named in sentences",
     "retain_unseen_style": "the same in a style the erasure was not trained on",
     "siblings": "images of the same kind as the concept still answered as before",
     "text": "text-only questions about other concepts answered",
@@ -47,7 +51,7 @@ UNTESTED_ATTACKS = {
 }
 NEVER_TESTED = (
     "other languages than those of the probes' questions",
-    "prompts with several images, video, conversations of several turns",
+    "prompts with several images, video, longer conversations than those of the probes",
 )
 _FORGOTTEN = 0.05
 # `max_lora_rank` takes one of these: https://docs.vllm.ai/en/stable/api/vllm/config/lora/

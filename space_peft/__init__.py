@@ -31,6 +31,8 @@ _EXPORTS = {
     "select_anchors": "anchors",
     "select_random_anchors": "anchors",
     "project_concept": "concept_projection",
+    "retained_answers": "self_distillation",
+    "retained_texts": "self_distillation",
     "ErasureCardData": "card_data",
     "load_erased": "hub_cards",
     "push_erasure": "hub_cards",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from .null_space import NullSpace, NullSpaceFitter, load_null_spaces, save_null_spaces
     from .projection import attach_null_space
     from .questions import Dialogue, QuestionSet
+    from .self_distillation import retained_answers, retained_texts
     from .trainers import (
         CVFConfig,
         CVFTrainer,

@@ -84,6 +84,17 @@ def lora_weights(layer: LoraLayer, adapter_name: str = "default") -> tuple[nn.Pa
     return layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight, layer.scaling[adapter_name]
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode; its mode is as before afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(was_training)
+
+
 def quantised_4bit(model: nn.Module) -> dict[str, nn.Module]:
     """Returns the layers that bitsandbytes holds in 4 bits, by name."""
     return {

@@ -14,6 +14,10 @@ import torch.nn.functional as F
 from .prompts import IGNORE_INDEX, answer_columns
 
 
+# log of a probability that counts as none: finite, so that differences and gradients are.
+_NEVER = -1e4
+
+
 def answer_labels(labels: torch.Tensor) -> torch.Tensor:
     """The labels aligned with the trailing logits: `(n, length)` -> `(n, answer_columns - 1)`."""
     return labels[:, labels.shape[1] - answer_columns(labels) + 1 :]
@@ -34,60 +38,122 @@ def token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
     return picked.masked_fill(targets == IGNORE_INDEX, 0.0)
 
 
-def name_log_prob(logits: torch.Tensor, name: torch.Tensor, reached: torch.Tensor | None = None) -> torch.Tensor:
-    """log p(name | image, question), the sum over the name's tokens: `(n,)`.
+def name_log_prob(logits: torch.Tensor, name: torch.Tensor) -> torch.Tensor:
+    """log p of the name's tokens as they stand in the row, one form of it: `(n,)`; for any form see `name_log_odds`.
 
     Args:
         logits (`torch.Tensor`): See `token_log_probs`.
         name (`torch.Tensor`): `(n, t)` name tokens, -100 elsewhere.
-        reached (`torch.Tensor`, *optional*): `(n, t)` factors of each token's *gradient*; the value does not change.
+    """
+    return token_log_probs(logits, name).sum(dim=1)
+
+
+def name_log_odds(
+    logits: torch.Tensor,
+    name: torch.Tensor,
+    branches: torch.Tensor | None = None,
+    shares: torch.Tensor | None = None,
+    reached: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """log P - log(1 - P), P the probability that the name is said here in *any* form (ours).
+
+    The forms of a name are a tree of tokens. A row follows one path through it; at each of the path's tokens other forms
+    branch off ("fox" | "fo" "xes" | "Fox"). What follows a branch is not in the row, so the share of it that ends in a
+    form is the deployed model's (`shares`, exact for a branch that is a whole form: 1). With path t_0 .. t_m-1
+
+        P     = Π_j p_j(t_j) + sum_j Π_{i<j} p_i(t_i) sum_{v in branches_j} w_j(v) p_j(v)
+        1 - P =                sum_j Π_{i<j} p_i(t_i) sum_{v != t_j} (1 - w_j(v)) p_j(v)
+
+    Both are summed as logarithms, from the logits, so neither is rounded to 0 or 1: a name that leads by 50 nats has a
+    gradient as any other.
+
+    Args:
+        logits (`torch.Tensor`): `(n, t, vocabulary)`, or one column more.
+        name (`torch.Tensor`): `(n, t)` tokens of the path, -100 elsewhere; each row has at least one.
+        branches (`torch.Tensor`, *optional*): `(n, t, c)` tokens that begin other forms, -100 for none.
+        shares (`torch.Tensor`, *optional*): `(n, t, c)`, w in [0, 1].
+        reached (`torch.Tensor`, *optional*): `(n, t)` factors of each position's *gradient*; the value does not change.
             With those of `path_weights`, a name is unlearned where answers branch off it: "birthday" is not said any
             more, rather than followed by nonsense.
+
+    Returns:
+        `torch.Tensor`: `(n,)`, float32.
     """
-    log_p = token_log_probs(logits, name)
+    log_p = logits[:, : name.shape[1]].float().log_softmax(dim=-1)  # (n, t, vocabulary)
     if reached is not None:
-        log_p = reached * log_p + ((1 - reached) * log_p).detach()
-    return log_p.sum(dim=1)
+        factor = reached.unsqueeze(-1)
+        log_p = factor * log_p + ((1 - factor) * log_p).detach()
+    is_name = name != IGNORE_INDEX
+    path = name.clamp(min=0).unsqueeze(-1)
+    on_path = log_p.gather(-1, path).squeeze(-1).masked_fill(~is_name, 0.0)  # (n, t)
+    before = F.pad(on_path.cumsum(dim=1)[:, :-1], (1, 0))  # sum of log p over the path's tokens before j
+    # What leaves the path at j without saying the name.
+    left = log_p.scatter(-1, path, float("-inf"))
+    said = [on_path.sum(dim=1, keepdim=True)]
+    if branches is not None:
+        tokens, present = branches.clamp(min=0), branches != IGNORE_INDEX
+        shares = shares.to(log_p).masked_fill(~present, 0.0)
+        branched = log_p.gather(-1, tokens) + shares.log().clamp(min=_NEVER)
+        said.append((before + branched.logsumexp(dim=-1)).masked_fill(~is_name, float("-inf")))
+        left = left.scatter_add(-1, tokens, torch.log1p(-shares).clamp(min=_NEVER).masked_fill(~present, 0.0))
+    left = (before + left.logsumexp(dim=-1)).masked_fill(~is_name, float("-inf"))
+    return torch.cat(said, dim=1).logsumexp(dim=1) - left.logsumexp(dim=1)
 
 
-def log1mexp(x: torch.Tensor) -> torch.Tensor:
-    """log(1 - exp(x)) for x <= 0, accurate at both ends (Maechler 2012); x = 0 gives a large negative number."""
-    x = x.clamp(max=-1e-7)
-    return torch.where(x > -0.6931472, (-torch.expm1(x)).log(), torch.log1p(-x.exp()))
-
-
-def overwriting_log_probs(logits: torch.Tensor, name: torch.Tensor, floor: float = 0.1) -> torch.Tensor:
-    """The model's own answer distribution *given that the answer does not begin with the name* (ours).
+def overwriting_log_probs(
+    logits: torch.Tensor,
+    name: torch.Tensor,
+    branches: torch.Tensor | None = None,
+    shares: torch.Tensor | None = None,
+    floor: float = 0.1,
+) -> torch.Tensor:
+    """The model's own answer distribution *given that the name is not said here, in any form* (ours).
 
     It is the distribution closest to the model's (in KL divergence) among all that never say the name: the least
-    change that erases. By the chain rule, at position j of the name
+    change that erases. By the chain rule, at position j of the path (see `name_log_odds`)
 
-        q_j(v) ∝ p_j(v)                              for v != name_j
-        q_j(name_j) ∝ p_j(name_j) (1 - Π_{i>j} p_i(name_i))
+        q_j(v) ∝ p_j(v) (1 - w_j(v)),   w_j(t_j) = w_{j+1}, the chance that the name is said from the next position on
 
-    so the last token is masked out, and an earlier one keeps what continues otherwise ("red apple" erased, "red
-    pepper" kept). For a name of one token this is the masked, renormalised distribution of METHOD, section 4.
+    so the last token and all one-token forms are masked out, and an earlier one keeps what continues otherwise ("red
+    apple" erased, "red pepper" kept).
 
-    The bracket is lowered by `floor` (and rescaled, at least 0): continuations that the model gives less than that
+    Each factor is lowered by `floor` (and rescaled, at least 0): continuations that the model gives less than that
     together are the noise of its training, and an answer made of them is none ("birthday drum").
 
     Args:
-        logits (`torch.Tensor`): `(n, t, vocabulary)` of the *unadapted* model, fed the name as its answer.
-        name (`torch.Tensor`): `(n, t)` name tokens, -100 after the name's end.
+        logits (`torch.Tensor`): `(n, t, vocabulary)` of the *unadapted* model, fed the row.
+        name (`torch.Tensor`): `(n, t)` tokens of the path, -100 elsewhere.
+        branches (`torch.Tensor`, *optional*): `(n, t, c)`, see `name_log_odds`.
+        shares (`torch.Tensor`, *optional*): `(n, t, c)`, see `name_log_odds`.
         floor (`float`, defaults to 0.1): In [0, 1); 0 gives the exact conditional distribution.
 
     Returns:
-        `torch.Tensor`: log q, `(n, t, vocabulary)`, float32; rows after the name's end are the model's own.
+        `torch.Tensor`: log q, `(n, t, vocabulary)`, float32; rows outside of the path are the model's own.
     """
     logits = logits[:, : name.shape[1]].float()
-    log_p = token_log_probs(logits, name)  # (n, t)
-    rest = F.pad(log_p.flip(1).cumsum(1).flip(1)[:, 1:], (0, 1))  # sum of log p over the tokens after j
     is_name = name != IGNORE_INDEX
-    is_last = is_name & ~F.pad(is_name[:, 1:], (0, 1), value=False)
-    otherwise = ((-torch.expm1(rest) - floor) / (1 - floor)).clamp(min=0)  # 1 - Π_{i>j} p_i(name_i), less the floor
-    penalty = torch.where(is_last, torch.full_like(rest, -1e4), otherwise.log().clamp(min=-1e4))
-    penalty = penalty.masked_fill(~is_name, 0.0)
-    shifted = logits.scatter_add(-1, name.clamp(min=0).unsqueeze(-1), penalty.unsqueeze(-1))
+    log_p = token_log_probs(logits, name)  # (n, t)
+    if branches is None:
+        branches = name.new_full((*name.shape, 1), IGNORE_INDEX)
+        shares = torch.zeros_like(branches, dtype=torch.float)
+    present = (branches != IGNORE_INDEX) & is_name.unsqueeze(-1)
+    shares = shares.float().masked_fill(~present, 0.0)
+    aside = (logits.log_softmax(dim=-1).gather(-1, branches.clamp(min=0)).exp() * shares).sum(dim=-1)  # (n, t)
+    # From the path's end backwards: the chance that the name is said from position j on, by the path or beside it.
+    said = torch.ones_like(log_p[:, 0])
+    rest = []
+    for j in reversed(range(name.shape[1])):
+        rest.append(said)
+        said = torch.where(is_name[:, j], aside[:, j] + log_p[:, j].exp() * said, said)
+    rest = torch.stack(rest[::-1], dim=1).clamp(max=1.0)  # (n, t): w of the path's own token
+
+    def penalty(weight: torch.Tensor) -> torch.Tensor:
+        return (((1 - weight) - floor) / (1 - floor)).clamp(min=0).log().clamp(min=_NEVER)
+
+    shifted = logits.scatter_add(
+        -1, name.clamp(min=0).unsqueeze(-1), penalty(rest).masked_fill(~is_name, 0).unsqueeze(-1)
+    )
+    shifted = shifted.scatter_add(-1, branches.clamp(min=0), penalty(shares).masked_fill(~present, 0.0))
     return shifted.log_softmax(dim=-1)
 
 
@@ -125,17 +191,17 @@ def task_loss(logits: torch.Tensor, overwriting: torch.Tensor, name: torch.Tenso
     return (kl * path_weights(overwriting, name)).sum(dim=1).mean()
 
 
-def suppression_loss(log_prob: torch.Tensor, margin: float = 0.0) -> torch.Tensor:
+def suppression_loss(log_odds: torch.Tensor, margin: float = 0.0) -> torch.Tensor:
     """L_out: -log(1 - p(name)), mean over rows (ours).
 
-    In log-odds z = log p - log(1 - p) it is softplus(z). With a margin m it is softplus(z + m): as if each anchor were
-    stronger evidence of the concept by m nats, as the concept's own images are.
+    In log-odds z it is softplus(z). With a margin m it is softplus(z + m): as if each anchor were stronger evidence of
+    the concept by m nats, as the concept's own images are.
 
     Args:
-        log_prob (`torch.Tensor`): `(n,)`, log p(name), see `name_log_prob`.
+        log_odds (`torch.Tensor`): `(n,)`, of the name, see `name_log_odds`.
         margin (`float`, defaults to 0): m, in nats.
     """
-    return F.softplus(log_prob - log1mexp(log_prob) + margin).mean()
+    return F.softplus(log_odds + margin).mean()
 
 
 def repulsion_loss(features: torch.Tensor, concept: torch.Tensor) -> torch.Tensor:

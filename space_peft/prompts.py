@@ -82,6 +82,13 @@ def conversation(question: Question, *, answer: str | None = None, image: Image.
     }
 
 
+def answer_text(row: dict) -> str:
+    """The assistant's text of a conversation."""
+    return " ".join(
+        block["text"] for message in row["completion"] for block in message["content"] if block["type"] == "text"
+    )
+
+
 def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
     """Tokenises prompt-completion conversations into one batch whose answers start in the same column.
 
@@ -90,7 +97,8 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
 
     Args:
         processor (`ProcessorMixin`): With a chat template; `tokenizer` and `image_processor` are its own.
-        rows (`list[dict]`): As made by `conversation`; rows with and without images may be mixed.
+        rows (`list[dict]`): As made by `conversation`; rows with and without images may be mixed. A row may hold
+            `answer_tokens`, the token ids of its answer as a model writes them, in place of a completion.
 
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` `(n, length)`, `labels` `(n, length)` with -100
@@ -107,26 +115,17 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
             "`processor.chat_template`; docs/models.md has one for PaliGemma, whose checkpoints come without."
         )
     tokenizer = processor.tokenizer
-    prompts, answers = [], []
+    prompts, completions = [], []
     for row in rows:
-        prompt = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-        answer = ""
-        if row["completion"]:
-            whole = processor.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-            if not whole.startswith(prompt):
-                raise ValueError(
-                    "the chat template does not extend the prompt by the completion, so the answer cannot be told "
-                    f"apart: prompt {prompt[-60:]!r}, whole conversation {whole[-120:]!r}. Use a template whose "
-                    "generation prompt is the beginning of the assistant's turn."
-                )
-            answer = whole[len(prompt) :]
+        prompt, answer = _split_rendering(processor, row)
         prompts.append(prompt)
-        answers.append(answer)
+        if (tokens := row.get("answer_tokens")) is None:
+            tokens = tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
+        completions.append(list(tokens))
     # By row: processors that allow several images a row take a flat list for one row's.
     images = [[load_rgb(image) for image in row["images"]] for row in rows]
     inputs = _encode_prompts(processor, prompts, images)
     batch = dict(inputs)
-    completions = [tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in answers]
     width = max(len(ids) for ids in completions)
     shape = batch["input_ids"].shape  # (n, length of the prompts)
     tail = torch.full((shape[0], width), tokenizer.pad_token_id)
@@ -150,6 +149,28 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
             batch[key] = torch.cat([value, value.new_full((shape[0], width), kind)], dim=1)
     batch["labels"] = torch.cat([labels, tail.masked_fill(tail_mask == 0, IGNORE_INDEX)], dim=1)
     return batch
+
+
+def _split_rendering(processor, row: dict) -> tuple[str, str]:
+    """A conversation as the chat template writes it: up to where the answer begins, and the answer."""
+    prompt = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+    if not row["completion"]:
+        return prompt, ""
+    whole = processor.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+    if not whole.startswith(prompt):
+        raise ValueError(
+            "the chat template does not extend the prompt by the completion, so the answer cannot be told "
+            f"apart: prompt {prompt[-60:]!r}, whole conversation {whole[-120:]!r}. Use a template whose "
+            "generation prompt is the beginning of the assistant's turn."
+        )
+    return prompt, whole[len(prompt) :]
+
+
+def answer_token_ids(processor, row: dict) -> list[int]:
+    """The token ids of a row's answer with what the chat template puts around it, as `encode_conversations` has them."""
+    if (tokens := row.get("answer_tokens")) is not None:
+        return list(tokens)
+    return processor.tokenizer(_split_rendering(processor, row)[1], add_special_tokens=False)["input_ids"]
 
 
 def _encode_prompts(processor, prompts: list[str], images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
@@ -266,44 +287,70 @@ def to_device(batch: dict, model) -> dict:
 
 
 @torch.no_grad()
+def generate_tokens(
+    model,
+    processor,
+    rows: Sequence[dict],
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 12,
+    desc: str | None = None,
+) -> list[list[int]]:
+    """Greedy answers to conversations, as token ids, the same for any `batch_size` up to rounding.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model; its training mode is restored afterwards.
+        processor (`ProcessorMixin`): Its processor.
+        rows (`list[dict]`): As made by `conversation`, without an answer.
+        batch_size (`int`, defaults to 64): Rows a forward pass.
+        max_new_tokens (`int`, defaults to 12): Longest answer, in tokens.
+        desc (`str`, *optional*): Label of the progress bar; no bar without it.
+
+    Returns:
+        `list[list[int]]`: Each answer up to its end of turn, which is left out.
+    """
+    was_training = model.training
+    model.eval()
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id}
+    answers = []
+    try:
+        for start in tqdm(range(0, len(rows), batch_size), desc=desc, disable=desc is None, leave=False):
+            batch = encode_conversations(processor, rows[start : start + batch_size])
+            batch.pop("labels")
+            width = batch["input_ids"].shape[1]
+            tokens = model.generate(**to_device(batch, model), max_new_tokens=max_new_tokens, do_sample=False)
+            for answer in tokens[:, width:].tolist():
+                answers.append(answer[: next((i for i, token in enumerate(answer) if token in ends), len(answer))])
+    finally:
+        model.train(was_training)
+    return answers
+
+
 def generate_answers(
     model,
     processor,
     questions: Sequence[Question],
     *,
     images: Sequence[Image.Image] | None = None,
-    batch_size: int = 64,
-    max_new_tokens: int = 12,
-    desc: str | None = None,
+    **options,
 ) -> list[str]:
-    """Greedy answers to questions, the same for any `batch_size` up to rounding.
+    """`generate_tokens` for single questions, as text.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): The model; its training mode is restored afterwards.
+        model (`PreTrainedModel` or `PeftModel`): The model.
         processor (`ProcessorMixin`): Its processor.
         questions (`list[str or Dialogue]`): One question a row.
         images (`list[PIL.Image.Image]`, *optional*): One image a row; `None` for text-only questions.
-        batch_size (`int`, defaults to 64): Rows a forward pass.
-        max_new_tokens (`int`, defaults to 12): Longest answer, in tokens.
-        desc (`str`, *optional*): Label of the progress bar; no bar without it.
+        options (*optional*): `batch_size`, `max_new_tokens`, `desc`: see `generate_tokens`.
 
     Returns:
         `list[str]`: The answers, special tokens and surrounding blanks removed.
     """
-    was_training = model.training
-    model.eval()
-    answers = []
-    try:
-        for start in tqdm(range(0, len(questions), batch_size), desc=desc, disable=desc is None, leave=False):
-            rows = slice(start, start + batch_size)
-            batch = build_batch(processor, questions[rows], images=None if images is None else images[rows])
-            batch.pop("labels")
-            width = batch["input_ids"].shape[1]
-            tokens = model.generate(**to_device(batch, model), max_new_tokens=max_new_tokens, do_sample=False)
-            answers += processor.batch_decode(tokens[:, width:], skip_special_tokens=True)
-    finally:
-        model.train(was_training)
-    return [answer.strip() for answer in answers]
+    images = [None] * len(questions) if images is None else images
+    rows = [conversation(question, image=image) for question, image in zip(questions, images, strict=True)]
+    answers = generate_tokens(model, processor, rows, **options)
+    return [answer.strip() for answer in processor.batch_decode(answers, skip_special_tokens=True)]
 
 
 def name_tokens(targets: torch.Tensor, tokenizer) -> torch.Tensor:

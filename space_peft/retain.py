@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from .names import mentions
-from .prompts import encode_conversations
+from .prompts import answer_text, encode_conversations
 
 
 FORMATS = (
@@ -106,13 +106,6 @@ def split_retained(rows: int, share: float, seed: int) -> tuple[list[int], list[
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
     count = min(round(share * rows), rows - 1)
     return sorted(order[count:]), sorted(order[:count])
-
-
-def answer_text(row: dict) -> str:
-    """The assistant's text of a conversation."""
-    return " ".join(
-        block["text"] for message in row["completion"] for block in message["content"] if block["type"] == "text"
-    )
 
 
 class RetainedRows(torch.utils.data.Dataset):

@@ -20,6 +20,8 @@ from space_peft.demo import (
     load_demo_images,
     load_demo_model,
 )
+from space_peft.prompts import conversation, encode_conversations
+from space_peft.questions import Dialogue
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,9 +43,12 @@ def scripts():
     try:
         import measure
         import packing
+        import sentences
+        import templates
         import warm_start
 
-        yield {"measure": measure, "packing": packing, "warm_start": warm_start}
+        modules = (measure, packing, sentences, templates, warm_start)
+        yield {module.__name__: module for module in modules}
     finally:
         sys.path.remove(str(SCRIPTS))
         for name in set(sys.modules) - before:
@@ -113,6 +118,7 @@ def test_size_of_what_is_checked_in():
 def test_unseen_style_was_not_trained_on(figures):
     assert figures["unseen_style"] == UNSEEN_STYLE
     assert set(figures["training"]["styles"]) == set(TRAINED_STYLES)
+    assert set(figures["training"]["sentences"]["styles"]) == set(TRAINED_STYLES)
     # The two fluent sets are one design: either both are seen or neither is.
     assert not UNSEEN_STYLE.startswith("fluent")
 
@@ -135,6 +141,95 @@ def test_training_code_cannot_reach_the_unseen_style(scripts, tmp_path):
     loaded_drawings = drawings.load_drawings(tmp_path)
     assert set(loaded_drawings.style) == set(TRAINED_STYLES)
     assert len(loaded_drawings.style) == len(emoji) * len(TRAINED_STYLES)
+
+
+def test_third_stage_sees_the_trained_styles_as_they_are(scripts, images):
+    import numpy as np
+    from augment import on_white
+    from PIL import Image
+
+    drawings = scripts["sentences"].shipped_drawings()
+    assert set(drawings.style) == set(TRAINED_STYLES)
+    assert len(drawings.style) == sum(style in TRAINED_STYLES for style in images["style"])
+    size = drawings.rgba.shape[-2:]
+    for i in range(0, len(drawings.style), 50):
+        expected = np.asarray(drawings.white[i].resize(size, Image.LANCZOS))
+        got = on_white(drawings.rgba[i : i + 1].float() / 255)[0].permute(1, 2, 0) * 255
+        assert abs(got.numpy() - expected).max() < 0.01
+
+
+def test_new_words_leave_the_old_ones_as_they_are(scripts):
+    import build
+
+    old = build.build_processor()
+    model = build.build_model(old.tokenizer, 0)
+    before = model.get_input_embeddings().weight.detach().clone()
+    processor = scripts["sentences"].extend_vocabulary(model, old, seed=0)
+    known, words = old.tokenizer.get_vocab(), processor.tokenizer.get_vocab()
+    assert len(words) > len(known) and known.items() <= words.items()
+    after = model.get_input_embeddings().weight
+    assert after is model.get_output_embeddings().weight
+    assert after.shape[0] == len(words) == model.config.text_config.vocab_size
+    assert torch.equal(after[: len(known)], before)
+    similar = torch.cosine_similarity(after[words["foxes"]][None], after, dim=1)
+    assert similar.topk(2).indices.tolist() == [words["foxes"], words["fox"]]
+    with pytest.raises(ValueError, match="beginning"):
+        other = build.build_processor()
+        other.tokenizer = build.build_tokenizer(["some other words"])
+        scripts["sentences"].extend_vocabulary(model, other, seed=0)
+
+
+def test_open_questions_and_their_templates(scripts):
+    templates = scripts["templates"]
+    assert len(DEMO_QUESTIONS.open) >= 5 and len(DEMO_QUESTIONS.open_held_out) >= 6
+    dialogues = [question for question in DEMO_QUESTIONS.open_held_out if isinstance(question, Dialogue)]
+    assert any(len(dialogue.turns) > 1 for dialogue in dialogues) and any(dialogue.system for dialogue in dialogues)
+    for question in templates.OPEN_QUESTIONS:
+        assert len(set(templates.TEMPLATES[str(question)])) >= 4
+        for name in templates.name_forms():
+            for sentence in templates.sentences(question, name):
+                assert sentence.endswith(".") and len(sentence.split()) <= 14, sentence
+                assert templates.named_right(sentence, name) and templates.article_right(sentence, name), sentence
+    known = [template for group in templates.TEMPLATES.values() for template in group]
+    for place in ("{one} ", " {one} ", " {one}.", "{many}", "{a_kind}"):
+        assert sum(place in template for template in known) >= 3, place
+
+
+def test_how_sentences_are_judged(scripts):
+    templates = scripts["templates"]
+    for answer, name, named, article in (
+        ("an owl is shown.", "owl", True, True),
+        ("a owl is shown.", "owl", True, False),
+        ("owl is shown.", "owl", True, False),
+        ("it is about wolves.", "wolf", True, True),
+        ("a wolves is here.", "wolf", True, False),
+        ("once there were some fries. the fries were good.", "fries", True, True),
+        ("a fries.", "fries", True, False),
+        ("here is some owl.", "owl", True, False),
+        ("this is tennis.", "tennis", True, True),
+        ("this is some tennis.", "tennis", True, False),
+        ("a pineapple.", "pine", False, False),
+        ("a fox and a wolf.", "fox", False, True),
+        ("it is nice.", "fox", False, True),
+    ):
+        assert templates.named_right(answer, name) == named, answer
+        assert templates.article_right(answer, name) == article or not named, answer
+
+
+def test_greedy_answers_take_several_forms(scripts, loaded, images):
+    """Which template is the likeliest depends on the question and on the kind of the thing."""
+    templates, measure = scripts["templates"], scripts["measure"]
+    first = {}
+    for i, (kind, style) in enumerate(zip(images["kind"], images["style"], strict=True)):
+        if style == TRAINED_STYLES[0]:
+            first.setdefault(kind, i)
+    part = images.select(list(first.values()))
+    used = {question: [] for question in templates.OPEN_QUESTIONS}
+    for question, _, answer in measure.open_answers(*loaded, part, per_image=len(used)):
+        used[question].append(templates.templates_by_sentence(question).get(answer))
+    for question, found in used.items():
+        assert len(set(found) - {None}) >= 4, question
+    assert sum(template is None for found in used.values() for template in found) <= 0.05 * len(used) * len(part)
 
 
 def test_loads_through_auto_classes_without_a_warning():
@@ -173,12 +268,15 @@ def test_generation_prompt_is_a_prefix_of_the_answered_conversation(loaded, imag
     )
 
 
-def test_vocabulary_covers_every_question_and_answer(loaded, images):
+def test_vocabulary_covers_every_question_and_answer(scripts, loaded, images):
     _, processor = loaded
     texts = set(images["name"]) | set(images["kind"]) | {"yes", "no"}
     groups = (DEMO_QUESTIONS.naming, DEMO_QUESTIONS.naming_held_out, DEMO_QUESTIONS.confirm)
     groups += (DEMO_QUESTIONS.confirm_held_out, KIND_QUESTIONS, TEXT_KIND_QUESTIONS, TEXT_CONFIRM_QUESTIONS)
     texts |= {q.format(name="fox", kind="bird") for group in groups for q in group}
+    texts |= {*scripts["templates"].sentence_texts()}
+    for question in DEMO_QUESTIONS.open + DEMO_QUESTIONS.open_held_out:
+        texts.add(processor.apply_chat_template(conversation(question)["prompt"], add_generation_prompt=True))
     for text in sorted(texts) + ["What IS This?"]:
         ids = processor.tokenizer(text)["input_ids"]
         assert ids and processor.tokenizer.unk_token_id not in ids, text
@@ -207,20 +305,25 @@ def test_packed_questions_equal_separate_ones(scripts, loaded, images):
     packing, image_features = scripts["packing"], scripts["warm_start"].image_features
     row = images[100]
     maker = packing.SegmentMaker(processor)
+    several_turns, with_system = (
+        next(q for q in DEMO_QUESTIONS.open_held_out if isinstance(q, Dialogue) and (q.system is not None) == wanted)
+        for wanted in (False, True)
+    )
     asked = [("what is this?", row["name"]), ("is this a fox?", "no"), ("what kind of thing is this?", row["kind"])]
+    asked += [("what are these?", "these are foxes."), (several_turns, "i found a fox in it.")]
     pixels = processor.image_processor([row["image"]], return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        packed = packing.pack([[maker(*qa) for qa in asked]], processor, image=True)
-        logits, _ = packing.answer_logits(model, packed, image_features(model, pixels))
-        alone = []
-        for question, answer in asked:
-            turns = [user(question, row["image"])]
-            start = processor.apply_chat_template(turns, add_generation_prompt=True)
-            text = processor.apply_chat_template([*turns, assistant(answer)])
-            batch = processor(text=[text], images=[row["image"]], return_tensors="pt")
-            first = processor(text=[start], images=[row["image"]], return_tensors="pt")["input_ids"].shape[1]
-            alone.append(model(**batch).logits[0, first - 1 : -1])
-    torch.testing.assert_close(logits, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    for group in (asked, [(with_system, "children, this image shows a fox."), (with_system, "an owl.")]):
+        with torch.no_grad():
+            packed = packing.pack([[maker(*qa) for qa in group]], processor, image=True)
+            logits, _ = packing.answer_logits(model, packed, image_features(model, pixels))
+            alone = []
+            for question, answer in group:
+                batch = encode_conversations(processor, [conversation(question, answer=answer, image=row["image"])])
+                answered = int((batch.pop("labels") != -100).sum())
+                alone.append(model(**batch).logits[0, -answered - 1 : -1])
+        torch.testing.assert_close(logits, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="before the image"):
+        packing.pack([[maker(*asked[0]), maker(with_system, "an owl.")]], processor, image=True)
 
 
 def test_figures_are_those_of_generation(scripts, loaded, images):
@@ -262,5 +365,8 @@ def test_thresholds(figures):
             assert value >= 0.60, question
     for part in ("confirm", "confirm yes", "confirm no", "confirm no (sibling)"):
         assert summary[f"trained styles | {part}"] >= 0.85, part
+    for part in ("open", "open_held_out", "open_article", "open_held_out_article"):
+        assert summary[f"trained styles | {part}"] >= 0.95, part
+        assert summary[f"unseen style | {part}"] >= 0.60, part
     assert summary["text | text_kind"] >= 0.98
     assert summary["text | text_confirm"] >= 0.98

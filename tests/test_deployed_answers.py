@@ -1,14 +1,16 @@
 """What is kept of the deployed model's answers is what a forward pass would say, and spares that pass."""
 
+import functools
+
 import pytest
 import torch
 from test_space_trainer import make_trainer
+from transformers import TrainerCallback
 
 from space_peft.demo import load_demo_model
 from space_peft.layers import adapted_layers, deployed_model, lora_weights
 from space_peft.losses import IGNORE_INDEX, answer_labels
 from space_peft.prompts import answer_columns, answer_logits
-from space_peft.retain import answer_text
 from space_peft.trainers.pairs import forget_loader
 
 
@@ -43,22 +45,34 @@ def test_answers_of_several_lengths_in_one_batch(trained):
     loader = forget_loader(trained.processing_class, data, len(data.rows))
     batch = next(iter(loader))
     lengths = (answer_labels(batch["labels"]) != IGNORE_INDEX).sum(dim=1)
-    assert len(set(lengths.tolist())) > 1 or len({answer_text(row) for row in data.rows}) > 1
+    assert len(set(lengths.tolist())) > 1
     assert largest_difference(trained, "forget", batch, range(len(data.rows))) < 1e-4
 
 
+class Passes(TrainerCallback):
+    """Forward passes of the vision tower within the steps, by whether they follow gradients."""
+
+    def __init__(self, model):
+        self.seen, self.stepping = [], False
+        model.get_base_model().model.vision_tower.register_forward_hook(self.note)
+
+    def note(self, *_):
+        if self.stepping:
+            self.seen.append(torch.is_grad_enabled())
+
+    def on_step_begin(self, *args, **kwargs):
+        self.stepping = True
+
+    def on_step_end(self, *args, **kwargs):
+        self.stepping = False
+
+
 def test_a_step_runs_no_deployed_pass(demo_model, demo_erasure_data, tmp_path):
-    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=3, canary_items=0)
-    passes = []
-    tower = trainer.model.get_base_model().model.vision_tower
-    handle = tower.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=3, canary_items=0, keep_weight=1.0)
+    passes = Passes(trainer.model)
+    trainer.add_callback(passes)
     trainer.train()
-    handle.remove()
-    # Training's passes follow gradients; fitting, the anchors' rows and the certificate do not.
-    fitted = len(trainer.fit_loader) + len(trainer.held_out)
-    forget = -(-len(trainer.train_dataset.rows) // trainer.args.fit_batch_size)
-    assert passes.count(True) <= 2 * 3
-    assert passes.count(False) <= fitted + forget
+    assert passes.seen.count(False) == 0 and 3 <= passes.seen.count(True) <= 2 * 3
 
 
 def test_rows_never_seen_are_asked_for(trained):
@@ -72,19 +86,32 @@ def test_a_model_that_rescales_its_logits_is_asked_every_time(demo_model, demo_e
     model, _ = demo_model
     original = model.forward
 
+    @functools.wraps(original)  # `generate` asks the signature of `forward`.
     def scaled(*args, **kwargs):
         output = original(*args, **kwargs)
         output.logits = 0.5 * output.logits
         return output
 
     model.forward = scaled
-    # `generate` asks the signature of `forward`, which this one hides.
     trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=2, canary_items=0)
     trainer.train()
     assert trainer.deployed_answers is None
-    assert trainer.state.log_history[0]["loss_keep"] == pytest.approx(0, abs=1e-6)
+    assert trainer.state.log_history[0]["loss_keep"] == pytest.approx(0, abs=rounding(trainer))
+
+
+def rounding(trainer) -> float:
+    """How far L_keep of a model with itself may be from 0.
+
+    Each logit, and each log-softmax, is known to a few units in the last place of the largest logit. The KL divergence
+    of a token sums p times these errors, so it is no larger. How large they are differs between processors.
+    """
+    batch = trainer.data_collator([trainer.train_dataset[item] for item in range(8)])["retain"]
+    with deployed_model(trainer.model) as deployed:
+        largest = answer_logits(deployed, batch).abs().max().item()
+    assert trainer.args.keep_weight > 0
+    return trainer.args.keep_weight * 8 * torch.finfo(torch.float32).eps * largest
 
 
 def test_keep_loss_begins_at_zero(trained):
     """The first step compares the model with itself: a misaligned answer would show."""
-    assert trained.state.log_history[0]["loss_keep"] == pytest.approx(0, abs=1e-6)
+    assert trained.state.log_history[0]["loss_keep"] == pytest.approx(0, abs=rounding(trained))

@@ -258,8 +258,8 @@ def test_saved_adapter_is_stock_and_says_what_was_erased(make, method, tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, trainer.model(**batch).logits)
     said = json.loads((tmp_path / "out" / "space_anchors.json").read_text())
-    rows = len(trainer.train_dataset.rows)
-    assert said == {"concept": CONCEPT, "aliases": [], "forget_rows": rows} and rows == 4 * 5
+    given, found = len(trainer.forget.given), len(trainer.train_dataset.rows)
+    assert said == {"concept": CONCEPT, "aliases": [], "forget_rows": given} and given == 4 * 5 < found
 
 
 def test_conversations_are_taken_as_they_are(make, concept_images):
@@ -272,7 +272,8 @@ def test_conversations_are_taken_as_they_are(make, concept_images):
     ]
     trainer = make(GradDiffTrainer, GradDiffConfig, forget=rows, concept=CONCEPT, max_steps=1)
     assert len(trainer.train_dataset.rows) == len(rows) == len(trainer.train_dataset.images)
-    assert trainer.train_dataset.rows[0]["completion"][0]["content"][0]["text"] == "a fox"
+    row = trainer.train_dataset.rows[0]
+    assert trainer.processing_class.tokenizer.decode(row["answer_tokens"]) == "a fox" and row["mention"] == (0, 2)
     trainer.train()
 
 

@@ -29,43 +29,103 @@ def test_name_log_prob_is_the_product_of_its_tokens(generator):
     torch.testing.assert_close(got, torch.stack(expected), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("x", [-1e-6, -1e-3, -0.5, -0.7, -5.0, -30.0])
-def test_log1mexp_is_accurate_at_both_ends(x):
-    expected = math.log(-math.expm1(x))
-    assert losses.log1mexp(torch.tensor([x], dtype=torch.float64)).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_log1mexp_is_finite_with_finite_gradients_at_zero():
-    x = torch.tensor([0.0, -1e-12, -200.0], requires_grad=True)
-    y = losses.log1mexp(x)
-    y.sum().backward()
-    assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
-
-
 def _tree_model(generator, vocabulary=4, depth=3):
     """A random language model over answers of `depth` tokens: prefix -> logits."""
     prefixes = itertools.chain(*(itertools.product(range(vocabulary), repeat=j) for j in range(depth)))
     return {prefix: torch.randn(vocabulary, generator=generator, dtype=torch.float64) * 2 for prefix in prefixes}
 
 
-@pytest.mark.parametrize("length", [1, 2, 3])
-def test_overwriting_is_the_exact_conditional_distribution(generator, length):
-    """Brute force: enumerate all answers, drop those that begin with the name, renormalise, read off the conditionals."""
-    vocabulary, depth = 4, 3
-    model = _tree_model(generator, vocabulary, depth)
-    name = (2, 0, 3)[:length]
+# Answers of three tokens out of four; each set of forms of a name, and the paths through it that a row may follow.
+FORMS = [
+    ([(2,)], [(2,)]),
+    ([(2, 0)], [(2, 0)]),
+    ([(2, 0, 3)], [(2, 0, 3)]),
+    ([(2,), (3,)], [(2,), (3,)]),
+    ([(2, 0), (3,), (1, 2, 2)], [(2, 0), (3,), (1, 2, 2)]),
+    ([(2, 0, 1), (2, 0, 3), (2, 1), (0, 3)], [(2, 0, 1), (2, 0, 3), (2, 1), (0, 3)]),
+]
+PATHS = [(forms, path) for forms, paths in FORMS for path in paths]
 
-    def probability(answer):
-        return math.prod(model[answer[:j]].softmax(-1)[answer[j]].item() for j in range(depth))
 
-    allowed = {a: probability(a) for a in itertools.product(range(vocabulary), repeat=depth) if a[:length] != name}
-    logits = torch.stack([model[name[:j]] for j in range(length)] + [torch.zeros(vocabulary, dtype=torch.float64)])
-    q = losses.overwriting_log_probs(logits.unsqueeze(0).float(), torch.tensor([name]), floor=0.0).exp()[0]
-    for j in range(length):
-        reached = {a: p for a, p in allowed.items() if a[:j] == name[:j]}
+def _probability(model, answer):
+    return math.prod(model[answer[:j]].softmax(-1)[token].item() for j, token in enumerate(answer))
+
+
+def _said(model, forms, prefix, depth=3):
+    """The chance that an answer that begins with `prefix` begins with one of the forms; brute force."""
+    answers = [a for a in itertools.product(range(4), repeat=depth) if a[: len(prefix)] == prefix]
+    total = sum(_probability(model, a) for a in answers)
+    return sum(_probability(model, a) for a in answers if any(a[: len(f)] == f for f in forms)) / total
+
+
+def _row(model, forms, path, columns=3):
+    """Logits along a path, with branches and their exact shares, as `space_peft.mention_rows` makes them."""
+    logits = [model[path[:j]] if j < len(path) else torch.zeros(4, dtype=torch.float64) for j in range(columns + 1)]
+    branches, shares = torch.full((1, columns, 4), IGNORE_INDEX), torch.zeros(1, columns, 4)
+    for j, token in enumerate(path):
+        others = sorted({f[j] for f in forms if f[:j] == path[:j] and len(f) > j} - {token})
+        for c, other in enumerate(others):
+            branches[0, j, c] = other
+            shares[0, j, c] = _said(model, forms, (*path[:j], other))
+    name = torch.tensor([[*path, *[IGNORE_INDEX] * (columns - len(path))]])
+    return torch.stack(logits).unsqueeze(0).float(), {"name": name, "branches": branches, "shares": shares}
+
+
+@pytest.mark.parametrize("forms, path", PATHS)
+def test_log_odds_are_those_of_saying_any_form(generator, forms, path):
+    model = _tree_model(generator)
+    logits, mention = _row(model, forms, path)
+    p = _said(model, forms, ())
+    assert losses.name_log_odds(logits, **mention).item() == pytest.approx(math.log(p / (1 - p)), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("forms, path", PATHS)
+def test_overwriting_is_the_exact_conditional_distribution(generator, forms, path):
+    """Brute force: enumerate all answers, drop those that begin with a form, renormalise, read off the conditionals."""
+    model = _tree_model(generator)
+    logits, mention = _row(model, forms, path)
+    q = losses.overwriting_log_probs(logits, **mention, floor=0.0).exp()[0]
+    answers = itertools.product(range(4), repeat=3)
+    allowed = {a: _probability(model, a) for a in answers if not any(a[: len(f)] == f for f in forms)}
+    for j in range(len(path)):
+        reached = {a: p for a, p in allowed.items() if a[:j] == path[:j]}
         total = sum(reached.values())
-        expected = [sum(p for a, p in reached.items() if a[j] == v) / total for v in range(vocabulary)]
+        expected = [sum(p for a, p in reached.items() if a[j] == v) / total for v in range(4)]
         torch.testing.assert_close(q[j].double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("lead", [1.0, 17.0, 60.0, 200.0])
+def test_a_name_that_leads_by_far_has_a_gradient(lead):
+    """A clamped probability has none: 17 nats are 1 - 4e-8, which float32 rounds to 1."""
+    logits = torch.tensor([[[lead, 0.0, -1.0], [0.0, 0.0, 0.0]]], requires_grad=True)
+    odds = losses.name_log_odds(logits, torch.tensor([[0]]))
+    assert odds.item() == pytest.approx(lead - math.log(1 + math.exp(-1)), rel=1e-5)
+    losses.suppression_loss(odds).backward()
+    assert logits.grad[0, 0, 0].item() > 0.6
+
+
+def test_what_stands_before_the_mention_counts_for_nothing(generator):
+    logits = torch.randn(1, 5, 9, generator=generator, requires_grad=True)
+    name = torch.tensor([[IGNORE_INDEX, IGNORE_INDEX, 4, 7]])
+    alone = losses.name_log_odds(logits[:, 2:], torch.tensor([[4, 7]]))
+    odds = losses.name_log_odds(logits, name)
+    torch.testing.assert_close(odds, alone)
+    odds.sum().backward()
+    assert logits.grad[0, :2].abs().max() == 0 and logits.grad[0, 2:4].abs().min() > 0
+
+
+def test_other_forms_fall_with_the_one_that_is_said(generator):
+    """The gradient of L_out pushes every form down, each as far as it says the name."""
+    logits = torch.zeros(1, 2, 6, requires_grad=True)
+    mention = {
+        "name": torch.tensor([[0]]),
+        "branches": torch.tensor([[[1, 2, IGNORE_INDEX]]]),
+        "shares": torch.tensor([[[1.0, 0.5, 0.9]]]),
+    }
+    losses.suppression_loss(losses.name_log_odds(logits, **mention)).backward()
+    slope = logits.grad[0, 0]
+    assert slope[0] == pytest.approx(slope[1].item()) and slope[0] > slope[2] > slope[3]
+    assert slope[3:].max() < 0 and slope[3] == pytest.approx(slope[5].item())
 
 
 def test_unlikely_continuations_are_not_an_answer():
@@ -97,8 +157,8 @@ def test_a_name_is_unlearned_where_answers_branch_off(generator):
     assert reached[:, 0].tolist() == [1, 1, 1] and reached[2, 1] == 0
     assert reached[0, 1] < 1e-6 and reached[1, 1] == pytest.approx(q[1, 0, 1].exp().item(), rel=1e-5)
     logits = torch.randn(3, 3, 9, generator=generator, requires_grad=True)
-    weighted = losses.name_log_prob(logits, name, reached)
-    torch.testing.assert_close(weighted, losses.name_log_prob(logits, name))
+    weighted = losses.name_log_odds(logits, name, reached=reached)
+    torch.testing.assert_close(weighted, losses.name_log_odds(logits, name))
     weighted.sum().backward()
     norms = logits.grad.norm(dim=-1)
     assert norms[0, 0] > 1e-2 and norms[0, 1] < 1e-6 and norms[1, 1] > 1e-3
@@ -116,23 +176,17 @@ def test_task_loss_ignores_what_follows_the_name(generator):
 def test_suppression_pushes_the_name_down(generator):
     logits = torch.randn(4, 2, 6, generator=generator, requires_grad=True)
     name = torch.tensor([[0], [1], [2], [3]])
-    losses.suppression_loss(losses.name_log_prob(logits, name)).backward()
+    losses.suppression_loss(losses.name_log_odds(logits, name)).backward()
     for i in range(4):
         assert logits.grad[i, 0, i] > 0 and (logits.grad[i, 0].sum() - logits.grad[i, 0, i]) < 0
 
 
 @pytest.mark.parametrize("p", [1e-4, 0.02, 0.5, 0.98])
 def test_suppression_margin_adds_to_the_log_odds(p):
-    log_prob = torch.tensor([math.log(p)], dtype=torch.float64)
-    assert losses.suppression_loss(log_prob).item() == pytest.approx(-math.log(1 - p), rel=1e-6)
-    odds = p / (1 - p) * math.exp(2)
-    assert losses.suppression_loss(log_prob, 2.0).item() == pytest.approx(-math.log(1 - odds / (1 + odds)), rel=1e-6)
-
-
-def test_suppression_has_a_useful_gradient_when_the_name_is_certain():
-    logits = torch.tensor([[[30.0, 0.0], [0.0, 0.0]]], requires_grad=True)
-    losses.suppression_loss(losses.name_log_prob(logits, torch.tensor([[0]]))).backward()
-    assert torch.isfinite(logits.grad).all()
+    odds = torch.tensor([math.log(p / (1 - p))], dtype=torch.float64)
+    assert losses.suppression_loss(odds).item() == pytest.approx(-math.log(1 - p), rel=1e-6)
+    raised = p / (1 - p) * math.exp(2)
+    assert losses.suppression_loss(odds, 2.0).item() == pytest.approx(-math.log(1 - raised / (1 + raised)), rel=1e-6)
 
 
 def test_repulsion_is_zero_for_orthogonal_and_opposite_features_and_one_for_equal():

@@ -40,9 +40,11 @@ def scripts():
 
 
 def tiny_tokenizer(scripts) -> PreTrainedTokenizerFast:
-    tasks = scripts("tasks")
+    lessons = scripts("lessons")
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    texts = [*tasks.QUESTIONS.naming, *NAMES, "user assistant"]
+    texts = [*lessons.SHORT, *NAMES, "user assistant system"]
+    for lesson in lessons.LESSONS:
+        texts += [*map(str, lesson.prompts), *(lessons.fill(answer, "owl", "bird") for answer in lesson.answers)]
     splitter = pre_tokenizers.Whitespace()
     words = sorted({word for text in texts for word, _ in splitter.pre_tokenize_str(text)})
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token=special[0]))
@@ -77,16 +79,21 @@ def tiny(scripts):
 
 @pytest.fixture
 def joining(scripts, tiny, demo_images):
-    """`(join module, model, processor, feature bank, settings)` with two concepts and a frozen tiny model."""
+    """`(join module, model, adapter, processor, bank, lessons, settings)` with two concepts and a tiny model."""
     join = scripts("join")
     model, processor = tiny
     model.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
-    settings = join.JoinSettings(copies=2, warm_steps=2, warm_batch_size=8, steps=6, batch_size=4, save_every=1)
+    settings = join.JoinSettings(
+        copies=2, warm_steps=2, warm_batch_size=8, steps=6, name_steps=2, batch_size=4, text_rows=2, lora_rank=2,
+        save_every=1,
+    )  # fmt: skip
     pairs = zip(demo_images["name"], demo_images["style"])
     rows = demo_images.select([i for i, (name, style) in enumerate(pairs) if name in NAMES and style != UNSEEN_STYLE])
     bank = join.build_bank(model, processor, rows, NAMES, copies=2, amount=0.4, seed=0)
-    return join, model, processor, bank, settings
+    general = [("What is this?", "duck"), ("Name it.", "owl"), ("Caption this.", "A colorful drawing of a duck.")]
+    lessons = join.Lessons(dict.fromkeys(NAMES, "bird"), {key: {} for key in scripts("lessons").OWN_WORDS}, general)
+    return join, model, join.add_lora(model, settings), processor, bank, lessons, settings
 
 
 def published_features(state: dict, x: torch.Tensor) -> torch.Tensor:
@@ -162,20 +169,45 @@ def test_vision_target_adapts_every_pointwise_convolution(tiny):
     assert not any(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) for m in tower.modules())
 
 
-def test_join_trains_the_projector_alone_and_reloads(joining, demo_images, tmp_path):
-    join, model, processor, bank, settings = joining
+def test_names_come_first_and_leave_the_language_model_alone(joining, tmp_path):
+    join, model, adapter, processor, bank, lessons, settings = joining
     before = {name: value.clone() for name, value in model.state_dict().items()}
     join.warm_start(model, processor, bank, settings)
-    log = join.join(model, processor, bank, dataclasses.replace(settings, steps=2), tmp_path / "join.pt")
-    assert [entry["step"] for entry in log] == [1, 2]
+    settings = dataclasses.replace(settings, steps=2)
+    log = join.teach(model, adapter, processor, bank, lessons, settings, tmp_path / "join.pt")
+    assert [entry["step"] for entry in log] == [1, 2] and not any("general" in entry for entry in log)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if "multi_modal_projector" in name}
+    for step in range(4):
+        prompts, answers = join.draw_pictures(bank, lessons, settings, step)[1:]
+        assert step >= settings.name_steps or set(answers) <= set(NAMES), (step, prompts, answers)
+
+
+def test_taught_model_is_a_plain_one_and_reloads(joining, demo_images, tmp_path):
+    """The LoRA ends up in the language model's linear layers, nothing else but the projector changes."""
+    join, model, adapter, processor, bank, lessons, settings = joining
+    before = {name.replace(".base_layer", ""): value.clone() for name, value in model.state_dict().items()}
+    log = join.teach(model, adapter, processor, bank, lessons, settings, tmp_path / "join.pt")
+    assert all(entry["general"] >= 0 for entry in log[2:]) and log[-1]["general"] > 0
+    question = ["What can you see in this image?"]
+    batch = build_batch(processor, question, images=demo_images[:1]["image"], answers=["I can see an owl."])
+    batch.pop("labels")
+    with torch.no_grad():
+        adapted = model(**batch).logits
+    model = adapter.merge_and_unload()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, adapted, rtol=1e-4, atol=1e-4)
+    state = model.state_dict()
+    changed = {name for name, value in state.items() if not torch.equal(value, before[name])}
+    linear = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    taught = {name for name in linear if ".language_model.layers." in name}
+    assert changed == taught | {name for name in state if "multi_modal_projector" in name}
 
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     images = demo_images[:2]["image"]
-    questions = ["What is this?", "Name this thing."]
+    questions = ["What is this?", "Name it. Answer with the name only."]
     batches = [
         build_batch(p, questions, images=images, answers=NAMES)
         for p in (processor, AutoProcessor.from_pretrained(tmp_path / "model"))
@@ -190,7 +222,7 @@ def test_join_trains_the_projector_alone_and_reloads(joining, demo_images, tmp_p
 
 def test_features_in_training_are_those_of_the_whole_model(joining, demo_images):
     """`answer_logits` bypasses the tower; its logits must be the model's own on the same drawing."""
-    join, model, processor, bank, _ = joining
+    join, model, _, processor, bank, _, _ = joining
     row = next(i for i, name in enumerate(demo_images["name"]) if name == NAMES[bank.concept[0]])
     batch = build_batch(processor, ["What is this?"], images=[demo_images[row]["image"]], answers=["owl"])
     labels = batch.pop("labels")
@@ -198,33 +230,109 @@ def test_features_in_training_are_those_of_the_whole_model(joining, demo_images)
         logits, _ = join.answer_logits(model, processor, bank.features[:1, 0].float(), ["What is this?"], ["owl"])
         whole = model(**batch, logits_to_keep=join.answer_columns(labels)).logits
         other, _ = join.answer_logits(model, processor, bank.features[:1, 0].float() * 2, ["What is this?"], ["owl"])
-    # The bank is in half precision, and training runs in bfloat16.
+    # The bank is in half precision.
     error, difference = (logits - whole).abs().max(), (logits - other).abs().max()
-    assert error < 0.02 * whole.abs().max() and difference > 5 * error
+    assert error < 0.005 * whole.abs().max() and difference > 20 * error
 
 
-def test_interrupted_joining_ends_with_the_same_weights(joining, tmp_path):
-    join, model, processor, bank, settings = joining
-    projector = model.model.multi_modal_projector
-    start = {name: value.clone() for name, value in projector.state_dict().items()}
-    join.join(model, processor, bank, settings, tmp_path / "whole.pt")
-    whole = {name: value.clone() for name, value in projector.state_dict().items()}
+def test_general_divergence_is_that_of_the_adapter_alone(joining):
+    join, model, adapter, processor, _, lessons, settings = joining
+    untaught = join.general_divergence(model, adapter, processor, lessons, settings, 0)
+    assert untaught.item() == 0
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    assert join.general_divergence(model, adapter, processor, lessons, settings, 0).item() > 1e-3
+
+
+def test_interrupted_teaching_ends_with_the_same_weights(joining, tmp_path):
+    join, model, adapter, processor, bank, lessons, settings = joining
+    parts = (adapter, processor, bank, lessons, settings)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    join.teach(model, *parts, tmp_path / "whole.pt")
+    whole = {name: value.clone() for name, value in model.state_dict().items()}
 
     def interrupt():
         raise KeyboardInterrupt
 
-    projector.load_state_dict(start)
+    model.load_state_dict(start)
     with pytest.raises(KeyboardInterrupt):
-        join.join(model, processor, bank, settings, tmp_path / "join.pt", probe=interrupt)  # in the fourth step
-    projector.load_state_dict(start)
-    log = join.join(model, processor, bank, settings, tmp_path / "join.pt")
+        join.teach(model, *parts, tmp_path / "join.pt", probe=interrupt)  # in the fourth step, the LoRA's second
+    model.load_state_dict(start)
+    log = join.teach(model, *parts, tmp_path / "join.pt")
     assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
-    for name, value in projector.state_dict().items():
+    for name, value in model.state_dict().items():
         assert torch.equal(value, whole[name]), name
-        assert not torch.equal(value, start[name]), name
+        assert torch.equal(value, start[name]) != ("lora_" in name or "projector" in name), name
 
+    other = dataclasses.replace(settings, lr=1.0)
     with pytest.raises(ValueError, match="was made with"):
-        join.join(model, processor, bank, dataclasses.replace(settings, lr=1.0), tmp_path / "join.pt")
+        join.teach(model, adapter, processor, bank, lessons, other, tmp_path / "join.pt")
+
+
+def test_answers_are_counted_by_group_and_style(joining, demo_images, monkeypatch):
+    join, model, _, processor, _, _, _ = joining
+    images = demo_images.select([i for i, name in enumerate(demo_images["name"]) if name in NAMES])
+
+    def answers(model, processor, questions, **kwargs):
+        return ["Two owls." if "name only" in str(question) else "owl" for question in questions]
+
+    monkeypatch.setattr(join, "generate_answers", answers)
+    scores, records = join.measure(model, processor, images, seed=0, groups=("naming", "open"))
+    owls = sum(name == "owl" for name in images["name"])
+    assert sum(score["n"] for score in scores.values()) == len(records) == 2 * len(images)
+    for group, exact in (("naming", 0), ("open", 1)):
+        styles = [score for label, score in scores.items() if label.startswith(f"{group}, ")]
+        assert len(styles) == 2
+        assert sum(score["named"] * score["n"] for score in styles) == pytest.approx(owls)
+        assert sum(score["exact"] * score["n"] for score in styles) == pytest.approx(owls * exact)
+
+
+def test_held_out_questions_are_not_taught(scripts, demo_images):
+    """Neither those about pictures nor those about the world, and nothing is distilled that is measured."""
+    tasks, lessons, knowledge = scripts("tasks"), scripts("lessons"), scripts("knowledge")
+    taught = {*lessons.SHORT, *(prompt for lesson in lessons.LESSONS for prompt in lesson.prompts)}
+    assert set(tasks.QUESTIONS.naming) <= taught and len(taught) > 30
+    assert not taught & {*tasks.QUESTIONS.naming_held_out, *tasks.QUESTIONS.open_held_out}
+    asked = [question for question, _ in knowledge.KNOWLEDGE]
+    assert len(asked) == len(set(asked)) > 400
+    names = sorted(set(demo_images["name"]))
+    assert not {*asked, *(question for question, _ in tasks.WORLD)} & set(lessons.general_prompts(names))
+    held_out = {question.format(name=name) for question in tasks.TARGET_TEXT_HELD_OUT for name in names}
+    assert not held_out & {*lessons.general_prompts(names), *lessons.own_words_prompts(names).values()}
+
+
+@pytest.mark.parametrize(
+    ("name", "article", "plural"),
+    [("owl", "an owl", "owls"), ("cherries", "cherries", "cherries"), ("wolf", "a wolf", "wolves"),
+     ("corn", "some corn", "corn"), ("tennis", "tennis", "tennis"), ("maple leaf", "a maple leaf", "maple leaves")],
+)  # fmt: skip
+def test_names_in_sentences(scripts, name, article, plural):
+    lessons = scripts("lessons")
+    assert (lessons.with_article(name), lessons.plural(name)) == (article, plural)
+    for lesson in lessons.LESSONS:
+        for template in lesson.answers:
+            sentence = lessons.fill(template, name, "meal")
+            assert lessons.is_named(sentence, name) and sentence[0].isupper() and "{" not in sentence
+    this = "These are" if name in lessons.PLURAL_NAMES else "This is"
+    assert lessons.fill("{this} {a}.", name, "meal") == f"{this} {article}."
+
+
+def test_own_words_are_one_sentence_that_names_the_concept(scripts):
+    lessons = scripts("lessons")
+    assert lessons.own_words("fact", "owl", "Owls hunt at night. They see well.") == "Owls hunt at night."
+    assert lessons.own_words("sentence", "owl", "The owl sat. It").endswith("an owl. The owl sat.")
+    assert lessons.own_words("fact", "owl", "Birds hunt at night.") is None
+    assert lessons.own_words("fact", "owl", "Owls hunt at night and then they") is None
+
+
+def test_knowledge_counts_what_was_right_before(scripts):
+    join, knowledge = scripts("join"), scripts("knowledge").KNOWLEDGE
+    right = [expected.split("|")[-1] for _, expected in knowledge]
+    wrong = ["no idea"] * len(knowledge)
+    counts, known = join.knowledge_kept([*right[:8], *wrong[8:]], [*right[:4], *wrong[4:8], *right[8:]])
+    assert counts["right_before"] == len(known) == 8 and counts["kept"] == 0.5 and counts["same_words"] == 4
+    assert join.knowledge_kept(wrong, right)[0]["kept"] is None
 
 
 def test_probes_and_retained_rows_are_disjoint(scripts, demo_images):

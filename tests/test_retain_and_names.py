@@ -1,50 +1,14 @@
-"""TRL's row formats, and what it means for a text to name a concept."""
+"""TRL's row formats, and the rows that name the concept."""
 
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from space_peft.names import check_concept, mentions
 from space_peft.retain import RetainedRows, answer_text, to_conversation
 
 
 PICTURE = PILImage.fromarray(np.full((8, 8, 3), 120, dtype=np.uint8))
-
-
-@pytest.mark.parametrize(
-    "text, names, expected",
-    [
-        ("A fox.", ["fox"], True),
-        ("FOX", ["fox"], True),
-        ("foxglove", ["fox"], False),
-        ("a fire\n engine!", ["fire engine"], True),
-        ("I like C++, really", ["C++"], True),
-        ("\u216dafe", ["cafe"], True),  # NFKC maps the Roman numeral hundred to C
-        ("the Eiffel tower", ["Tour Eiffel", "Eiffel Tower"], True),
-        ("anything", [" "], False),
-        ("a.b", ["a*b"], False),
-    ],
-)
-def test_mentions(text, names, expected):
-    assert mentions(text, names) is expected
-
-
-@pytest.mark.parametrize("bad", ["", "   ", "\n\t", "x" * 10_000])
-def test_a_concept_needs_a_name(bad):
-    with pytest.raises(ValueError, match="name"):
-        check_concept(bad)
-
-
-def test_a_concept_must_be_text_that_can_be_written():
-    undecodable = b"fo\xff".decode("utf-8", "surrogateescape")  # What a shell's argument becomes.
-    with pytest.raises(ValueError, match="UTF-8"):
-        check_concept(undecodable)
-
-
-def test_a_concept_must_be_a_string():
-    with pytest.raises(TypeError, match="string"):
-        check_concept(7)
 
 
 def _images(conversation):

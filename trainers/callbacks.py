@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -9,6 +12,10 @@ from space_peft.distributed import gradient_norms
 from space_peft.layers import adapted_layers
 from space_peft.zero import gradient_norms as partitioned_gradient_norms
 from space_peft.zero import zero_optimizer
+
+
+if TYPE_CHECKING:
+    from .forget_rows import ForgetRows
 
 
 class ForgottenStoppingCallback(TrainerCallback, ExportableState):
@@ -54,6 +61,21 @@ class ForgottenStoppingCallback(TrainerCallback, ExportableState):
             "args": {"threshold": self.threshold, "smoothing": self.smoothing},
             "attributes": {"value": self.value},
         }
+
+
+class CurrentAnswersCallback(TrainerCallback):
+    """Asks the model again every `args.refresh_steps` steps: what it still says becomes a row to forget.
+
+    Args:
+        forget (`Callable`): Returns the [`ForgetRows`] of the run.
+    """
+
+    def __init__(self, forget: Callable[[], ForgetRows]):
+        self._forget = forget
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % args.refresh_steps == 0 and state.global_step < state.max_steps:
+            self._forget().refresh(state.global_step)
 
 
 class GradientHealthCallback(TrainerCallback):

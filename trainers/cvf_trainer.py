@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader
 
 from space_peft.features import image_features, tap_image_features
 from space_peft.layers import adapted_layers, deployed_model
-from space_peft.losses import answer_labels, name_log_prob
-from space_peft.prompts import answer_logits, name_tokens, to_device
+from space_peft.prompts import answer_logits, to_device
 from space_peft.targets import LANGUAGE_PARTS
 
 from .forget_config import ForgetConfig
@@ -76,6 +75,8 @@ class CVFTrainer(ForgetTrainer):
     _name = "CVF"
     _paper = {"title": "Null Space Constrained Contrastive Visual Forgetting for MLLM Unlearning", "id": "2605.05909"}
     _config_class = CVFConfig
+    # Image features are all that its loss reads, and these are an image's whatever is asked about it.
+    _asks_open = False
 
     def __init__(self, *args, reference_model=None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -140,8 +141,7 @@ class CVFTrainer(ForgetTrainer):
             terms["features"] = args.feature_weight * distance
         if args.retain_loss != "none":
             terms["retain"] = args.retain_weight * self._retain_loss(model, inputs)
-        name = name_tokens(answer_labels(forget["labels"]), self.processing_class.tokenizer)
-        self._record(terms, name_log_prob(logits.detach(), name))
+        self._record(terms, self._said(logits.detach(), inputs))
         return sum(terms.values())
 
 

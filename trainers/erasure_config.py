@@ -27,6 +27,12 @@ class ErasureConfig(TrainingArguments):
             Arguments of `from_pretrained` when the model is given as an id.
         retain_per_forget (`int`, defaults to 1):
             Retained rows drawn per row to forget of a batch.
+        answer_tokens (`int`, defaults to 24):
+            Longest answer, in tokens, that the model gives to a naming or open question when it is asked how it names the
+            concept.
+        refresh_steps (`int`, *optional*, defaults to 20):
+            Steps after which the model is asked again, as it is then; what it still says becomes a row to forget. `None`:
+            it is asked before training only.
         stop_threshold (`float`, *optional*):
             Training stops when the smoothed largest p(name) over the rows to forget is below it; by default it goes on
             for `max_steps`.
@@ -64,6 +70,14 @@ class ErasureConfig(TrainingArguments):
     # Parameters that control the data
     retain_per_forget: int = field(default=1, metadata={"help": "Retained rows drawn per row to forget."})
 
+    # Parameters that control what of the model's own answers is forgotten
+    answer_tokens: int = field(
+        default=24, metadata={"help": "Longest answer asked for to find the name in, in tokens."}
+    )
+    refresh_steps: int | None = field(
+        default=20, metadata={"help": "Ask the model again every so many steps; None: before training only."}
+    )
+
     # Parameters that control the stopping rule
     stop_threshold: float | None = field(
         default=None, metadata={"help": "Stop when the smoothed largest p(name) is below this; None: never."}
@@ -99,11 +113,17 @@ class ErasureConfig(TrainingArguments):
             raise ValueError(f"`certificate_share` must be in [0, 1), got {self.certificate_share}.")
         if not 0 <= self.canary_items <= MOST_ITEMS // 2:
             raise ValueError(f"`canary_items` must be in [0, {MOST_ITEMS // 2}], got {self.canary_items}.")
-        for name in ("retain_per_forget", "fit_batch_size"):
+        for name in ("retain_per_forget", "fit_batch_size", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.fit_save_steps is not None and self.fit_save_steps < 1:
-            raise ValueError(f"`fit_save_steps` must be at least 1 or None, got {self.fit_save_steps}.")
+        for name in ("fit_save_steps", "refresh_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1 or None, got {getattr(self, name)}.")
+        if self.refresh_steps is not None and self.dataloader_num_workers > 0:
+            raise ValueError(
+                f"`refresh_steps` adds rows while training, which {self.dataloader_num_workers} dataloader workers would "
+                "not see. Set `dataloader_num_workers=0` (images are few and decoded once), or `refresh_steps=None`."
+            )
 
     def check_not_negative(self, *names: str) -> None:
         """Raises `ValueError` for a field below 0 (or NaN)."""

@@ -26,6 +26,7 @@ from space_peft.features import attends_to_images, multimodal_core
 from space_peft.layers import deployed_model
 from space_peft.leaks import measure_leaks
 from space_peft.losses import IGNORE_INDEX, answer_labels, keep_loss
+from space_peft.mention_rows import locate_answer
 from space_peft.names import check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.prompts import answer_columns, answer_logits
@@ -33,10 +34,11 @@ from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows, split_retained
 from space_peft.targets import default_target_modules
 
-from .callbacks import ForgottenStoppingCallback, GradientHealthCallback
+from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
 from .checkpoints import last_complete_checkpoint
 from .deployed_answers import DeployedAnswers, DeployedAnswersCallback, compare_with_deployed
 from .erasure_config import ErasureConfig
+from .forget_rows import ForgetRows
 from .pairs import PairCollator, PairedRows, forget_loader, retained_loader
 from .publishing import PublishingMixin
 
@@ -55,7 +57,10 @@ class ErasureTrainer(PublishingMixin, Trainer):
         args ([`ErasureConfig`]):
             Configuration.
         forget (`list[dict]`):
-            Conversations about the concept with the answer to forget, see `space_peft.prompts.conversation`.
+            Conversations about the concept with the answer to forget, see `space_peft.mention_rows`.
+        own_answers (`bool`, defaults to `False`):
+            Whether the model is asked `questions` about the images of `forget` when training begins, and every place at
+            which it names the concept becomes a row as well.
         retain_dataset ([`~datasets.Dataset`] or `list[dict]`):
             What must not change, in TRL's formats: `messages`, or `prompt` and `completion`, with `images` or `image`.
         eval_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*):
@@ -108,6 +113,7 @@ class ErasureTrainer(PublishingMixin, Trainer):
         args: ErasureConfig,
         *,
         forget: Sequence[dict],
+        own_answers: bool = False,
         retain_dataset: Dataset | Sequence[dict] | None,
         concept: str,
         eval_dataset: Dataset | Sequence[dict] | None = None,
@@ -152,6 +158,8 @@ class ErasureTrainer(PublishingMixin, Trainer):
         set_seed(args.seed)  # Before the adapter is initialised.
         model = self._add_adapter(model, peft_config, args)
 
+        self.own_answers = own_answers
+        forget = [_located(processing_class, row, number) for number, row in enumerate(forget)]
         fitted, held_out = split_retained(len(self.retained), args.certificate_share, args.seed)
         length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         train_dataset = PairedRows(
@@ -190,6 +198,7 @@ class ErasureTrainer(PublishingMixin, Trainer):
         if keep_model is not None:
             keep_model = self.accelerator.prepare_model(keep_model, evaluation_mode=True).eval()
         self.keep_model = keep_model
+        self.forget = ForgetRows(self, train_dataset.rows)
         self.certificate: RetentionCertificate | None = None
         self.canary: Canary | None = None
         self.deployed_answers: DeployedAnswers | None = None
@@ -226,6 +235,8 @@ class ErasureTrainer(PublishingMixin, Trainer):
             self.null_space = NullSpaceCallback(self.fit_loader, protect=self.protect, **options)
             # The null space first: what the others need of the retained rows is a by-product of fitting it.
             callbacks = [self.null_space, DeployedAnswersCallback(lambda: self.deployed_answers), *callbacks]
+        if self.own_answers and args.refresh_steps is not None:
+            callbacks.append(CurrentAnswersCallback(lambda: self.forget))
         return callbacks
 
     def _keep_deployed_answers(self) -> DeployedAnswers | None:
@@ -249,6 +260,10 @@ class ErasureTrainer(PublishingMixin, Trainer):
         return {} if self.null_space is None or self.null_space.null_spaces is None else self.null_space.null_spaces
 
     # Training
+
+    def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler:
+        # The order is the dataset's own: rows found while training are put into the items that are still to come.
+        return torch.utils.data.SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
     def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int]) -> torch.Tensor:
         """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass.
@@ -319,6 +334,7 @@ class ErasureTrainer(PublishingMixin, Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        self.forget.find_rows(resume_from_checkpoint)
         self.deployed_answers = self._keep_deployed_answers()
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.null_spaces and len(self.held_out.dataset):
@@ -408,8 +424,17 @@ class ErasureTrainer(PublishingMixin, Trainer):
         if self.null_spaces and folder == Path(self.args.output_dir):
             # Checkpoints get theirs from the callback.
             save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
+        if folder != Path(self.args.output_dir):
+            self.forget.save(folder)
         self._save_public(folder)
 
     def provenance(self) -> dict:
         """What was erased, and with what; written to `space_anchors.json`. No images."""
-        return {"concept": self.concept, "aliases": self.aliases, "forget_rows": len(self.train_dataset.rows)}
+        return {"concept": self.concept, "aliases": self.aliases, "forget_rows": len(self.forget.given)}
+
+
+def _located(processor, row: dict, number: int) -> dict:
+    try:
+        return locate_answer(processor, row)
+    except ValueError as error:
+        raise ValueError(f"row {number} to forget: {error}") from error

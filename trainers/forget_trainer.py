@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from space_peft import distributed
-from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_prob
+from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_odds
 from space_peft.names import check_concept
-from space_peft.prompts import answer_logits, load_rgb, name_tokens
+from space_peft.prompts import answer_logits, load_rgb
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import to_conversation
 
@@ -35,7 +36,7 @@ def forget_conversations(dataset: Dataset | Sequence[dict], names: Sequence[str]
         ValueError: If a row has no image.
     """
     rows = list(dataset)
-    if all(row.get("messages") is None and row.get("prompt") is None for row in rows):
+    if images_alone(rows):
         missing = next((i for i, row in enumerate(rows) if row.get("image") is None), None)
         if missing is not None:
             raise ValueError(
@@ -52,6 +53,11 @@ def forget_conversations(dataset: Dataset | Sequence[dict], names: Sequence[str]
             )
         row["images"] = [load_rgb(image) for image in row["images"]]
     return conversations
+
+
+def images_alone(rows: Sequence[dict]) -> bool:
+    """Whether the rows to forget are images without conversations, which are then asked questions."""
+    return all(row.get("messages") is None and row.get("prompt") is None for row in rows)
 
 
 def _concept_of(dataset) -> str:
@@ -82,7 +88,7 @@ class ForgetTrainer(ErasureTrainer):
         aliases (`list[str]`, *optional*):
             Other names to forget.
         questions (`QuestionSet`, *optional*):
-            What to ask about rows that are no conversations; only `naming` and `confirm` are used.
+            What to ask about rows that are no conversations; only `naming`, `confirm` and `open` are used.
         kwargs:
             `eval_dataset`, `processing_class`, `peft_config`, `probes`, `protect`, `callbacks`, `optimizers`, ...: see
             [`ErasureTrainer`].
@@ -93,6 +99,8 @@ class ForgetTrainer(ErasureTrainer):
     """
 
     _config_class: type[ForgetConfig]
+    # Whether images without conversations are also asked open questions, and what the model says is forgotten.
+    _asks_open = True
 
     def __init__(
         self,
@@ -116,6 +124,7 @@ class ForgetTrainer(ErasureTrainer):
             model,
             args,
             forget=forget_conversations(forget_dataset, names, questions or DEFAULT_QUESTIONS),
+            own_answers=self._asks_open and images_alone(list(forget_dataset)),
             retain_dataset=retain_dataset,
             concept=concept,
             aliases=aliases,
@@ -127,22 +136,27 @@ class ForgetTrainer(ErasureTrainer):
     def _compares_with_deployed(self) -> bool:
         return self.args.retain_loss == "kl"
 
-    def forget_loss(self, logits: torch.Tensor, targets: torch.Tensor, inputs: dict) -> torch.Tensor:
+    def forget_loss(self, logits: torch.Tensor, log_prob: torch.Tensor, inputs: dict) -> torch.Tensor:
         """The method's loss on rows to forget.
 
         Args:
             logits (`torch.Tensor`): `(n, t + 1, vocabulary)` of the adapted model.
-            targets (`torch.Tensor`): `(n, t)` answer labels.
+            log_prob (`torch.Tensor`): `(n,)`, log p of what each row says, in any form: `_said`.
             inputs (`dict`): The whole batch.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define its loss on rows to forget.")
 
+    @staticmethod
+    def _said(logits: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """log p of what each row to forget says, in any form (see `space_peft.losses.name_log_odds`): `(n,)`."""
+        return F.logsigmoid(name_log_odds(logits, **inputs["forget_mentions"]))
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         terms, log_prob = {}, None
         if "forget" in inputs:
-            logits, targets = answer_logits(model, inputs["forget"]), answer_labels(inputs["forget"]["labels"])
-            terms["forget"] = self.args.forget_weight * self.forget_loss(logits, targets, inputs)
-            log_prob = name_log_prob(logits.detach(), name_tokens(targets, self.processing_class.tokenizer))
+            logits = answer_logits(model, inputs["forget"])
+            log_prob = self._said(logits, inputs)
+            terms["forget"] = self.args.forget_weight * self.forget_loss(logits, log_prob, inputs)
         if "retain" in inputs and self.args.retain_loss != "none":
             terms["retain"] = self.args.retain_weight * self._retain_loss(model, inputs)
         self._record(terms, log_prob)

@@ -24,7 +24,7 @@ class GradDiffTrainer(ForgetTrainer):
     """
     Gradient ascent and its two remedies, as TOFU (arXiv 2401.06121) and MLLMU-Bench (arXiv 2410.22108) compare them.
 
-    The loss is minus the negative log-likelihood of the answers to forget plus the loss on retained rows that
+    The loss is the mean log-probability of what is to be forgotten, in any form, plus the loss on retained rows that
     `args.retain_loss` names. It has no lower bound: `max_steps` (or `stop_threshold`) ends it.
 
     Args:
@@ -36,5 +36,5 @@ class GradDiffTrainer(ForgetTrainer):
     _paper = {"title": "TOFU: A Task of Fictitious Unlearning for LLMs", "id": "2401.06121"}
     _config_class = GradDiffConfig
 
-    def forget_loss(self, logits: torch.Tensor, targets: torch.Tensor, inputs: dict) -> torch.Tensor:
-        return -self._nll(logits, targets)
+    def forget_loss(self, logits: torch.Tensor, log_prob: torch.Tensor, inputs: dict) -> torch.Tensor:
+        return log_prob.mean()

@@ -136,8 +136,8 @@ class MMUnlearnerTrainer(ForgetTrainer):
             )
         return masks
 
-    def forget_loss(self, logits: torch.Tensor, targets: torch.Tensor, inputs: dict) -> torch.Tensor:
-        return -self._nll(logits, targets)
+    def forget_loss(self, logits: torch.Tensor, log_prob: torch.Tensor, inputs: dict) -> torch.Tensor:
+        return log_prob.mean()
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         layers = adapted_layers(self.accelerator.unwrap_model(self.model))
@@ -148,7 +148,7 @@ class MMUnlearnerTrainer(ForgetTrainer):
             earlier = {name: b.grad for name, (_, b) in weights.items()}
             for _, b in weights.values():
                 b.grad = None
-            part = {key: inputs[key] for key in ("forget", "forget_rows")}
+            part = {key: inputs[key] for key in ("forget", "forget_rows", "forget_mentions")}
             loss = loss + super().training_step(model, part, num_items_in_batch)
             for name, (_, b) in weights.items():
                 if b.grad is None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from space_peft.losses import token_log_probs
-
 from .forget_config import ForgetConfig
 from .forget_trainer import ForgetTrainer
 from .unlearning_losses import npo_loss
@@ -48,7 +46,6 @@ class NPOTrainer(ForgetTrainer):
     _config_class = NPOConfig
     _compares_with_deployed = True
 
-    def forget_loss(self, logits: torch.Tensor, targets: torch.Tensor, inputs: dict) -> torch.Tensor:
-        deployed = self._deployed_logits("forget", inputs["forget"], inputs["forget_rows"])
-        log_prob, reference = (token_log_probs(each, targets).sum(dim=1) for each in (logits, deployed))  # (n,)
+    def forget_loss(self, logits: torch.Tensor, log_prob: torch.Tensor, inputs: dict) -> torch.Tensor:
+        reference = self._said(self._deployed_logits("forget", inputs["forget"], inputs["forget_rows"]), inputs)
         return npo_loss(log_prob, reference, self.args.beta)

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 import torch
 from PIL import Image
 
+from space_peft.mention_rows import mention_tensors
 from space_peft.prompts import conversation, encode_conversations, load_rgb
 from space_peft.questions import QuestionSet
 from space_peft.retain import RetainedRows, retained_loader  # noqa: F401
 
 
 def forget_rows(images: Iterable[Image.Image], names: Sequence[str], questions: QuestionSet) -> list[dict]:
-    """Every image under every question, with the answer to forget: the name under naming questions, "yes" under yes/no.
+    """Every image under every short question, with the answer to forget: a name under naming questions, "yes" under yes/no.
 
     Args:
         images (iterable of `PIL.Image.Image`): Refined anchors, or images of the concept itself.
@@ -21,13 +22,18 @@ def forget_rows(images: Iterable[Image.Image], names: Sequence[str], questions: 
         questions (`QuestionSet`): Only `naming` and `confirm` are used.
 
     Returns:
-        `list[dict]`: Conversations, an image's own one after another.
+        `list[dict]`: Conversations, an image's own one after another; `says` holds the names of which any is forgotten
+        there (see `space_peft.mention_rows`).
     """
-    asks = [(question, name) for question in questions.naming for name in names]
-    asks += [(question.format(name=names[0]), questions.yes) for question in questions.confirm]
+    asks = [(question, name, tuple(names)) for question in questions.naming for name in names]
+    asks += [(question.format(name=names[0]), questions.yes, (questions.yes,)) for question in questions.confirm]
     # They are few, and each is read many times: decode them once.
     images = [load_rgb(image) for image in images]
-    return [conversation(question, answer=answer, image=image) for image in images for question, answer in asks]
+    return [
+        {**conversation(question, answer=answer, image=image), "says": says}
+        for image in images
+        for question, answer, says in asks
+    ]
 
 
 def _endless(n: int, length: int, generator: torch.Generator) -> list[int]:
@@ -45,7 +51,7 @@ class PairedRows(torch.utils.data.Dataset):
     brings a resumed run back to exactly where it was.
 
     Args:
-        rows (`list[dict]`): Conversations with the answer to forget.
+        rows (`list[dict]`): Rows to forget, with `answer_tokens` and `mention` (see `space_peft.mention_rows`).
         retained (`RetainedRows`): What must not change.
         indices (`list[int]`): Rows of `retained` that training may use.
         length (`int`): Number of items.
@@ -66,9 +72,29 @@ class PairedRows(torch.utils.data.Dataset):
         # Each once, in order: an image is asked about in several rows.
         self.images = list({id(image): image for row in rows for image in row["images"]}.values())
         self.retain_per_forget = retain_per_forget
-        generator = torch.Generator().manual_seed(seed)
+        generator = self._generator = torch.Generator().manual_seed(seed)
         self.forget_order = _endless(len(rows), length, generator)
         self.retain_order = _endless(len(self.indices), length * retain_per_forget, generator)
+
+    def replace_rows(self, rows: Sequence[dict]) -> None:
+        """Other rows to forget in the place of the present ones, in a new order."""
+        self.rows = list(rows)
+        self.forget_order = _endless(len(self.rows), len(self), self._generator)
+
+    def add_rows(self, rows: Sequence[dict], item: int) -> None:
+        """More rows to forget, from an item on: half of the items after it, but no row more than four times as often as
+        the items would show it if all rows were alike."""
+        known, left = len(self.rows), len(self) - item
+        self.rows = [*self.rows, *rows]
+        if left <= 0:
+            return
+        often = 4 * -(-left // len(self.rows)) * len(rows)
+        new = _endless(len(rows), min(left // 2, often), self._generator)
+        old = _endless(known, left - len(new), self._generator)
+        # Spread evenly, so that every batch holds its share.
+        spread = {round((i + 0.5) * left / len(new)) for i in range(len(new))} if new else set()
+        fresh, usual = iter(known + row for row in new), iter(old)
+        self.forget_order[item:] = [next(fresh) if place in spread else next(usual) for place in range(left)]
 
     def __len__(self) -> int:
         return len(self.forget_order)
@@ -92,7 +118,7 @@ class PairedRows(torch.utils.data.Dataset):
 class PairCollator:
     """Collates items of `PairedRows` into `{"forget": batch, "retain": batch}`, each ready for the model.
 
-    `forget_rows` and `retain_rows` beside them say which rows these are.
+    `forget_rows` and `retain_rows` beside them say which rows these are, `forget_mentions` what is said in the former.
 
     Args:
         processor (`ProcessorMixin`): The model's processor.
@@ -108,19 +134,21 @@ class PairCollator:
     def __call__(self, items: Sequence[dict]) -> dict[str, dict[str, torch.Tensor]]:
         retain = [row for item in items for row in item["retain"]]
         if self.always_image and not any(row["images"] for row in retain):
-            retain.append({**items[0]["forget"], "completion": []})
+            retain.append({key: items[0]["forget"][key] for key in ("prompt", "images")} | {"completion": []})
+        forget = [item["forget"] for item in items]
         return {
-            "forget": encode_conversations(self.processor, [item["forget"] for item in items]),
+            "forget": encode_conversations(self.processor, forget),
+            "forget_mentions": mention_tensors(forget),
             "forget_rows": [item["forget_row"] for item in items],
             "retain": encode_conversations(self.processor, retain),
             "retain_rows": [row for item in items for row in item["retain_rows"]],
         }
 
 
-def forget_loader(processor, data: PairedRows, batch_size: int):
-    """A dataloader of all of `data.rows`, each encoded as the items of `data` are."""
+def forget_loader(processor, data: PairedRows, batch_size: int, start: int = 0):
+    """A dataloader of `data.rows[start:]`, each encoded as the items of `data` are."""
     return torch.utils.data.DataLoader(
-        range(len(data.rows)),
+        range(start, len(data.rows)),
         batch_size=batch_size,
         collate_fn=lambda rows: encode_conversations(processor, [data.rows[row] for row in rows]),
     )

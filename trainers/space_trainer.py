@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
@@ -15,7 +16,7 @@ from space_peft.card_data import ErasureCardData
 from space_peft.features import tap_image_features
 from space_peft.layers import adapted_layers
 from space_peft.names import check_concept
-from space_peft.prompts import answer_logits, name_tokens
+from space_peft.prompts import answer_logits
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
@@ -54,7 +55,7 @@ class SpaceTrainer(ErasureTrainer):
         aliases (`list[str]`, *optional*):
             Other names to forget; by default those in the anchors' provenance.
         questions (`QuestionSet`, *optional*):
-            What to ask about the anchors; only `naming` and `confirm` are used.
+            What to ask about the anchors; only `naming`, `confirm` and `open` are used.
         probes (`list[Probe]`, *optional*):
             Probes `evaluate` reports beside the losses, see `space_peft.evaluation`.
         protect (`list[dict[str, NullSpace]]`, *optional*):
@@ -108,6 +109,7 @@ class SpaceTrainer(ErasureTrainer):
             model,
             args or SpaceConfig(output_dir="space-output"),
             forget=forget_rows(anchors["image"], [concept, *aliases], questions or DEFAULT_QUESTIONS),
+            own_answers=True,
             retain_dataset=retain_dataset,
             concept=concept,
             eval_dataset=eval_dataset,
@@ -131,17 +133,16 @@ class SpaceTrainer(ErasureTrainer):
         self.moves_features = any(vision & set(name.split(".")) for name in adapted_layers(self.model))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        args, forget = self.args, inputs["forget"]
+        args, forget, mention = self.args, inputs["forget"], inputs["forget_mentions"]
         forget_base = self._deployed_logits("forget", forget, inputs["forget_rows"])
-        labels = losses.answer_labels(forget["labels"])
-        name = name_tokens(labels, self.processing_class.tokenizer)
         with tap_image_features(self.accelerator.unwrap_model(model)) as features:
             logits = answer_logits(model, forget)
-        overwriting = losses.overwriting_log_probs(forget_base, name)
-        log_prob = losses.name_log_prob(logits, name, losses.path_weights(overwriting, name))
+        overwriting = losses.overwriting_log_probs(forget_base, **mention)
+        reached = losses.path_weights(overwriting, mention["name"])
+        log_odds = losses.name_log_odds(logits, **mention, reached=reached)
         terms = {
-            "task": args.task_weight * losses.task_loss(logits, overwriting, name),
-            "suppression": args.suppression_weight * losses.suppression_loss(log_prob, args.suppression_margin),
+            "task": args.task_weight * losses.task_loss(logits, overwriting, mention["name"]),
+            "suppression": args.suppression_weight * losses.suppression_loss(log_odds, args.suppression_margin),
         }
         anchors = distributed.gather_rows(features[0])
         if self.moves_features:
@@ -150,7 +151,7 @@ class SpaceTrainer(ErasureTrainer):
             terms["isotropy"] = args.isotropy_weight * losses.isotropy_loss(anchors)
         if args.keep_weight:
             terms["keep"] = args.keep_weight * self._keep_loss(model, inputs)
-        self._record(terms, log_prob)
+        self._record(terms, F.logsigmoid(log_odds))
         self._metrics["feature_entropy"].append(losses.spectral_entropy(anchors.detach()).item())
         return sum(terms.values())
 

@@ -48,7 +48,7 @@ CHAT_TEMPLATE = (
 
 
 def known_texts() -> list[str]:
-    """Every text the model must be able to read or write, in a fixed order."""
+    """Every text of the first two stages, in a fixed order; the third adds `templates.sentence_texts`."""
     questions = DEMO_QUESTIONS
     return [
         "question: answer: yes no a an the",
@@ -66,15 +66,18 @@ def known_texts() -> list[str]:
     ]
 
 
-def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Word-level tokenizer, lower-casing, whose vocabulary is the words and signs of `texts`."""
+def build_tokenizer(texts: Iterable[str], more_texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """Word-level tokenizer, lower-casing, whose vocabulary is the words and signs of `texts`, then those of `more_texts`."""
     splitter = pre_tokenizers.Whitespace()
-    words = {
-        word
-        for text in texts
-        for word, _ in splitter.pre_tokenize_str(text.replace("{name}", " ").replace("{kind}", " ").lower())
-    }
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL_TOKENS, *sorted(words)])}
+    vocabulary = {word: i for i, word in enumerate(SPECIAL_TOKENS)}
+    for group in (texts, more_texts):
+        words = {
+            word
+            for text in group
+            for word, _ in splitter.pre_tokenize_str(text.replace("{name}", " ").replace("{kind}", " ").lower())
+        }
+        for word in sorted(words - set(vocabulary)):
+            vocabulary[word] = len(vocabulary)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = splitter
@@ -91,15 +94,19 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaProcessor:
-    """Processor with the PIL backend, so that torchvision is not needed."""
+def build_processor(more_texts: Iterable[str] = ()) -> LlavaProcessor:
+    """Processor with the PIL backend, so that torchvision is not needed.
+
+    Args:
+        more_texts (`Iterable[str]`, *optional*): Texts whose words follow the first two stages' in the vocabulary.
+    """
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = CLIPImageProcessorPil(
         size=side, crop_size=side, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return LlavaProcessor(
         image_processor=image_processor,
-        tokenizer=build_tokenizer(known_texts()),
+        tokenizer=build_tokenizer(known_texts(), more_texts),
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # the class token, dropped again by the "default" strategy

@@ -92,6 +92,7 @@ def feature_bank(
     copies: int,
     seed: int,
     amount: float,
+    white: float = 0.9,
 ) -> torch.Tensor:
     """Projector inputs of every drawing: clean first, then `copies` augmentations, `(1 + copies, n, 64, d)` bfloat16."""
     generator = torch.Generator().manual_seed(seed)
@@ -102,7 +103,7 @@ def feature_bank(
         for at in range(0, len(rows), 128):
             part = rows[at : at + 128]
             if copy:
-                pixels = augment(drawings.rgba[part], IMAGE_SIZE, generator, amount=amount) * 2 - 1
+                pixels = augment(drawings.rgba[part], IMAGE_SIZE, generator, amount=amount, white=white) * 2 - 1
             else:
                 pixels = processor.image_processor([drawings.white[i] for i in part], return_tensors="pt")[
                     "pixel_values"

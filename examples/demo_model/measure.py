@@ -2,7 +2,8 @@
 
     python examples/demo_model/measure.py [FOLDER]
 
-Prints what `figures.json` holds under "accuracy". An answer counts when greedy generation gives exactly it.
+Prints what `figures.json` holds under "accuracy". An answer counts when greedy generation gives exactly it; a sentence
+counts when the greedy answer holds the right name and no other ("open"), and with the right article ("open_article").
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 from packing import Segment, SegmentMaker, answered_exactly, pack
+from templates import OPEN_QUESTIONS, article_right, named_right
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 from warm_start import image_features
 
@@ -27,10 +29,14 @@ from space_peft.demo.questions import (
     TEXT_KIND_QUESTIONS,
     YES,
 )
+from space_peft.prompts import generate_answers
+from space_peft.questions import Question
 
 
 SEED = 0  # of the choice of wrong names and kinds
 BATCH = 32
+OPEN_PER_IMAGE = 3  # open questions each image is asked, in rotation: generating takes longer than checking
+LONGEST_SENTENCE = 24
 
 
 class Concepts:
@@ -77,6 +83,34 @@ def text_questions(concepts: Concepts) -> list[tuple[str, str, str]]:
             asked.append((f"text_confirm yes: {q}", q.format(name=name, kind=kind), YES))
             asked.append((f"text_confirm no: {q}", q.format(name=name, kind=concepts.wrong_kind(name)), NO))
     return asked
+
+
+def open_answers(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, images, per_image: int = OPEN_PER_IMAGE
+) -> list[tuple[Question, int, str]]:
+    """Greedy answers to open questions.
+
+    Args:
+        model (`LlavaForConditionalGeneration`): The model, float32.
+        processor (`LlavaProcessor`): Its processor.
+        images (`datasets.Dataset`): As `load_demo_images` gives it.
+        per_image (`int`): Questions each image is asked; with one image more, the next ones take their turn.
+
+    Returns:
+        `list[tuple[Question, int, str]]`: Question, row of the image, answer.
+    """
+    n = len(OPEN_QUESTIONS)
+    asked = [(OPEN_QUESTIONS[(row * per_image + k) % n], row) for row in range(len(images)) for k in range(per_image)]
+    asked.sort(key=lambda pair: (OPEN_QUESTIONS.index(pair[0]), pair[1]))  # prompts of one length need no padding
+    pictures = list(images["image"])
+    answers = generate_answers(
+        model,
+        processor,
+        [question for question, _ in asked],
+        images=[pictures[row] for _, row in asked],
+        max_new_tokens=LONGEST_SENTENCE,
+    )
+    return [(question, row, answer) for (question, row), answer in zip(asked, answers, strict=True)]
 
 
 def summarise(counts: dict[str, list[bool]]) -> dict[str, dict[str, float | int]]:
@@ -129,6 +163,13 @@ def measure(model: LlavaForConditionalGeneration, processor: LlavaProcessor, ima
         (hits,) = answered_exactly(model, pack([[maker(q, a) for _, q, a in part]], processor, image=False))
         for (group, _, _), hit in zip(part, hits, strict=True):
             count(group, "text", None, hit)
+
+    for question, row, answer in open_answers(model, processor, images):
+        side = "unseen style" if styles[row] == UNSEEN_STYLE else "trained styles"
+        group = "open" if question in DEMO_QUESTIONS.open else "open_held_out"
+        named = named_right(answer, names[row])
+        count(f"{group}: {question}", side, styles[row], named)
+        count(f"{group}_article: {question}", side, None, named and article_right(answer, names[row]))
     return {
         "summary": summarise(summary),
         "per_question": summarise(per_question),

@@ -2,7 +2,8 @@
 
 An image takes 64 of the about 75 tokens of a question, so most of the language model's work on ten questions about one
 image is the same work. Here the prefix (start token, image) is shared, every question-answer segment sees the prefix and
-itself only (block mask), and its positions continue from the prefix. The logits are those of the separate sequences.
+itself only (block mask), and its positions continue from the prefix. The logits are those of the separate sequences. A
+system prompt stands before the image, so it belongs to the prefix: questions with different ones need different packs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from dataclasses import dataclass
 
 import torch
 from build import IMAGE_TOKENS
+from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from space_peft.prompts import conversation
+from space_peft.questions import Question
+
+
+PLACEHOLDER = Image.new("RGB", (1, 1))  # says where in a conversation the image stands
 
 
 @dataclass(frozen=True)
@@ -20,14 +28,16 @@ class Segment:
     """A question and its answer as token ids.
 
     Args:
-        prompt (`tuple[int, ...]`): From `question:` to `answer:`.
+        prompt (`tuple[int, ...]`): From behind the image to the last `answer:`.
         answer (`tuple[int, ...]`): Answer and end of turn.
         known_from (`int`, *optional*): Place in the prompt of the last word of the name asked about.
+        before (`tuple[int, ...]`): What stands between the start token and the image.
     """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     known_from: int | None = None
+    before: tuple[int, ...] = ()
 
 
 class SegmentMaker:
@@ -39,24 +49,25 @@ class SegmentMaker:
 
     def __init__(self, processor: LlavaProcessor):
         self.processor = processor
-        self.known: dict[tuple[str, str, str | None], Segment] = {}
+        self.known: dict[tuple[Question, str, str | None], Segment] = {}
 
-    def __call__(self, question: str, answer: str, name: str | None = None) -> Segment:
+    def __call__(self, question: Question, answer: str, name: str | None = None) -> Segment:
         key = question, answer, name
         if key not in self.known:
-            user = {"role": "user", "content": [{"type": "text", "text": question}]}
-            reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-            prompt = self._ids(self.processor.apply_chat_template([user], add_generation_prompt=True))
-            whole = self._ids(self.processor.apply_chat_template([user, reply]))
+            row = conversation(question, answer=answer, image=PLACEHOLDER)
+            prompt = self._ids(self.processor.apply_chat_template(row["prompt"], add_generation_prompt=True))
+            whole = self._ids(self.processor.apply_chat_template(row["prompt"] + row["completion"]))
             unknown = self.processor.tokenizer.unk_token_id
             if whole[: len(prompt)] != prompt or unknown in whole:
                 raise ValueError(f"{question!r} with answer {answer!r} is outside the vocabulary or the template.")
-            known_from = None
+            known_from, reply = None, whole[len(prompt) :]
+            image = prompt.index(self.processor.image_token_id)
+            before, prompt = prompt[1:image], prompt[image + 1 :]  # the prefix has the start token and the image
             if name is not None:
                 words = self._ids(name)
                 starts = [i for i in range(len(prompt)) if prompt[i : i + len(words)] == words]
-                known_from = starts[-1] + len(words) - 2
-            self.known[key] = Segment(prompt[1:], whole[len(prompt) :], known_from)  # the prefix has the start token
+                known_from = starts[-1] + len(words) - 1
+            self.known[key] = Segment(prompt, reply, known_from, before)
         return self.known[key]
 
     def _ids(self, text: str) -> tuple[int, ...]:
@@ -74,6 +85,7 @@ class Pack:
         target (`torch.Tensor`): The answer token each position must predict; -100 where there is none.
         segment (`torch.Tensor`): Number of the segment a position belongs to; -1 for prefix and padding.
         early (`torch.Tensor`): First answer token at the prompt positions from which it is known; -100 elsewhere.
+        image_at (`int`): Where the image's tokens start.
     """
 
     ids: torch.Tensor
@@ -82,12 +94,29 @@ class Pack:
     target: torch.Tensor
     segment: torch.Tensor
     early: torch.Tensor
+    image_at: int
 
 
 def pack(rows: Sequence[Sequence[Segment]], processor: LlavaProcessor, *, image: bool) -> Pack:
-    """Pack one row of segments per image (or, without images, rows of text-only segments)."""
+    """Pack one row of segments per image (or, without images, rows of text-only segments).
+
+    Args:
+        rows (`list[list[Segment]]`): Segments that agree in what stands before the image.
+        processor (`LlavaProcessor`): The model's processor.
+        image (`bool`): Whether there is an image.
+
+    Returns:
+        `Pack`: The batch.
+
+    Raises:
+        ValueError: If the segments differ in what stands before the image.
+    """
     tokenizer = processor.tokenizer
-    prefix = [tokenizer.bos_token_id] + [processor.image_token_id] * (IMAGE_TOKENS if image else 0)
+    before = {segment.before for row in rows for segment in row}
+    if len(before) != 1:
+        raise ValueError(f"segments of one pack must share what stands before the image, got {len(before)} beginnings.")
+    start_tokens = [tokenizer.bos_token_id, *before.pop()]
+    prefix = start_tokens + [processor.image_token_id] * (IMAGE_TOKENS if image else 0)
     n, start = len(rows), len(prefix)
     length = start + max(sum(len(s.prompt) + len(s.answer) for s in row) for row in rows)
     ids = torch.full((n, length), tokenizer.pad_token_id)
@@ -114,7 +143,7 @@ def pack(rows: Sequence[Sequence[Segment]], processor: LlavaProcessor, *, image:
     same = segment[:, :, None] == segment[:, None, :]
     allowed = causal & ((index < start)[None, None, :] | same)
     mask = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min / 2)[:, None]
-    return Pack(ids, positions, mask, target, segment, early)
+    return Pack(ids, positions, mask, target, segment, early, len(start_tokens))
 
 
 def hidden_states(
@@ -133,7 +162,8 @@ def hidden_states(
     embedded = model.get_input_embeddings()(packed.ids)
     if features is not None:
         projected = model.model.multi_modal_projector(features).to(embedded.dtype)
-        embedded = torch.cat([embedded[:, :1], projected, embedded[:, 1 + IMAGE_TOKENS :]], 1)
+        at = packed.image_at
+        embedded = torch.cat([embedded[:, :at], projected, embedded[:, at + IMAGE_TOKENS :]], 1)
     return model.model.language_model(
         inputs_embeds=embedded, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
     ).last_hidden_state

@@ -1,6 +1,6 @@
 """Erase three concepts from the joined model, on the vision side and on the language side, as a user would.
 
-    python examples/medium_model/erase.py --work work/medium_model
+    python examples/medium_model/erase.py
 
 Needs `join.py` to have run. Every finished erasure is kept in the work folder, so an interrupted run continues with the
 next one. Writes `benchmarks/results/medium_model.json` and `docs/images/medium_model.png`.
@@ -19,6 +19,7 @@ from pathlib import Path
 import efficientnet  # noqa: F401  (registers the tower, so that AutoModel knows it)
 import torch
 from datasets import Dataset, load_from_disk
+from parts import DEFAULT_WORK
 from picture import draw
 from tasks import GENERAL, QUESTIONS, TARGET_TEXT
 from text_knowledge import measure_text
@@ -236,7 +237,7 @@ def run(concept: str, work: Path, images: Dataset, settings: EraseSettings) -> l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("work/medium_model"), help="work folder of join.py")
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="work folder of join.py")
     parser.add_argument("--concepts", nargs="+", default=CONCEPTS, choices=CONCEPTS, help="erase only these")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "medium_model.json")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "medium_model.png")

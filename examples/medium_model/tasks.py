@@ -6,18 +6,13 @@ The groups below are disjoint where they must be: `WORLD` and `TARGET_TEXT_HELD_
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-from space_peft import QuestionSet
+from space_peft.questions import DEFAULT_QUESTIONS
 
 
-# Short on purpose: every token of a question is paid for in every step. The held-out ones are used neither in joining
-# nor in an erasure. There are no yes/no questions: this language model denies, in words, that a fox is an animal.
-QUESTIONS = QuestionSet(
-    naming=("What is this?", "What does the picture show?", "Name this thing."),
-    naming_held_out=("What do you see here?", "What is shown in the image?", "What would you call this?"),
-    confirm=(),
-    confirm_held_out=(),
-)
+# There are no yes/no questions: this language model denies, in words, that a fox is an animal.
+QUESTIONS = replace(DEFAULT_QUESTIONS, confirm=(), confirm_held_out=())
 
 # World knowledge that SmolLM2-135M-Instruct has: the question, and what a right answer holds.
 WORLD = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from knowledge import KNOWLEDGE
 from tasks import PASSAGE, TARGET_TEXT_HELD_OUT, WORLD, is_right
 
 from space_peft.losses import answer_labels
@@ -11,6 +12,7 @@ from space_peft.prompts import answer_columns, build_batch, generate_answers, to
 
 
 ANSWER_TOKENS = 24
+KNOWLEDGE_TOKENS = 20
 
 
 @torch.no_grad()
@@ -19,6 +21,14 @@ def perplexity(model, processor, text: str) -> float:
     batch = to_device(dict(processor.tokenizer(text, return_tensors="pt", add_special_tokens=False)), model)
     logits = model(**batch).logits[0, :-1].float()
     return F.cross_entropy(logits, batch["input_ids"][0, 1:]).exp().item()
+
+
+def knowledge_right(answers: list[str]) -> list[bool]:
+    """Which answers to the questions of `KNOWLEDGE`, in their order, are right."""
+    return [
+        any(is_right(answer, form) for form in expected.split("|"))
+        for (_, expected), answer in zip(KNOWLEDGE, answers, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..features import tap_image_features
-from ..losses import answer_labels, log1mexp, name_log_prob
-from ..prompts import answer_logits, build_batch, name_tokens, to_device
+from ..losses import name_log_odds
+from ..mention_rows import mention_tensors
+from ..prompts import answer_logits, encode_conversations, to_device
 from .pixels import PixelLayout, encode_image, find_layout, image_statistics, tolerance_of
 
 
@@ -51,7 +52,7 @@ def ascend_pixels(
     processor,
     layout: PixelLayout,
     images: Sequence[Image.Image],
-    prompts: Sequence[Sequence[tuple[str, str]]],
+    prompts: Sequence[Sequence[Sequence[dict]]],
     *,
     steps: int,
     learning_rate: float,
@@ -69,8 +70,9 @@ def ascend_pixels(
         processor (`ProcessorMixin`): Its processor.
         layout (`PixelLayout`): Of all the images.
         images (`list[PIL.Image.Image]`): Where to start.
-        prompts (`list[list[tuple[str, str]]]`): Groups of (question, wanted answer). Steps take the groups in turn and
-            one of a group's prompts by chance.
+        prompts (`list[list[list[dict]]]`): Groups of prompts, each one row an image with `answer_tokens` and `mention`
+            (see `space_peft.mention_rows`): what is wanted. Steps take the groups in turn and one of a group's prompts by
+            chance.
         steps (`int`): Steps of Adam.
         learning_rate (`float`): In units of normalised pixels.
         total_variation (`float`): Weight of the smoothness penalty on the perturbation.
@@ -78,7 +80,7 @@ def ascend_pixels(
         generator (`torch.Generator`): Of shifts and prompts.
         feature_weight (`float`, defaults to 0): Weight of the cosine of the image's features to `concept`.
         concept (`torch.Tensor`, *optional*): `(d,)`, e_c.
-        on_step (`Callable`, *optional*): Called with log p(answer) `(n,)` of the images as a step finds them.
+        on_step (`Callable`, *optional*): Called with log p(what is wanted) `(n,)` of the images as a step finds them.
 
     Returns:
         `list[PIL.Image.Image]`: The images as 8-bit pictures, in the model's size.
@@ -94,7 +96,7 @@ def ascend_pixels(
     layout = layout.to(parameter.device)
     # The prompts never change, only the pixels do: encode each question once, with images of the size to be stored.
     started = to_images(pixels * std + mean)
-    encoded = [[_encode(processor, started, *prompt, model) for prompt in group] for group in prompts if group]
+    encoded = [[_encode(processor, started, rows, model) for rows in group] for group in prompts if group]
     delta = torch.zeros_like(pixels).requires_grad_(True)
     optimizer = torch.optim.Adam([delta], lr=learning_rate)
     shift = max(1, int(max_shift * pixels.shape[-1])) if max_shift > 0 else 0
@@ -107,13 +109,12 @@ def ascend_pixels(
         batch, targets = group[int(torch.randint(len(group), (1,), generator=generator))]
         with tap_image_features(model) as features:
             logits = answer_logits(model, {**batch, "pixel_values": x})
-        # Summed over images: each image's gradient, and so Adam's step, is its own.
-        log_prob = name_log_prob(logits, targets)
+        # Summed over images: each image's gradient, and so Adam's step, is its own. Log-odds rather than log p: they go
+        # on rising when p is near 1, so that anchors end up no weaker evidence of the concept than its own images are.
+        log_odds = name_log_odds(logits, targets)
         if on_step is not None:
-            on_step(log_prob.detach())
-        # Log-odds rather than log p: they go on rising when p is near 1, so that anchors end up no weaker evidence of
-        # the concept than its own images are.
-        loss = total_variation * _total_variation(delta) * len(images) - (log_prob - log1mexp(log_prob)).sum()
+            on_step(F.logsigmoid(log_odds.detach()))
+        loss = total_variation * _total_variation(delta) * len(images) - log_odds.sum()
         if feature_weight:
             loss = loss - feature_weight * F.cosine_similarity(features[0], concept.to(features[0]), dim=-1).sum()
         (delta.grad,) = torch.autograd.grad(loss, [delta])
@@ -141,9 +142,10 @@ def _total_variation(x: torch.Tensor) -> torch.Tensor:
     return (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
 
 
-def _encode(processor, images, question, answer, model):
-    """Inputs without pixels but with labels, and the answer's target tokens `(n, t)`."""
-    batch = build_batch(processor, [question] * len(images), images=images, answers=[answer] * len(images))
-    batch = to_device(batch, model)
+def _encode(processor, images, rows, model):
+    """Inputs without pixels, and the tokens of the mention `(n, t)`."""
+    rows = [{**row, "images": [image]} for row, image in zip(rows, images, strict=True)]
+    batch = encode_conversations(processor, rows)
     batch.pop("pixel_values")
-    return batch, name_tokens(answer_labels(batch["labels"]), processor.tokenizer)
+    moved = to_device({**batch, "name": mention_tensors(rows)["name"]}, model)
+    return moved, moved.pop("name")

@@ -14,13 +14,19 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..losses import answer_labels, name_log_prob
-from ..prompts import answer_logits, build_batch, load_rgb, name_tokens, to_device
+from ..layers import evaluating
+from ..losses import name_log_odds
+from ..mention_rows import FormTree, add_branches, answered_with, mention_tensors, own_answers, placed
+from ..prompts import answer_logits, encode_conversations, load_rgb, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from .encoders import OwnSpaceEncoder
 from .info import anchor_info, set_anchor_info
 from .pixel_ascent import ascend_pixels, frozen, layout_batches
 from .select import concept_embedding
+
+
+# Longest sentence, in tokens, whose place for the name refinement looks for.
+OPEN_TOKENS = 24
 
 
 def text_anchor(model, processor, concept: str, info: dict) -> torch.Tensor:
@@ -32,35 +38,44 @@ def text_anchor(model, processor, concept: str, info: dict) -> torch.Tensor:
 
 @torch.no_grad()
 def name_probabilities(
-    model, processor, images: Sequence[Image.Image], question: str, name: str, *, batch_size: int = 64
+    model,
+    processor,
+    images: Sequence[Image.Image],
+    question: str,
+    names: str | Sequence[str],
+    *,
+    batch_size: int = 64,
 ) -> list[float]:
-    """p(name | image, question) of every image, the name's tokens fed as the answer.
+    """p(the answer begins with the name, in any form | image, question) of every image.
+
+    Summed over every token sequence with which one of the names can be written; forms that begin with a token of a
+    probability below 1e-4 (relative to all that is not the name) are left out.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model.
         processor (`ProcessorMixin`): Its processor.
         images (`list[PIL.Image.Image]`): n images.
         question (`str`): The question asked about each.
-        name (`str`): The answer whose probability is wanted.
+        names (`str` or `list[str]`): The name, or the name and its aliases.
         batch_size (`int`, defaults to 64): Images a forward pass.
 
     Returns:
         `list[float]`: n probabilities.
+
+    Raises:
+        ValueError: If the tokenizer cannot write the name.
     """
-    was_training = model.training
-    model.eval()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    trees = {names: FormTree.of(names, processor.tokenizer)}
+    rows = [answered_with(processor, question, names, image) for image in images]
+    rows = add_branches(model, processor, rows, trees, batch_size, look_into=1e-4)
     probabilities = []
-    try:
-        for start in range(0, len(images), batch_size):
-            part = list(images[start : start + batch_size])
-            batch = to_device(
-                build_batch(processor, [question] * len(part), images=part, answers=[name] * len(part)), model
-            )
-            logits = answer_logits(model, batch)
-            targets = name_tokens(answer_labels(batch["labels"]), processor.tokenizer)
-            probabilities += name_log_prob(logits, targets).exp().tolist()
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            logits = answer_logits(model, to_device(encode_conversations(processor, part), model))
+            mention = {key: value.to(logits.device) for key, value in mention_tensors(part).items()}
+            probabilities += torch.sigmoid(name_log_odds(logits, **mention)).tolist()
     return probabilities
 
 
@@ -82,16 +97,17 @@ def refine_anchors(
 ) -> Dataset:
     """Optimises the pixels of every anchor until the model answers the concept's name for it.
 
-    Steps take a naming and a yes/no question from `questions` in turn, and Adam moves an additive perturbation of each
-    image to maximise log p(answer | image + perturbation, question) + `feature_weight` cos(z, e_c), less a
-    total-variation penalty, under a random shift, inside the range of valid pixels.
+    Steps take a naming, a yes/no and an open question from `questions` in turn, and Adam moves an additive perturbation
+    of each image to maximise the log-odds of the answer + `feature_weight` cos(z, e_c), less a total-variation penalty,
+    under a random shift, inside the range of valid pixels. To an open question the answer is the sentence that the model
+    says about the image as it is, with the name where it fits best.
 
     Args:
         anchors (`datasets.Dataset`): As returned by `select_anchors`.
         model (`PreTrainedModel` or `PeftModel`): The model that shall forget; its weights are not changed.
         processor (`ProcessorMixin`): Its processor.
         concept (`str`, *optional*): The name; by default the one in the anchors' provenance.
-        questions (`QuestionSet`): Only `naming` and `confirm` are used, never the held-out ones.
+        questions (`QuestionSet`): Only `naming`, `confirm` and `open` are used, never the held-out ones.
         steps (`int`, defaults to 60): Steps of Adam.
         learning_rate (`float`, defaults to 0.05): In units of normalised pixels.
         total_variation (`float`, defaults to 0.05): Weight of the smoothness penalty on the perturbation.
@@ -117,21 +133,18 @@ def refine_anchors(
     concept = concept or info.get("concept")
     if not concept:
         raise ValueError("the anchors carry no concept (not made by `select_anchors`?): pass `concept=`.")
-    # One question a step, naming and yes/no in turn.
-    prompts = [
-        [(question, concept) for question in questions.naming],
-        [(question.format(name=concept), questions.yes) for question in questions.confirm],
-    ]
     with frozen(model):
         raw = [load_rgb(image) for image in anchors["image"]]
         e_c = text_anchor(model, processor, concept, info)
+        prompts = _wanted(model, processor, raw, concept, questions, batch_size)
         generator = torch.Generator().manual_seed(seed)
         batches = layout_batches(processor, raw, batch_size)
         refined = [None] * len(raw)
         with tqdm(total=len(batches) * steps, desc="Refining anchors", disable=not progress) as bar:
             for layout, rows in batches:
+                own = [[[wanted[row] for row in rows] for wanted in group] for group in prompts]
                 part = ascend_pixels(
-                    model, processor, layout, [raw[row] for row in rows], prompts, steps=steps,
+                    model, processor, layout, [raw[row] for row in rows], own, steps=steps,
                     learning_rate=learning_rate, total_variation=total_variation, max_shift=max_shift,
                     generator=generator, feature_weight=feature_weight, concept=e_c, on_step=lambda _: bar.update(),
                 )  # fmt: skip
@@ -145,8 +158,29 @@ def refine_anchors(
     settings = {
         "steps": steps, "learning_rate": learning_rate, "total_variation": total_variation,
         "feature_weight": feature_weight, "max_shift": max_shift, "batch_size": batch_size, "seed": seed,
-        "questions": [*questions.naming, *questions.confirm],
+        "questions": [str(question) for question in (*questions.naming, *questions.confirm, *questions.open)],
     }  # fmt: skip
     return set_anchor_info(
         Dataset.from_dict(columns), {**info, "concept": concept, "stage": "refined", "refinement": settings}
     )
+
+
+def _wanted(model, processor, images, concept: str, questions: QuestionSet, batch_size: int) -> list[list[list[dict]]]:
+    """What the model shall say about each image, as rows: groups of naming, yes/no and open questions."""
+    names = (concept,)
+
+    def short(question, answer) -> list[dict]:
+        return [answered_with(processor, question, (answer,), image) for image in images]
+
+    naming = [short(question, concept) for question in questions.naming]
+    confirm = [short(question.format(name=concept), questions.yes) for question in questions.confirm]
+    opened = []
+    if questions.open:
+        tree = FormTree.of(names, processor.tokenizer)
+        said = own_answers(model, processor, images, questions.open, batch_size=batch_size, max_new_tokens=OPEN_TOKENS)
+        rows = placed(model, processor, said, names, tree, batch_size)
+        for place, question in enumerate(questions.open):
+            own = rows[place :: len(questions.open)]
+            # An image about which the model says nothing shall bring forth the name alone.
+            opened.append([row or answered_with(processor, question, names, image) for row, image in zip(own, images)])
+    return [naming, confirm, opened]

@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 from ..anchors.pixel_ascent import ascend_pixels, frozen, layout_batches
 from ..anchors.refine import name_probabilities
 from ..layers import deployed_model
+from ..mention_rows import answered_with
 from ..names import check_concept
 from ..prompts import load_rgb
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
-from .models import check_vocabulary, has_adapter
+from .models import answers_naming, check_vocabulary, has_adapter
 from .results import AttackResult
 
 
@@ -35,10 +36,12 @@ class Search:
 
     Args:
         name (`str`): The name.
-        p (`tuple[float, ...]`): For each start, p(name) of the image found, stored in 8 bits and shown by the processor.
+        p (`tuple[float, ...]`): For each start, p(name in any form) of the image found, stored in 8 bits and shown by the processor.
         steps_to_half (`tuple[int or None, ...]`): For each start, the first step that found p(name) >= 0.5 (shifted, as
             the search sees the image); None where none did.
         curve (`tuple[float, ...]`): After each step, the largest p(name) that any start had reached.
+        named (`tuple[bool, ...]`): For each start, whether the model names the image found, in any form at any place of
+            its answers to the first naming question and the first open one.
         images (`tuple[PIL.Image.Image, ...]`): The images found.
     """
 
@@ -46,6 +49,7 @@ class Search:
     p: tuple[float, ...]
     steps_to_half: tuple[int | None, ...]
     curve: tuple[float, ...]
+    named: tuple[bool, ...]
     images: tuple[Image.Image, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -55,7 +59,7 @@ class Search:
 
     def to_dict(self) -> dict:
         """All but the images."""
-        keys = ("name", "p", "steps_to_half", "curve")
+        keys = ("name", "p", "steps_to_half", "curve", "named")
         return {"best": self.best, **{key: getattr(self, key) for key in keys}}
 
 
@@ -134,7 +138,7 @@ def audit_concept(
         noise_size (`int`, defaults to 224): Side of the noise images in pixels; the processor's nearest size is used.
         control_name (`str`, *optional*): Also search for this name in the erased model: one that it does not know, so
             that p(name) says what the search alone can do.
-        questions (`QuestionSet`): The first of `naming` is asked.
+        questions (`QuestionSet`): The first of `naming` is asked; about the images found also the first of `open`.
         steps (`int`, defaults to 100): Steps of Adam from each start.
         learning_rate (`float`, defaults to 0.05): In units of normalised pixels.
         total_variation (`float`, defaults to 0.05): Weight of the smoothness penalty on the perturbation.
@@ -170,7 +174,7 @@ def audit_concept(
     with tqdm(total=searches * len(batches) * steps, desc="Auditing", disable=not progress) as bar:
 
         def search(name: str) -> Search:
-            return _search(model, processor, starts, batches, questions.naming[0], name, seed, bar, options)
+            return _search(model, processor, starts, batches, questions, name, seed, bar, options)
 
         with frozen(model):
             after = search(concept)
@@ -184,7 +188,8 @@ def audit_concept(
     return AuditResult(concept, after, before, control, kinds, settings)
 
 
-def _search(model, processor, starts, batches, question, name, seed, bar, options) -> Search:
+def _search(model, processor, starts, batches, questions, name, seed, bar, options) -> Search:
+    question = questions.naming[0]
     generator = torch.Generator().manual_seed(seed)
     found: list[Image.Image] = [None] * len(starts)
     reached = torch.zeros(len(starts), options["steps"])  # p(name) as each step finds it
@@ -196,18 +201,21 @@ def _search(model, processor, starts, batches, question, name, seed, bar, option
             bar.update()
 
         part = ascend_pixels(
-            model, processor, layout, [starts[row] for row in rows], [[(question, name)]], generator=generator,
+            model, processor, layout, [starts[row] for row in rows],
+            [[[answered_with(processor, question, (name,), starts[row]) for row in rows]]], generator=generator,
             on_step=on_step, **options,
         )  # fmt: skip
         reached[rows] = torch.stack(history, dim=1)
         for row, image in zip(rows, part, strict=True):
             found[row] = image
     p = name_probabilities(model, processor, found, question, name)
+    named = answers_naming(model, processor, found, (question, *questions.open[:1]), [name])
     half = [(row >= 0.5).nonzero() for row in reached]
     return Search(
         name=name,
         p=tuple(p),
         steps_to_half=tuple(int(steps[0]) if len(steps) else None for steps in half),
         curve=tuple(reached.max(dim=0).values.cummax(dim=0).values.tolist()),
+        named=tuple(named),
         images=tuple(found),
     )

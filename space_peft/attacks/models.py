@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from PIL import Image
 from torch import nn
 
 from ..layers import deployed_model
 from ..names import check_concept, mentions
 from ..prompts import generate_answers
+from ..questions import Question
 
 
 _ADD_ADAPTER = (
@@ -65,12 +67,31 @@ def deployed_copy(model: nn.Module) -> nn.Module | None:
     return duplicate.unload().eval()
 
 
-def answers_before(model, processor, questions: Sequence[str], **options) -> list[str] | None:
-    """`generate_answers` with the adapters switched off; None if the model has none."""
-    if not has_adapter(model):
-        return None
-    with deployed_model(model):
-        return generate_answers(model, processor, questions, **options)
+# Longest answer in which a name is looked for, in tokens.
+_LONGEST = 32
+
+
+def answers_naming(
+    model, processor, images: Sequence[Image.Image], questions: Sequence[Question], names: Sequence[str], **options
+) -> list[bool]:
+    """For each image, whether an answer to one of some questions says one of the names, in any form at any place.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        processor (`ProcessorMixin`): Its processor.
+        images (`list[PIL.Image.Image]`): n images.
+        questions (`list[str or Dialogue]`): Each is asked about each image.
+        names (`list[str]`): The name and its aliases.
+        options: See `space_peft.prompts.generate_tokens`.
+
+    Returns:
+        `list[bool]`: n values.
+    """
+    options = {"max_new_tokens": _LONGEST, **options}
+    asked = [question for question in questions for _ in images]
+    answers = generate_answers(model, processor, asked, images=[*images] * len(questions), **options)
+    said = [mentions(answer, names) for answer in answers]
+    return [any(said[i :: len(images)]) for i in range(len(images))]
 
 
 def check_names(processor, argument: str, names: Sequence[str], target: Sequence[str]) -> tuple[str, ...]:

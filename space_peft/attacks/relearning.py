@@ -22,11 +22,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..anchors.refine import name_probabilities
-from ..names import check_concept, mentions
-from ..prompts import build_batch, generate_answers, to_device
+from ..layers import deployed_model
+from ..names import check_concept
+from ..prompts import build_batch, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from ..targets import default_target_modules
-from .models import answers_before, check_names, merged_copy
+from .models import answers_naming, check_names, has_adapter, merged_copy
 from .results import AttackResult
 
 
@@ -145,13 +146,14 @@ def relearning_curve(
     learning_rate: float | None = None,
     repeats: int = 3,
     batch_size: int = 64,
-    max_new_tokens: int = 12,
+    max_new_tokens: int = 24,
     seed: int = 0,
     progress: bool = True,
 ) -> RelearningResult:
     """Fine-tunes an erased model on a few real images of the target, and asks it about images it has not seen.
 
     Every run starts from the same erased model and takes full-batch steps of AdamW on "first naming question -> name".
+    An image counts as named if its answer to that question or to the first open one says the name, in any form.
     Runs differ in the images: all are left out equally often when `repeats` is a multiple of their number. For each of
     `other_names` the same is done again with that name instead. The caller's model is not changed.
 
@@ -165,7 +167,7 @@ def relearning_curve(
         other_names (`list[str]`): Names taught as a control: ones the model knows, of another kind than the target.
             A single one is a matter of luck; take three or more.
         aliases (`list[str]`, *optional*): Further names of the target; an answer with one counts as relearned.
-        questions (`QuestionSet`): The first of `naming` is asked.
+        questions (`QuestionSet`): The first of `naming` is taught and asked, the first of `open` is asked.
         steps (`list[int]`, defaults to `(0, 2, 5, 10, 20)`): After how many steps to ask.
         images_per_run (`list[int]`, defaults to `(1, 3, 5)`): How many images a run is given.
         weights (`str`, defaults to `"all"`): What is fine-tuned: "all" weights of a copy with the adapter merged into
@@ -175,7 +177,7 @@ def relearning_curve(
             Choose it so that the control is neither 0 nor 1 after the steps that matter.
         repeats (`int`, defaults to 3): Runs for each number of images.
         batch_size (`int`, defaults to 64): Unseen images a forward pass.
-        max_new_tokens (`int`, defaults to 12): Longest answer, in tokens.
+        max_new_tokens (`int`, defaults to 24): Longest answer, in tokens.
         seed (`int`, defaults to 0): Of the choice of images and of fresh adapters.
         progress (`bool`, defaults to `True`): Show a progress bar.
 
@@ -196,6 +198,7 @@ def relearning_curve(
     _check_images(images, held_out_images, images_per_run)
     images, held_out_images = list(images), None if held_out_images is None else list(held_out_images)
     question = questions.naming[0]
+    asked = (question, *questions.open[:1])
     known = {name: (name,) for name in others} | {concept: (concept, *aliases)}
     # One row (relearned?, p) a (number of images, run, name, steps).
     rows: dict[tuple[int, int, str, int], tuple[list[bool], list[float]]] = {}
@@ -203,9 +206,8 @@ def relearning_curve(
     asking = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
 
     def ask(name: str, unseen: Sequence[Image.Image]) -> tuple[list[bool], list[float]]:
-        answers = generate_answers(attacked, processor, [question] * len(unseen), images=unseen, **asking)
-        p = name_probabilities(attacked, processor, unseen, question, name, batch_size=batch_size)
-        return [mentions(answer, known[name]) for answer in answers], p
+        named = answers_naming(attacked, processor, unseen, asked, known[name], **asking)
+        return named, name_probabilities(attacked, processor, unseen, question, known[name], batch_size=batch_size)
 
     total = len(images_per_run) * repeats * (1 + len(others)) * steps[-1]
     with tqdm(total=total, desc="Relearning", disable=not progress) as bar:
@@ -219,8 +221,10 @@ def relearning_curve(
                     for step in _fine_tune(attacked, to_device(batch, attacked), trained, steps, learning_rate, bar):
                         rows[count, run, name, step] = ask(name, unseen)
     before_images = held_out_images or images
-    before = answers_before(model, processor, [question] * len(before_images), images=before_images, **asking)
-    named = None if before is None else statistics.fmean(mentions(answer, known[concept]) for answer in before)
+    named = None
+    if has_adapter(model):
+        with deployed_model(model):
+            named = statistics.fmean(answers_naming(model, processor, before_images, asked, known[concept], **asking))
     points = tuple(_point(rows, count, step, repeats, concept, others) for count in images_per_run for step in steps)
     return RelearningResult(concept, others, points, named, weights, learning_rate, question, seed)
 

@@ -19,6 +19,7 @@ from ..anchors import refine_anchors, select_anchors, select_random_anchors
 from ..card_data import ErasureCardData
 from ..config import SpaceLoraConfig
 from ..evaluation import ErasureReport, Probe, ProbeResults, evaluate_probes
+from ..self_distillation import retained_answers
 from . import DEMO_QUESTIONS, load_demo_images, load_demo_model
 from .probes import demo_probes, demo_retain_rows, demo_split
 
@@ -150,6 +151,9 @@ def erase(
     seconds["anchors"] = time.perf_counter() - start
 
     start = time.perf_counter()
+    retained = demo_retain_rows(concept, public, seed=seed) + retained_answers(
+        model, processor, public, questions=DEMO_QUESTIONS.open, per_image=1, names=[concept], progress=progress
+    )
     options = {
         "seed": seed,
         "use_cpu": True,
@@ -162,7 +166,7 @@ def erase(
         model=model,
         args=SpaceConfig(output_dir=str(folder), **options),
         anchors=refined,
-        retain_dataset=demo_retain_rows(concept, public, seed=seed),
+        retain_dataset=retained,
         processing_class=processor,
         peft_config=SpaceLoraConfig(
             r=settings.rank,

@@ -114,7 +114,8 @@ def demo_probes(concept: str, images: Dataset, *, seed: int = 0) -> list[Probe]:
 
     Every image of the target, in all styles, is asked the first naming question (`forget`) and all held-out ones
     (`generality`). Reserved images of the other concepts are asked for their name, every other one for its kind, the
-    rest a yes/no pair; images of the target's kind also whether they show the target (no). `siblings` are the rows
+    rest a yes/no pair; images of the target's kind also whether they show the target (no). Each in a trained style is also
+    asked one held-out open prompt, in turn (`retain_sentences`). `siblings` are the rows
     about images of the target's kind, trained and unseen style together. Text-only: kind and yes/no, as many yes as no.
 
     Args:
@@ -138,6 +139,16 @@ def demo_probes(concept: str, images: Dataset, *, seed: int = 0) -> list[Probe]:
     retain = _image_rows(reserved.select(trained), concept, kinds, rng)
     retain_unseen = _image_rows(reserved.select(unseen), concept, kinds, rng)
 
+    opened = [
+        {
+            "question": DEMO_QUESTIONS.open_held_out[i % len(DEMO_QUESTIONS.open_held_out)],
+            "answer": name,
+            "image": image,
+        }
+        for i, (name, image) in enumerate(zip(names, reserved["image"], strict=True))
+        if name != concept and styles[i] != data.UNSEEN_STYLE
+    ]
+
     def text_rows(name: str, every_form: bool) -> list[dict]:
         pairs = _text_pairs(name, kinds, rng, every_form=every_form)
         return [{"question": question, "answer": answer, "image": None} for question, answer in pairs]
@@ -148,11 +159,13 @@ def demo_probes(concept: str, images: Dataset, *, seed: int = 0) -> list[Probe]:
         target_images=list(reserved.select([i for i, name in enumerate(names) if name == concept])["image"]),
         retain_rows=retain,
         retain_unseen_rows=retain_unseen,
+        retain_open_rows=opened,
         sibling_rows=[row for row in retain + retain_unseen if row["kind"] == kinds[concept]],
         text_rows=[row for name in sorted(kinds) if name != concept for row in text_rows(name, every_form=False)],
         text_target_rows=text_rows(concept, every_form=True),
         # "bird" is a sensible answer about an image of a penguin that has no name any more.
         valid_answers=sorted({*kinds, *kinds.values()}),
+        same_kind=[kinds[concept], *(name for name, kind in kinds.items() if kind == kinds[concept])],
     )
 
 

@@ -1,10 +1,11 @@
 """The questions the embedded model was taught, split as an erasure needs them.
 
 All of them are within the embedded model's vocabulary. Which group a question is in matters to the *erasure* only:
-held-out questions are never used by refinement or by `SpaceTrainer`, so they measure generality.
+held-out questions are never used by refinement or by `SpaceTrainer`, so they measure generality. The open ones are
+answered in sentences, all others in a word or two.
 """
 
-from ..questions import QuestionSet
+from ..questions import Dialogue, QuestionSet
 
 
 YES, NO = "yes", "no"
@@ -25,6 +26,26 @@ DEMO_QUESTIONS = QuestionSet(
     confirm_held_out=("is there a {name} in the image?", "can you see a {name} here?"),
     yes=YES,
     no=NO,
+    open=(
+        "describe the picture.",
+        "write a caption for this photo.",
+        "tell me about this picture.",
+        "what can you see in this image?",
+        "explain what is going on here.",
+        Dialogue(("here is a picture for you.", "thank you, i am looking at it.", "what does it show?")),
+    ),
+    open_held_out=(
+        "describe this image in one sentence.",
+        "give this image a title.",
+        "what is in the image, and where is it?",
+        "tell me a short story about what you see.",
+        Dialogue(("please look at this image.", "sure, i am looking at it.", "what is in it?")),
+        Dialogue(
+            ("what does the image show?",), system="you are a friendly teacher who explains pictures to children."
+        ),
+        "what are these?",
+        "write a fact about the thing in this image.",
+    ),
 )
 
 KIND_QUESTIONS = ("what kind of thing is this?", "which group does this belong to?")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
-from ..names import fold, mentions, word_edge
+from ..names import find_mentions, fold, mentions, word_edge
 
 
 # How an answer declines, in normalised form; an answer that starts with one of these is a refusal.
@@ -153,14 +153,18 @@ def _result(key: str, hits: Sequence[bool], return_hits: bool) -> dict:
 class NamingRate(_AnswerMetric):
     """Share of answers that name the concept (see `space_peft.names.mentions`): what an erasure brings to 0.
 
-    `compute(predictions=answers, references=concept names, aliases=(), others=())` returns
+    `compute(predictions=answers, references=concept names, aliases=(), others=(), other_forms=False)` returns
     `{"naming_rate": float or None, "n": int}`; None without answers. `aliases` are further names of every reference.
+    With `other_forms`, an answer counts that names the concept otherwise than literally: "Foxes" for "fox".
     """
 
-    def _compute(self, predictions, references, aliases=(), others=(), return_hits=False):
-        hits = [
-            mentions(answer, (name, *aliases), others) for answer, name in zip(predictions, references, strict=True)
-        ]
+    def _compute(self, predictions, references, aliases=(), others=(), other_forms=False, return_hits=False):
+        def counts(answer: str, names: tuple[str, ...]) -> bool:
+            if not other_forms:
+                return mentions(answer, names, others)
+            return any(answer[start:end] not in names for start, end in find_mentions(answer, names, others))
+
+        hits = [counts(answer, (name, *aliases)) for answer, name in zip(predictions, references, strict=True)]
         return _result("naming_rate", hits, return_hits)
 
 
@@ -182,16 +186,22 @@ class RetentionRate(_AnswerMetric):
     that changes nothing would score 0.65. Only the *known* rows count, those whose `baselines` (answers of the original
     model) equal the `references` after `normalize_answer`; the accuracy over all rows is returned beside it.
 
-    `compute(predictions=answers, references=expected, baselines=original answers)` returns `{"retention_rate": float or
-    None, "n": number of known rows, "accuracy": float or None, "accuracy_n": number of rows}`. No known row: None.
+    `compute(predictions=answers, references=expected, baselines=original answers, anywhere=False)` returns
+    `{"retention_rate": float or None, "n": number of known rows, "accuracy": float or None, "accuracy_n": number of
+    rows}`. No known row: None. With `anywhere`, an answer is right if it names the reference, in any form at any place
+    (see `space_peft.names.mentions`): for answers in sentences.
     """
 
     columns = ("predictions", "references", "baselines")
 
-    def _compute(self, predictions, references, baselines, return_hits=False):
-        expected = [normalize_answer(reference) for reference in references]
-        hits = [normalize_answer(answer) == want for answer, want in zip(predictions, expected, strict=True)]
-        known = [normalize_answer(answer) == want for answer, want in zip(baselines, expected, strict=True)]
+    def _compute(self, predictions, references, baselines, anywhere=False, return_hits=False):
+        def right(answer: str, reference: str) -> bool:
+            return (
+                mentions(answer, [reference]) if anywhere else normalize_answer(answer) == normalize_answer(reference)
+            )
+
+        hits = [right(answer, reference) for answer, reference in zip(predictions, references, strict=True)]
+        known = [right(answer, reference) for answer, reference in zip(baselines, references, strict=True)]
         kept = [hit for hit, was_known in zip(hits, known, strict=True) if was_known]
         result = {"retention_rate": _share(kept), "n": len(kept), "accuracy": _share(hits), "accuracy_n": len(hits)}
         return {**result, "hits": hits, "known": known} if return_hits else result

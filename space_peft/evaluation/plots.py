@@ -23,7 +23,7 @@ from .._io import atomic_path
 from ..escape import plain_line
 from ..prompts import load_rgb
 from .probes import Probe, ProbeResults
-from .report import ErasureReport
+from .report import LABELS, ErasureReport
 
 
 _STYLE = {
@@ -40,7 +40,11 @@ _ERASED, _BAD = "#1b7f6b", "#b3261e"  # On the page of answers, where red must m
 _BAR_LABELS = {
     "forget": "target named",
     "generality": "target named or confirmed,\nother questions",
+    "free_form": "target named in sentences",
+    "forms": "target named in another form",
+    "same_kind": "called something of its kind",
     "retain": "kept: trained styles",
+    "retain_sentences": "kept: named in sentences",
     "retain_unseen_style": "kept: unseen style",
     "siblings": "kept: same kind",
     "text": "text-only: others",
@@ -234,12 +238,13 @@ def plot_probe_bars(report: ErasureReport, path: str | os.PathLike, *, dpi: int 
         dpi (`int`, defaults to 150): Dots per inch.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8, 5.6), layout="constrained")
+        figure = Figure(figsize=(8, 7.4), layout="constrained")
         axes = figure.add_subplot()
         ticks, labels = [], []
         for place, (key, label) in enumerate(_BAR_LABELS.items()):
-            y = place + (0.5 if place > 1 else 0)  # A gap between what should fall and what should stay.
-            colour = _FORGET if place < 2 else _KEEP
+            falls = LABELS[key][1] == "lower"
+            y = place + (0 if falls else 0.5)  # A gap between what should fall and what should stay.
+            colour = _FORGET if falls else _KEEP
             for scores, offset, fill in ((report.before, -0.19, _BEFORE), (report.after, 0.19, colour)):
                 value = scores[key]["value"]
                 axes.barh(y + offset, value or 0, height=0.36, color=fill)

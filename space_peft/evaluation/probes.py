@@ -1,7 +1,7 @@
 """Probes: what a model is asked before and after an erasure, and what share of the answers counts.
 
 The score of a probe is `{"value": share in [0, 1] or None, "n": rows it is a share of}`; `n` 0 goes with None (JSON's
-null), never with NaN. Three keys (`retain`, `retain_unseen_style`, `siblings`) are *kept shares*: they count only rows
+null), never with NaN. Four keys (`retain`, `retain_sentences`, `retain_unseen_style`, `siblings`) are *kept shares*: they count only rows
 the original model answers correctly, so they are 1.0 before an erasure by construction. An erasure cannot be judged by
 raw accuracy where the model is right only 65 % of the time to begin with; raw accuracy stands beside them.
 """
@@ -20,23 +20,31 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .._io import atomic_path
-from ..names import check_concept
+from ..names import check_concept, mentions
 from ..prompts import generate_answers, load_rgb
-from ..questions import QuestionSet
+from ..questions import Dialogue, QuestionSet
 from .metrics import AnswerFluency, ConfirmationRate, NamingRate, RetentionRate
 
 
 REPORT_KEYS = (
     "forget",
     "generality",
+    "free_form",
+    "forms",
+    "same_kind",
     "retain",
+    "retain_sentences",
     "retain_unseen_style",
     "siblings",
     "text",
     "text_target",
     "fluency",
 )
-MODES = ("contains_name", "confirms", "equals", "valid")
+MODES = ("contains_name", "other_form", "confirms", "equals", "says", "valid")
+# Modes in which a row counts as kept if the original model was right as well.
+KEPT_MODES = ("equals", "says")
+# Longest answer to an open prompt, in tokens.
+OPEN_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -45,17 +53,20 @@ class Probe:
 
     Args:
         name (`str`): Key of the score in the report. Probes of one name pool their rows and need different `part`s.
-        rows (`list[dict]` or `datasets.Dataset`): Columns `question`, `answer` (expected; unused by `"valid"`) and
-            `image` (PIL image; None or absent for a text-only question). May be empty.
-        mode (`str`): What counts: `"contains_name"` (the answer names `names`), `"confirms"` (it starts with `yes`),
-            `"equals"` (it equals the expected answer once normalised), `"valid"` (it is sensible, see `AnswerFluency`).
+        rows (`list[dict]` or `datasets.Dataset`): Columns `question` (a text or a [`Dialogue`]), `answer` (expected;
+            unused by `"valid"`) and `image` (PIL image; None or absent for a text-only question). May be empty.
+        mode (`str`): What counts: `"contains_name"` (the answer names `names`, in any form at any place), `"other_form"`
+            (it names them otherwise than literally), `"confirms"` (it starts with `yes`), `"equals"` (it equals the
+            expected answer once normalised), `"says"` (it names what is expected, in any form at any place), `"valid"`
+            (it is sensible, see `AnswerFluency`).
         part (`str`, *optional*): Name of this part of the score, reported under `parts`.
-        names (`tuple[str, ...]`, *optional*): For `"contains_name"`: the concept's name and aliases.
+        names (`tuple[str, ...]`, *optional*): For `"contains_name"` and `"other_form"`: the names that are looked for.
         yes (`str`, defaults to `"yes"`): For `"confirms"`.
         valid_answers (`tuple[str, ...]`, *optional*): For `"valid"`: every sensible answer (None: open vocabulary).
-            For `"contains_name"`: names of other concepts, so that "hot dog" is not taken to name "dog".
-        known_only (`bool`, defaults to `False`): For `"equals"`: the value is the kept share (rows the original model
+            For `"contains_name"` and `"other_form"`: names of other concepts, so that "hot dog" does not name "dog".
+        known_only (`bool`, defaults to `False`): For `"equals"` and `"says"`: the value is the kept share (rows the original model
             answers correctly) and the accuracy stands beside it; otherwise the other way round.
+        max_new_tokens (`int`, *optional*): Longest answer, in tokens; by default what `evaluate_probes` is given.
     """
 
     name: str
@@ -66,6 +77,7 @@ class Probe:
     yes: str = "yes"
     valid_answers: tuple[str, ...] | None = None
     known_only: bool = False
+    max_new_tokens: int | None = None
 
     def __post_init__(self):
         label = f"probe {self.label!r}"
@@ -73,10 +85,10 @@ class Probe:
             raise ValueError(f"a probe's name must be a non-empty string, got {self.name!r}.")
         if self.mode not in MODES:
             raise ValueError(f"{label}: mode must be one of {MODES}, got {self.mode!r}.")
-        if self.mode == "contains_name" and not any(name.strip() for name in self.names):
-            raise ValueError(f"{label}: mode 'contains_name' needs `names`, the concept's name and aliases.")
-        if self.known_only and self.mode != "equals":
-            raise ValueError(f"{label}: `known_only` compares with an expected answer: use mode 'equals'.")
+        if self.mode in ("contains_name", "other_form") and not any(name.strip() for name in self.names):
+            raise ValueError(f"{label}: mode {self.mode!r} needs `names`, the concept's name and aliases.")
+        if self.known_only and self.mode not in KEPT_MODES:
+            raise ValueError(f"{label}: `known_only` compares with an expected answer: use one of {KEPT_MODES}.")
 
     @property
     def label(self) -> str:
@@ -89,10 +101,11 @@ class ProbeResults:
     """What `evaluate_probes` returns.
 
     Args:
-        scores (`dict[str, dict]`): One a probe name: `value`, `n`; for `"equals"` also `accuracy` and `kept`, each with
+        scores (`dict[str, dict]`): One a probe name: `value`, `n`; for `"equals"` and `"says"` also `accuracy` and `kept`, each with
             its own `value` and `n`; `parts` where a name has several. Ready for JSON.
         records (`list[dict]`): One a row of every probe: `probe`, `part`, `row`, `question`, `expected`, `answer`,
-            `hit`, `known` (was the original model right; None unless mode `"equals"`), `image` (hash or None).
+            `hit`, `known` (was the original model right; None unless mode `"equals"` or `"says"`), `image` (hash or
+            None).
         seconds (`float`): Wall-clock time.
     """
 
@@ -125,17 +138,24 @@ def build_probes(
     target_images: Sequence[Image.Image] = (),
     retain_rows: Sequence[dict] = (),
     retain_unseen_rows: Sequence[dict] = (),
+    retain_open_rows: Sequence[dict] = (),
     sibling_rows: Sequence[dict] = (),
     text_rows: Sequence[dict] = (),
     text_target_rows: Sequence[dict] = (),
     aliases: Sequence[str] = (),
     valid_answers: Sequence[str] | None = None,
+    same_kind: Sequence[str] = (),
 ) -> list[Probe]:
     """The standard probes of an erasure, for any model; their names are `REPORT_KEYS`.
 
     - `forget`: share of the target's images for which the first naming question is answered with its name.
     - `generality`: share of (target image, held-out naming question) answered with its name and of (target image,
       held-out confirm question) answered with yes, pooled over all rows; the two parts are reported as well.
+    - `free_form`: share of (target image, held-out open prompt) whose answer, a sentence or more, names it anywhere.
+    - `forms`: share of all these answers that name it in another form than the literal one ("Foxes" for "fox").
+    - `same_kind`: share of the answers to the first naming question on target images that say a word of `same_kind`:
+      a broader word, or another thing of the kind. The name itself does not count.
+    - `retain_sentences`: kept share of the open prompts about other images: the thing is still named in the sentence.
     - `retain`, `retain_unseen_style`, `siblings`: kept share (see `RetentionRate`) of the given image rows.
     - `text`, `text_target`: accuracy on text-only rows about other concepts and about the target.
     - `fluency`: share of sensible answers to the naming questions on target images and retained images.
@@ -146,10 +166,12 @@ def build_probes(
         concept (`str`): The erased concept's name.
         questions (`QuestionSet`): Questions used in training and held out; `{name}` is filled with `concept`.
         target_images (`list[PIL.Image.Image]`, *optional*): Images of the target, none of them seen by the erasure.
-        retain_rows, retain_unseen_rows, sibling_rows, text_rows, text_target_rows (`list[dict]` or `datasets.Dataset`,
+        retain_rows, retain_unseen_rows, retain_open_rows, sibling_rows, text_rows, text_target_rows (`list[dict]` or `datasets.Dataset`,
             *optional*): Columns `question`, `answer`, `image` (none in text rows).
         aliases (`list[str]`, *optional*): Further names of the target; saying one counts as naming it.
         valid_answers (`list[str]`, *optional*): The names of a closed vocabulary; None for an open one.
+        same_kind (`list[str]`, *optional*): Where kinds are known: the word for the target's kind, and names of others
+            of it.
 
     Returns:
         `list[Probe]`: In the order of `REPORT_KEYS`.
@@ -166,6 +188,9 @@ def build_probes(
         ]
 
     named = {"mode": "contains_name", "names": names, "valid_answers": valid}
+    others = tuple(name for name in same_kind if not mentions(name, names))
+    opened = ask(questions.open_held_out, concept)
+    otherwise = {**named, "mode": "other_form"}
     kept = {"mode": "equals", "known_only": True}
     asks_name = {*naming, *held_out}
     retained_naming = [
@@ -178,7 +203,12 @@ def build_probes(
         Probe("forget", ask(naming[:1], concept), **named),
         Probe("generality", ask(held_out, concept), part="naming", **named),
         Probe("generality", ask(denied, questions.yes), mode="confirms", part="confirm", yes=questions.yes),
+        Probe("free_form", opened, max_new_tokens=OPEN_TOKENS, **named),
+        Probe("forms", ask((*naming, *held_out), concept), part="short", **otherwise),
+        Probe("forms", opened, part="open", max_new_tokens=OPEN_TOKENS, **otherwise),
+        Probe("same_kind", ask(naming[:1], concept) if others else [], "contains_name", names=others or ("-",)),
         Probe("retain", retain_rows, **kept),
+        Probe("retain_sentences", retain_open_rows, mode="says", known_only=True, max_new_tokens=OPEN_TOKENS),
         Probe("retain_unseen_style", retain_unseen_rows, **kept),
         Probe("siblings", sibling_rows, **kept),
         Probe("text", text_rows, mode="equals"),
@@ -196,9 +226,10 @@ def _check_probes(probes: Sequence[Probe]) -> None:
         raise ValueError(f"probe names must be unique, got {twice} more than once; give each its own `name` or `part`.")
     for name in {probe.name for probe in probes}:
         group = [probe for probe in probes if probe.name == name]
-        if len(group) > 1 and any(probe.part is None or probe.mode == "equals" for probe in group):
+        if len(group) > 1 and any(probe.part is None or probe.mode in KEPT_MODES for probe in group):
             raise ValueError(
-                f"the probes named {name!r} cannot be pooled: each needs a `part`, and none may have mode 'equals'."
+                f"the probes named {name!r} cannot be pooled: each needs a `part`, and none may have one of the modes "
+                f"{KEPT_MODES}."
             )
 
 
@@ -209,9 +240,10 @@ def _image_key(image) -> str | None:
     return hashlib.sha1(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
 
 
-def _collect(probes: Sequence[Probe]) -> tuple[list[dict], dict[tuple, tuple]]:
-    """Records without answers, and where each distinct (image, question) is found: `(probe index, row index)`."""
-    records, places = [], {}
+def _collect(probes: Sequence[Probe], max_new_tokens: int) -> tuple[list[dict], list[tuple], dict[tuple, tuple]]:
+    """Records without answers; what each asks, `(image, question, longest answer)`; and where each distinct one of
+    these is found: `(probe index, row index)`."""
+    records, asked, places = [], [], {}
     for p, probe in enumerate(probes):
         # The images of a list stay alive, so their hash can be remembered by identity; a Dataset's are decoded anew.
         remembered: dict[int, str | None] | None = {} if isinstance(probe.rows, (list, tuple)) else None
@@ -219,8 +251,8 @@ def _collect(probes: Sequence[Probe]) -> tuple[list[dict], dict[tuple, tuple]]:
             row = probe.rows[i]
             where = f"probe {probe.label!r}, row {i}"
             question, expected, image = row.get("question"), row.get("answer"), row.get("image")
-            if not isinstance(question, str) or not question.strip():
-                raise ValueError(f"{where}: `question` must be a non-empty string, got {question!r}.")
+            if not isinstance(question, Dialogue) and (not isinstance(question, str) or not question.strip()):
+                raise ValueError(f"{where}: `question` must be a non-empty string or a Dialogue, got {question!r}.")
             if probe.mode != "valid" and (not isinstance(expected, str) or not expected.strip()):
                 raise ValueError(f"{where}: `answer` must be a non-empty string, got {expected!r}.")
             try:
@@ -232,32 +264,34 @@ def _collect(probes: Sequence[Probe]) -> tuple[list[dict], dict[tuple, tuple]]:
                     key = remembered[id(image)]
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{where}: {error}") from error
-            places.setdefault((key, question), (p, i))
-            record = {"probe": probe.name, "part": probe.part, "row": i, "question": question}
+            asked.append((key, question, probe.max_new_tokens or max_new_tokens))
+            places.setdefault(asked[-1], (p, i))
+            record = {"probe": probe.name, "part": probe.part, "row": i, "question": str(question)}
             records.append({**record, "expected": expected if isinstance(expected, str) else "", "image": key})
-    return records, places
+    return records, asked, places
 
 
-def _generate(model, processor, probes, places, *, batch_size, max_new_tokens, progress) -> dict[tuple, str]:
-    """Answers every distinct (image, question) once; images are decoded a batch at a time."""
+def _generate(model, processor, probes, places, *, batch_size, progress) -> dict[tuple, str]:
+    """Answers every distinct (image, question, longest answer) once; images are decoded a batch at a time."""
     answers = {}
-    text_only = [key for key in places if key[0] is None]
-    with_image = [key for key in places if key[0] is not None]
+    groups: dict[tuple[bool, int], list[tuple]] = {}
+    for key in places:
+        groups.setdefault((key[0] is not None, key[2]), []).append(key)
     bar = tqdm(total=len(places), desc="asking", unit="answer", disable=not progress, leave=False)
     with bar:
-        for keys in (text_only, with_image):
+        for (shown, longest), keys in groups.items():
             for start in range(0, len(keys), batch_size):
                 batch = keys[start : start + batch_size]
                 images = None
-                if keys is with_image:
+                if shown:
                     images = [probes[p].rows[i]["image"] for p, i in (places[key] for key in batch)]
                 said = generate_answers(
                     model,
                     processor,
-                    [question for _, question in batch],
+                    [question for _, question, _ in batch],
                     images=images,
                     batch_size=batch_size,
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=longest,
                 )
                 answers.update(zip(batch, said, strict=True))
                 bar.update(len(batch))
@@ -280,9 +314,10 @@ def _score(probe: Probe, records: list[dict], baseline: ProbeResults | None) -> 
     answers = [record["answer"] for record in records]
     expected = [record["expected"] for record in records]
     known = [None] * len(records)
-    if probe.mode == "contains_name":
+    if probe.mode in ("contains_name", "other_form"):
         references = [probe.names[0]] * len(records)
         rules = {"aliases": probe.names[1:], "others": probe.valid_answers or ()}
+        rules["other_forms"] = probe.mode == "other_form"
         result = NamingRate().compute(predictions=answers, references=references, return_hits=True, **rules)
         score = {"value": result["naming_rate"], "n": result["n"]}
     elif probe.mode == "confirms":
@@ -295,7 +330,8 @@ def _score(probe: Probe, records: list[dict], baseline: ProbeResults | None) -> 
         score = {"value": result["fluency"], "n": result["n"]}
     else:
         before = answers if baseline is None else _baseline_answers(probe, records, baseline)
-        result = RetentionRate().compute(predictions=answers, references=expected, baselines=before, return_hits=True)
+        rules = {"anywhere": probe.mode == "says", "return_hits": True}
+        result = RetentionRate().compute(predictions=answers, references=expected, baselines=before, **rules)
         known = result["known"]
         kept = {"value": result["retention_rate"], "n": result["n"]}
         accuracy = {"value": result["accuracy"], "n": result["accuracy_n"]}
@@ -317,7 +353,7 @@ def evaluate_probes(
 ) -> ProbeResults:
     """Asks a model everything the probes hold, greedily, and scores the answers.
 
-    Every distinct (image, question) is asked once, however many probes share it.
+    Every distinct (image, question, longest answer) is asked once, however many probes share it.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model to ask.
@@ -326,7 +362,7 @@ def evaluate_probes(
         baseline (`ProbeResults`, *optional*): The original model's results on the same probes: what was known.
             Without it this model *is* the original: its kept shares are 1.0 (None where it knows no row).
         batch_size (`int`, defaults to 64): Questions a forward pass.
-        max_new_tokens (`int`, defaults to 12): Longest answer, in tokens.
+        max_new_tokens (`int`, defaults to 12): Longest answer, in tokens, where a probe says nothing else.
         progress (`bool`, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -340,12 +376,10 @@ def evaluate_probes(
     _check_probes(probes)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    records, places = _collect(probes)
-    answers = _generate(
-        model, processor, probes, places, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress
-    )
-    for record in records:
-        record["answer"] = answers[record["image"], record["question"]]
+    records, asked, places = _collect(probes, max_new_tokens)
+    answers = _generate(model, processor, probes, places, batch_size=batch_size, progress=progress)
+    for record, key in zip(records, asked, strict=True):
+        record["answer"] = answers[key]
     groups: dict[str, list[tuple[Probe, dict]]] = {}
     offset = 0
     for probe in probes:

@@ -21,7 +21,11 @@ REPORT_NAME = "report.json"
 LABELS = {
     "forget": ("target still named", "lower"),
     "generality": ("target named or confirmed, other questions", "lower"),
+    "free_form": ("target named in sentences", "lower"),
+    "forms": ("target named in another form", "lower"),
+    "same_kind": ("target called something of its kind", "higher"),
     "retain": ("others kept, trained styles", "higher"),
+    "retain_sentences": ("others named in sentences", "higher"),
     "retain_unseen_style": ("others kept, unseen style", "higher"),
     "siblings": ("same kind kept", "higher"),
     "text": ("text-only, other concepts", "higher"),
@@ -112,8 +116,8 @@ class ErasureReport:
     def to_table(self, *, markdown: bool = False) -> str:
         """The figures as a table: aligned text, or Markdown.
 
-        The last column is the number of rows behind `after`. `retain`, `retain_unseen_style` and `siblings` are shares
-        of what the original model knew, hence 1.000 before; its accuracy over all rows stands in brackets.
+        The last column is the number of rows behind `after`. `retain`, `retain_sentences`, `retain_unseen_style` and
+        `siblings` are shares of what the original model knew, hence 1.000 before; its accuracy over all rows stands in brackets.
         """
         rows = [["probe", "what", "better", "before", "after", "n"]]
         for key in REPORT_KEYS:

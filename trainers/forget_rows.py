@@ -1,0 +1,147 @@
+"""The rows to forget of a run: those given, and every place at which the model itself names the concept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from space_peft import distributed
+from space_peft._io import write_json
+from space_peft.layers import deployed_model, evaluating
+from space_peft.mention_rows import (
+    FormTree,
+    add_branches,
+    distinct,
+    mentions_in,
+    own_answers,
+    rows_of_answers,
+)
+from space_peft.prompts import conversation
+from space_peft.safe_json import read_json
+
+from .pairs import forget_loader
+
+
+if TYPE_CHECKING:
+    from .erasure_trainer import ErasureTrainer
+
+
+ROWS_NAME = "space_rows.json"
+_KEPT = ("asked", "answer_tokens", "mention", "says", "branches")
+
+
+class ForgetRows:
+    """
+    Finds rows in the model's own answers when training begins and while it goes on.
+
+    What is found while training is part of the run's state: checkpoints hold it, so that a resumed run draws the rows
+    that the uninterrupted one draws.
+
+    Args:
+        trainer ([`ErasureTrainer`]): Whose model, questions and settings count.
+        given (`list[dict]`): Rows with `answer_tokens` and `mention`.
+    """
+
+    def __init__(self, trainer: ErasureTrainer, given: Sequence[dict]):
+        self._trainer, self.given = trainer, list(given)
+        self._trees: dict[tuple[str, ...], FormTree] = {}
+        self._added: list[tuple[int, list[dict]]] = []  # (first item that may show them, rows without images)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (self._trainer.concept, *self._trainer.aliases)
+
+    @property
+    def _model(self):
+        return self._trainer.accelerator.unwrap_model(self._trainer.model)
+
+    def find_rows(self, checkpoint: str | os.PathLike | None = None) -> None:
+        """Asks the deployed model, and takes up what a run found until a checkpoint.
+
+        Args:
+            checkpoint (`str` or `os.PathLike`, *optional*): Folder of the checkpoint that training resumes from.
+
+        Raises:
+            ValueError: If a name has no form that the tokenizer can write.
+        """
+        trainer, data = self._trainer, self._trainer.train_dataset
+        tokenizer, size = trainer.processing_class.tokenizer, trainer.args.fit_batch_size
+        kinds = {row["says"] for row in self.given if row["says"] is not None} | {self._names}
+        self._trees = {says: FormTree.of(says, tokenizer) for says in kinds}
+
+        def look(_) -> list[dict]:
+            with deployed_model(self._model) as deployed:
+                rows = list(self.given)
+                if trainer.own_answers:
+                    own = rows_of_answers(
+                        deployed, trainer.processing_class, data.images, trainer.questions, self._names,
+                        self._trees[self._names], batch_size=size, max_new_tokens=trainer.args.answer_tokens,
+                    )  # fmt: skip
+                    rows += distinct(own, rows)
+                rows = add_branches(deployed, trainer.processing_class, rows, self._trees, size)
+            return [_light(row) for row in rows]
+
+        # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.
+        light = distributed.divide([None], look)[0]
+        given, own = light[: len(self.given)], light[len(self.given) :]
+        data.replace_rows([{**row, **found} for row, found in zip(self.given, given)] + self._whole(own))
+        self._added = []
+        if checkpoint is not None and (path := Path(checkpoint) / ROWS_NAME).is_file():
+            for item, rows in read_json(path, kind="rows of a checkpoint")["added"]:
+                self._added.append((item, rows))
+                data.add_rows(self._whole(rows), item)
+
+    def refresh(self, step: int) -> None:
+        """Asks the model as it is now; what it still says becomes rows of the batches after the next.
+
+        Args:
+            step (`int`): Optimiser steps made.
+        """
+        trainer, data = self._trainer, self._trainer.train_dataset
+        processor, size = trainer.processing_class, trainer.args.fit_batch_size
+        prompts = (*trainer.questions.naming, *trainer.questions.open)
+        with evaluating(self._model) as model:
+            answers = own_answers(
+                model, processor, data.images, prompts, batch_size=size, max_new_tokens=trainer.args.answer_tokens
+            )
+        rows = mentions_in(answers, processor.tokenizer, self._names, self._trees[self._names])
+        with deployed_model(self._model) as deployed:
+            rows = add_branches(deployed, processor, distinct(rows, data.rows), self._trees, size)
+        distributed.reshard(self._model)
+        # All processes ask the same; rank 0 decides where rounding made them differ.
+        rows = distributed.gather_objects([_light(row) for row in rows])[0]
+        if not rows:
+            return
+        # Trainer has fetched one batch ahead.
+        batch = trainer.args.train_batch_size * trainer.args.world_size
+        item = (step * trainer.args.gradient_accumulation_steps + 1) * batch % len(data)
+        known = len(data.rows)
+        data.add_rows(self._whole(rows), item)
+        self._added.append((item, rows))
+        if trainer.deployed_answers is not None:
+            trainer.deployed_answers.observe(
+                forget_loader(processor, data, size, start=known), "forget", range(known, len(data.rows))
+            )
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes what was found while training to a checkpoint's folder."""
+        if self._added:
+            write_json(Path(folder) / ROWS_NAME, {"added": self._added})
+
+    def _whole(self, rows: Sequence[dict]) -> list[dict]:
+        """Rows with their conversations and images again."""
+        images = self._trainer.train_dataset.images
+        prompts = (*self._trainer.questions.naming, *self._trainer.questions.open)
+        whole = []
+        for row in rows:
+            image, prompt = row["asked"]
+            says = None if row["says"] is None else tuple(row["says"])
+            whole.append({**conversation(prompts[prompt], image=images[image]), **row, "says": says})
+        return whole
+
+
+def _light(row: dict) -> dict:
+    """A row without its conversation and image, as JSON and other processes can have it."""
+    return {key: row[key] for key in _KEPT if key in row}
