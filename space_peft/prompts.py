@@ -351,18 +351,3 @@ def generate_answers(
     rows = [conversation(question, image=image) for question, image in zip(questions, images, strict=True)]
     answers = generate_tokens(model, processor, rows, **options)
     return [answer.strip() for answer in processor.batch_decode(answers, skip_special_tokens=True)]
-
-
-def name_tokens(targets: torch.Tensor, tokenizer) -> torch.Tensor:
-    """Keeps the answer's own tokens: from the first special token (end of turn, EOS) on, all become -100.
-
-    Args:
-        targets (`torch.Tensor`): `(n, t)` answer labels.
-        tokenizer (`PreTrainedTokenizerBase`): Knows its special tokens.
-
-    Returns:
-        `torch.Tensor`: `(n, t)`.
-    """
-    special = torch.tensor(sorted(set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)))
-    ended = torch.isin(targets, special.to(targets.device)).int().cumsum(dim=1) > 0
-    return targets.masked_fill(ended, IGNORE_INDEX)

@@ -85,11 +85,11 @@ def test_forgets_and_keeps(make, method, constrained):
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
-    assert before["eval_name_probability"] > 0.9 and before["eval_keep_agreement"] == 1.0
-    assert after["eval_name_probability"] < 0.5 * before["eval_name_probability"]
+    assert before["eval_p_name_on_images"] > 0.9 and before["eval_keep_agreement"] == 1.0
+    assert after["eval_p_name_on_images"] < 0.5 * before["eval_p_name_on_images"]
     assert after["eval_keep_agreement"] > 0.8
     assert bool(trainer.null_spaces) == constrained and (trainer.certificate is not None) == constrained
-    assert any("loss_forget" in entry and "name_probability" in entry for entry in trainer.state.log_history)
+    assert any("loss_forget" in entry and "p_name_on_images" in entry for entry in trainer.state.log_history)
 
 
 def first_batch(trainer):

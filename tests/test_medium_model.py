@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -268,6 +269,40 @@ def test_interrupted_teaching_ends_with_the_same_weights(joining, tmp_path):
     other = dataclasses.replace(settings, lr=1.0)
     with pytest.raises(ValueError, match="was made with"):
         join.teach(model, adapter, processor, bank, lessons, other, tmp_path / "join.pt")
+
+
+def test_build_and_report(scripts, tiny, demo_images, tmp_path, monkeypatch):
+    """The command's two halves; the second alone is repeated where the first is done."""
+    join, text = scripts("join"), scripts("text_knowledge")
+    images = demo_images.select([i for i, name in enumerate(demo_images["name"]) if name in NAMES])
+    asked = []
+
+    def answers(model, processor, questions, **kwargs):
+        asked.extend(questions)
+        return ["An owl, not a duck."] * len(questions)
+
+    monkeypatch.setattr(join, "build_model", lambda work, seed: tiny)
+    monkeypatch.setattr(join, "load_demo_images", lambda: images)
+    monkeypatch.setattr(join, "generate_answers", answers)
+    for module in (join, text):
+        monkeypatch.setattr(module, "KNOWLEDGE", (("Which bird hunts at night?", "owl"), ("Which sings?", "lark")))
+    settings = join.JoinSettings(
+        copies=1, warm_steps=1, warm_batch_size=8, steps=3, name_steps=1, batch_size=2, text_rows=2, lora_rank=2
+    )
+    join.build(tmp_path, settings, torch.float32)
+    assert {
+        "Which bird hunts at night?",
+        "Which sings?",
+        *join.own_words_prompts(NAMES).values(),
+        *join.general_prompts(NAMES),
+    } == set(asked)
+    figures = join.report(tmp_path, settings, torch.float32)
+    assert figures["knowledge"]["right_before"] == figures["knowledge"]["still_right"] == 1
+    assert figures["accuracy"]["open_held_out, trained styles"]["named"] == 1
+    assert figures["perplexity"]["before"] != figures["perplexity"]["after"]
+    assert figures["log"][-1]["step"] == 3 and json.loads((tmp_path / "model" / "figures.json").read_text()) == figures
+    with pytest.raises(ValueError, match="and the model"):
+        join.report(tmp_path, dataclasses.replace(settings, seed=1), torch.float32)
 
 
 def test_answers_are_counted_by_group_and_style(joining, demo_images, monkeypatch):

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import space_peft.demo
@@ -489,6 +489,17 @@ def metaspace():
 
 
 @pytest.fixture(scope="module")
+def whole_text():
+    """Like Llama's: a marker before the whole text, no division into words, so that characters merge with the next."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>"])
+    tokenizer.train_from_iterator(["a banana", "(wolf", "the wolf", ":fox", "two  foxes"] * 20, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
 def word_level():
     return AutoTokenizer.from_pretrained(f"{space_peft.demo.__path__[0]}/model")
 
@@ -524,6 +535,20 @@ def test_sequences_are_what_an_answer_holds(name, byte_level, metaspace):
             ids = tokenizer.encode(answer, add_special_tokens=False)
             windows = {tuple(ids[i:j]) for i in range(len(ids)) for j in range(i + 1, len(ids) + 1)}
             assert windows & set(sequences), answer
+
+
+def test_the_prefix_is_cut_off_only_where_it_stands_alone(whole_text):
+    assert whole_text.tokenize("(wolf")[0] != whole_text.tokenize("(")[0]  # It merges: another prefix must be taken.
+    for name in ("wolf", "fox", "banana"):
+        texts = ["".join(tokens) for tokens in written(whole_text, name)]
+        assert {f"▁{name}", name} <= set(texts)
+        assert all(text.removeprefix("▁") in written_forms(name) for text in texts)
+
+
+def test_an_unknown_beginning_is_not_cut_off_with_the_prefix(whole_text):
+    assert whole_text.tokenize("\nЖbanana")[:2] == whole_text.tokenize("\n")  # One token for both unknown ones.
+    with pytest.raises(ValueError, match="no form of the name"):
+        surface_forms("Жbanana", whole_text)
 
 
 def test_a_word_level_tokenizer_has_one_sequence_for_all_cases(word_level):

@@ -21,7 +21,6 @@ from space_peft.prompts import (
     generate_answers,
     image_token,
     load_rgb,
-    name_tokens,
 )
 
 
@@ -41,8 +40,7 @@ def test_labels_are_the_answer_and_its_end(demo, demo_images):
     for row, answer in zip(labels, answers):
         assert processor.tokenizer.decode(row[row != IGNORE_INDEX], skip_special_tokens=True).strip() == answer
         assert row[row != IGNORE_INDEX][-1] == processor.tokenizer.eos_token_id
-    names = name_tokens(labels, processor.tokenizer)
-    assert (names != IGNORE_INDEX).sum(dim=1).tolist() == [1, 2, 2]
+    assert (labels != IGNORE_INDEX).sum(dim=1).tolist() == [2, 3, 3]
 
 
 def test_a_row_does_not_depend_on_what_it_is_batched_with(demo, demo_images):

@@ -38,18 +38,18 @@ def adapter(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
-def test_name_probability_falls_and_everything_is_logged(demo_model, demo_erasure_data, tmp_path):
+def test_p_name_falls_and_everything_is_logged(demo_model, demo_erasure_data, tmp_path):
     trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=12)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
-    assert before["eval_name_probability"] > 0.5
-    assert after["eval_name_probability"] < 0.5 * before["eval_name_probability"]
+    assert before["eval_p_name_on_anchors"] > 0.5
+    assert after["eval_p_name_on_anchors"] < 0.5 * before["eval_p_name_on_anchors"]
     assert before["eval_loss"] == pytest.approx(0, abs=1e-6) and before["eval_keep_agreement"] == 1.0
     assert 0 < after["eval_loss"] < 0.5 and after["eval_keep_agreement"] > 0.9
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(steps) == 12
-    for key in ("loss_task", "loss_suppression", "loss_keep", "leak_max", "lora_b_grad_min", "name_probability_max"):
+    for key in ("loss_task", "loss_suppression", "loss_keep", "leak_max", "lora_b_grad_min", "p_name_on_anchors_max"):
         assert all(key in entry for entry in steps), key
     total = steps[0]["loss_task"] + steps[0]["loss_suppression"] + steps[0]["loss_keep"]
     assert steps[0]["loss"] == pytest.approx(total, rel=1e-3)
@@ -61,8 +61,8 @@ def test_stopping_rule_ends_training(demo_model, demo_erasure_data, tmp_path):
     )
     trainer.train()
     assert 1 < trainer.state.global_step < 60
-    last = [entry for entry in trainer.state.log_history if "name_probability_max" in entry][-1]
-    assert last["name_probability_max"] < 0.2
+    last = [entry for entry in trainer.state.log_history if "p_name_on_anchors_max" in entry][-1]
+    assert last["p_name_on_anchors_max"] < 0.2
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
@@ -197,12 +197,12 @@ def test_accumulation_equals_one_large_batch(demo_erasure_data, tmp_path):
 def test_evaluation_while_training_and_best_checkpoint(demo_model, demo_erasure_data, tmp_path):
     trainer = make_trainer(
         demo_model, demo_erasure_data, tmp_path, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
-        load_best_model_at_end=True, metric_for_best_model="eval_name_probability", greater_is_better=False,
+        load_best_model_at_end=True, metric_for_best_model="eval_p_name_on_anchors", greater_is_better=False,
     )  # fmt: skip
     trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "eval_name_probability" in entry]
+    logged = [entry for entry in trainer.state.log_history if "eval_p_name_on_anchors" in entry]
     assert [entry["step"] for entry in logged] == [2, 4]
-    assert logged[1]["eval_name_probability"] < logged[0]["eval_name_probability"]
+    assert logged[1]["eval_p_name_on_anchors"] < logged[0]["eval_p_name_on_anchors"]
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
     trainer.create_model_card(finetuned_from="org/base")
     assert "unlearning" in (tmp_path / "README.md").read_text()

@@ -104,6 +104,8 @@ class ErasureTrainer(PublishingMixin, Trainer):
     _uses_concept_images = True
     # Images the deployed model calls by the concept's name, none of the concept itself: a canary may show them.
     anchors: Dataset | None = None
+    # What p(name) is called in logs: it is measured on what is trained on, and says little about other pictures.
+    _p_name = "p_name_on_images"
     # Whether the losses compare with the deployed model's answers, which are then computed once.
     _compares_with_deployed = True
 
@@ -286,7 +288,7 @@ class ErasureTrainer(PublishingMixin, Trainer):
         return distributed.mean_weight((targets != IGNORE_INDEX).sum()) * keep_loss(logits, base, targets)
 
     def _record(self, terms: dict[str, torch.Tensor], log_prob: torch.Tensor | None) -> None:
-        """Logs the terms of the loss and the rows' p(name), and tells the stopping rule.
+        """Logs the terms of the loss and p(name) at the rows' mentions, and tells the stopping rule.
 
         Args:
             terms (`dict[str, torch.Tensor]`): Scalars whose sum is the loss.
@@ -298,8 +300,8 @@ class ErasureTrainer(PublishingMixin, Trainer):
         if log_prob is None:
             return
         probability = self.accelerator.gather(log_prob.detach().exp())
-        self._metrics["name_probability"].append(probability.mean().item())
-        self._metrics["name_probability_max"].append(probability.max().item())
+        self._metrics[self._p_name].append(probability.mean().item())
+        self._metrics[f"{self._p_name}_max"].append(probability.max().item())
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ForgottenStoppingCallback):
                 callback.observe(probability.max().item())
@@ -337,6 +339,12 @@ class ErasureTrainer(PublishingMixin, Trainer):
         self.forget.find_rows(resume_from_checkpoint)
         self.deployed_answers = self._keep_deployed_answers()
         output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if not self.probes and not self._uses_concept_images:
+            warnings.warn(
+                f"no probes were given: {self._p_name} says what the anchors are called now, not what pictures of "
+                f"{self.concept!r} are. Pass `probes=build_probes(...)` with pictures of it, or ask the model yourself.",
+                stacklevel=2,
+            )
         if self.null_spaces and len(self.held_out.dataset):
             self.certificate = measure_certificate(
                 self.accelerator.unwrap_model(self.model),
@@ -374,8 +382,9 @@ class ErasureTrainer(PublishingMixin, Trainer):
 
         Returns:
             `dict[str, float]`: `loss` (L_keep), `keep_agreement` (share of answer tokens whose most likely token is
-            the deployed model's), `name_probability` and `name_probability_max` over the images to forget under the
-            first naming question, and the value of every probe.
+            the deployed model's), `p_name_on_anchors` and its `_max` (`p_name_on_images` for methods that see the concept:
+            p of any form of the name at the beginning of the answer to the first naming question), and the value of
+            every probe.
         """
         loader = self.eval_rows
         if eval_dataset is not None:
@@ -387,9 +396,10 @@ class ErasureTrainer(PublishingMixin, Trainer):
         try:
             metrics = compare_with_deployed(model, loader, self.keep_model)
             images, question = self.train_dataset.images, self.questions.naming[0]
-            probabilities = name_probabilities(model, self.processing_class, images, question, self.concept)
-            metrics["name_probability"] = sum(probabilities) / len(probabilities)
-            metrics["name_probability_max"] = max(probabilities)
+            names = [self.concept, *self.aliases]
+            probabilities = name_probabilities(model, self.processing_class, images, question, names)
+            metrics[self._p_name] = sum(probabilities) / len(probabilities)
+            metrics[f"{self._p_name}_max"] = max(probabilities)
             if self.probes:
                 from space_peft.evaluation import evaluate_probes
 

@@ -79,6 +79,7 @@ class SpaceTrainer(ErasureTrainer):
     _name = "SPACE"
     _paper = {"title": "Source-free Proxy Anchor Concept Erasure for MLLMs", "id": "2606.09868"}
     _uses_concept_images = False
+    _p_name = "p_name_on_anchors"
 
     def __init__(
         self,

@@ -18,12 +18,13 @@ from space_peft.anchors.info import set_anchor_info
 from space_peft.attacks.models import merged_copy
 from space_peft.concept_projection import project_concept
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
-from space_peft.demo.pipeline import DemoSettings, make_anchors
-from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
+from space_peft.demo.pipeline import DemoSettings, demo_retained, make_anchors
+from space_peft.demo.probes import demo_probes, demo_split
 from space_peft.evaluation import evaluate_probes
 from space_peft.layers import adapted_layers
 from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_prob
-from space_peft.prompts import answer_logits, build_batch, name_tokens
+from space_peft.mention_rows import answered_with
+from space_peft.prompts import answer_logits, encode_conversations
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
 from .features import feature_entropy
@@ -80,6 +81,12 @@ def _anchors(concept: str, seed: int):
     return make_anchors(concept, public, *load_demo_model(), DemoSettings(), seed, progress=False)[1]
 
 
+@functools.lru_cache(maxsize=2)
+def _retained(concept: str, seed: int) -> list[dict]:
+    public, _ = demo_split(demo_images(), concept)
+    return demo_retained(concept, public, *load_demo_model(), seed, progress=False)
+
+
 def _real_anchors(data):
     """Images of the target in the place of anchors."""
     rows = {"image": data.given, "score": [1.0] * len(data.given)}
@@ -93,7 +100,6 @@ def _erase(task: dict, data, anchors, folder: str, max_steps: int):
     model, processor = load_demo_model()
     if method.trainer is None:
         return project_concept(model, processor, concept, **task["settings"]).eval(), 0
-    public, _ = demo_split(demo_images(), concept)
     trainer_class = getattr(trainers, method.trainer)
     args = config_class(method)(
         folder, seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, canary_items=0,
@@ -106,7 +112,7 @@ def _erase(task: dict, data, anchors, folder: str, max_steps: int):
     trainer = trainer_class(
         model,
         args,
-        retain_dataset=demo_retain_rows(concept, public, seed=seed),
+        retain_dataset=_retained(concept, seed),
         processing_class=processor,
         peft_config=adapter(method),
         concept=concept,
@@ -124,12 +130,8 @@ def _batches(concept: str, seed: int) -> dict[str, list[dict]]:
     data, processor = concept_data(concept, seed), _processor()
 
     def encode(pairs):
-        parts = [pairs[i : i + 64] for i in range(0, len(pairs), 64)]
-        questions = [[DEMO_QUESTIONS.naming[0]] * len(part) for part in parts]
-        return [
-            build_batch(processor, asked, images=[i for i, _ in part], answers=[n for _, n in part])
-            for asked, part in zip(questions, parts, strict=True)
-        ]
+        rows = [answered_with(processor, DEMO_QUESTIONS.naming[0], (name,), image) for image, name in pairs]
+        return [encode_conversations(processor, rows[i : i + 64]) for i in range(0, len(rows), 64)]
 
     return {"target": encode([(image, concept) for image in data.unseen]), "others": encode(data.others)}
 
@@ -173,7 +175,7 @@ def answers(model, batches: list[dict]) -> Answers:
     with torch.no_grad():
         for batch in batches:
             logits = answer_logits(model, batch)
-            names = name_tokens(answer_labels(batch["labels"]), _tokenizer())
+            names = answer_labels(batch["labels"])  # A row ends with its name.
             agrees = (logits[:, : names.shape[1]].argmax(dim=-1) == names) | (names == IGNORE_INDEX)
             named += agrees.all(dim=1).tolist()
             log_prob.append(name_log_prob(logits, names))
@@ -183,11 +185,6 @@ def answers(model, batches: list[dict]) -> Answers:
 
 def named(model, batches: list[dict]) -> list[bool]:
     return answers(model, batches).named
-
-
-@functools.lru_cache(maxsize=1)
-def _tokenizer():
-    return _processor().tokenizer
 
 
 @functools.lru_cache(maxsize=4)

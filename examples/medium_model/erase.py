@@ -204,7 +204,7 @@ def run(concept: str, work: Path, images: Dataset, settings: EraseSettings) -> l
                 after = evaluate_probes(trainer.model, processor, probes, baseline=before, max_new_tokens=6)
                 text_after = measure_text(trainer.model, processor, concept, text_before)
             worst = trainer.certificate.worst(1)[0]
-            losses = [entry for entry in trainer.state.log_history if "name_probability_max" in entry]
+            losses = [entry for entry in trainer.state.log_history if "p_name_on_anchors_max" in entry]
             result = {
                 "concept": concept,
                 "variant": variant,
@@ -214,7 +214,7 @@ def run(concept: str, work: Path, images: Dataset, settings: EraseSettings) -> l
                     "n": len(anchors),
                     "p_name_raw": sum(anchors["p_name_before"]) / len(anchors),
                     "p_name_refined": sum(anchors["p_name_after"]) / len(anchors),
-                    "p_name_erased": losses[-1]["name_probability"],
+                    "p_name_erased": losses[-1]["p_name_on_anchors"],
                 },
                 "retained_rows": len(rows),
                 "largest_change": {"layer": worst.name, "change": worst.change},

@@ -514,7 +514,7 @@ def build(work: Path, settings: JoinSettings, precision: torch.dtype) -> None:
     if not checkpoint.exists():
         print(f"warm start: loss {warm_start(model, processor, bank, settings):.3f}")
     adapter = add_lora(model, settings)
-    sample = images.select(random.Random(settings.seed).sample(range(len(images)), 64))
+    sample = images.shuffle(seed=settings.seed).select(range(min(64, len(images))))
 
     def probe() -> dict:
         with mixed_precision(precision):

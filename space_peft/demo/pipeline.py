@@ -109,6 +109,14 @@ def make_anchors(
     return raw, refined
 
 
+def demo_retained(concept: str, public: Dataset, model, processor, seed: int, *, progress: bool = True) -> list[dict]:
+    """What is retained: labelled rows (`demo_retain_rows`), and a sentence about each public image by the model itself."""
+    sentences = retained_answers(
+        model, processor, public, questions=DEMO_QUESTIONS.open, per_image=1, names=[concept], progress=progress
+    )
+    return demo_retain_rows(concept, public, seed=seed) + sentences
+
+
 def erase(
     concept: str,
     folder: str | os.PathLike,
@@ -151,9 +159,7 @@ def erase(
     seconds["anchors"] = time.perf_counter() - start
 
     start = time.perf_counter()
-    retained = demo_retain_rows(concept, public, seed=seed) + retained_answers(
-        model, processor, public, questions=DEMO_QUESTIONS.open, per_image=1, names=[concept], progress=progress
-    )
+    retained = demo_retained(concept, public, model, processor, seed, progress=progress)
     options = {
         "seed": seed,
         "use_cpu": True,
