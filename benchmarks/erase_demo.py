@@ -40,7 +40,10 @@ FIRST_DEFAULTS = {
 }
 """The library's defaults before the comparison chose others (docs/decisions.md)."""
 
-KEYS = ("forget", "generality", "retain", "retain_unseen_style", "siblings", "text", "text_target", "fluency")
+KEYS = (
+    "forget", "generality", "free_form", "forms", "same_kind", "retain", "retain_sentences", "retain_unseen_style",
+    "siblings", "text", "text_target", "fluency",
+)  # fmt: skip
 
 # What each variant changes of `DemoSettings`.
 VARIANTS: dict[str, dict] = {
@@ -59,7 +62,14 @@ VARIANTS: dict[str, dict] = {
     "target all, without repulsion": {"training": {"target": "all", "repulsion_weight": 0.0}},
     "stopped at p = 0.02": {"training": {"stop_threshold": 0.02}},
     "fixed 60 steps": {"training": {"stop_threshold": None}},
-    "without keep loss": {"training": {"keep_weight": 0.0}},
+    "t = 0.1, no keep loss": {"strength": 0.1, "training": {"keep_weight": 0.0}},
+    "t = 0.03, no keep loss": {"strength": 0.03, "training": {"keep_weight": 0.0}},
+    "t = 0.1, keep 60": {"strength": 0.1, "training": {"keep_weight": 60.0}},
+    "t = 1, no keep loss": {"strength": 1.0, "training": {"keep_weight": 0.0}},
+    "t = 1, keep 60": {"strength": 1.0, "training": {"keep_weight": 60.0}},
+    "no constraint, no keep loss": {"constraint": "none", "training": {"keep_weight": 0.0}},
+    "rows of short answers only": {"training": {"own_answers": False}},
+    "not asked again": {"training": {"refresh_steps": None}},
     "without margin": {"training": {"suppression_margin": 0.0}},
     "update projection only": {"project_gradient": False},
     "all eigenvectors": {"max_rank": None},

@@ -175,14 +175,13 @@ def run(task: tuple[str, int, list[str], str, dict]) -> list[dict]:
     for variant in variants:
         change = VARIANTS[variant]
         training = {**limits.get("training", {}), **change.get("training", {})}
-        own_answers = training.pop("own_answers", True)
         with tempfile.TemporaryDirectory() as folder:
             trainer = SpaceTrainer(
                 model=load(Path(work))[0],
                 args=SpaceConfig(
                     output_dir=folder, seed=seed, use_cpu=True, bf16=fast_bf16(), report_to="none", save_strategy="no",
                     disable_tqdm=True, canary_items=0, fit_batch_size=16, per_device_train_batch_size=BATCH_SIZE,
-                    logging_strategy="no", **({} if own_answers else {"refresh_steps": None}), **training,
+                    logging_strategy="no", **training,
                 ),
                 anchors=anchors,
                 retain_dataset=rows,
@@ -191,7 +190,6 @@ def run(task: tuple[str, int, list[str], str, dict]) -> list[dict]:
                 questions=QUESTIONS,
                 probes=probes,
             )  # fmt: skip
-            trainer.own_answers = own_answers
             trainer.train()
         lap(f"erase, {variant}")
         merged = trainer.model.merge_and_unload().eval()

@@ -30,6 +30,9 @@ def _demo(args: argparse.Namespace) -> int:
         return 2
     report = run_demo(args.concept, args.output, seed=args.seed)
     print(report.to_table())
+    print("\nIn sentences:")
+    for question, before, after in report.sentences(4):
+        print(f"  {question}\n    before: {before}\n    after:  {after}")
     print(f"\nAdapter, certificate, report and pictures are in {args.output}")
     return 0
 

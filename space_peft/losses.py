@@ -172,7 +172,9 @@ def path_weights(overwriting: torch.Tensor, name: torch.Tensor) -> torch.Tensor:
     return F.pad(log_q.cumsum(dim=1)[:, :-1], (1, 0)).exp() * is_name
 
 
-def task_loss(logits: torch.Tensor, overwriting: torch.Tensor, name: torch.Tensor) -> torch.Tensor:
+def task_loss(
+    logits: torch.Tensor, overwriting: torch.Tensor, name: torch.Tensor, counted: torch.Tensor | None = None
+) -> torch.Tensor:
     """L_task: KL(q || p), q = `overwriting_log_probs`, along the name's path.
 
     Position j counts as often as q gets there (`path_weights`), which makes the sum the part of the KL divergence
@@ -182,13 +184,15 @@ def task_loss(logits: torch.Tensor, overwriting: torch.Tensor, name: torch.Tenso
         logits (`torch.Tensor`): `(n, t, vocabulary)` of the adapted model.
         overwriting (`torch.Tensor`): `(n, t, vocabulary)`, log q.
         name (`torch.Tensor`): `(n, t)` name tokens, -100 elsewhere.
+        counted (`torch.Tensor`, *optional*): `(n,)`, false for rows that count as 0.
 
     Returns:
         `torch.Tensor`: Scalar, mean over rows.
     """
     log_probs = logits[:, : name.shape[1]].float().log_softmax(dim=-1)
     kl = (overwriting.exp() * (overwriting - log_probs)).sum(dim=-1)  # (n, t)
-    return (kl * path_weights(overwriting, name)).sum(dim=1).mean()
+    rows = (kl * path_weights(overwriting, name)).sum(dim=1)
+    return (rows if counted is None else rows * counted).mean()
 
 
 def suppression_loss(log_odds: torch.Tensor, margin: float = 0.0) -> torch.Tensor:

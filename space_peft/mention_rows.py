@@ -110,8 +110,8 @@ def _decode(tokenizer, tokens: Sequence[int]) -> str:
 def _token_span(tokens: Sequence[int], tokenizer, start: int, end: int) -> tuple[int, int]:
     """The tokens that write the characters `[start, end)` of the decoded text."""
     text = _decode(tokenizer, tokens)
-    # A character of several bytes may be cut between tokens; it shows as U+FFFD then.
-    begun = [_decode(tokenizer, tokens[:i]).rstrip("\ufffd") for i in range(len(tokens) + 1)]
+    # A character of several bytes that is cut between tokens shows as U+FFFD, which is no beginning of the text.
+    begun = [_decode(tokenizer, tokens[:i]) for i in range(len(tokens) + 1)]
     first = max(i for i, part in enumerate(begun) if text[:start].startswith(part))
     last = next(i for i, part in enumerate(begun) if part[:end] == text[:end])
     return first, max(last, first + 1)
@@ -298,6 +298,36 @@ def distinct(rows: Iterable[dict], known: Iterable[dict] = ()) -> list[dict]:
             seen.add(key)
             kept.append(row)
     return kept
+
+
+def answered_instead(processor, row: dict, text: str, *, whole: bool) -> dict:
+    """The row in which something else is said: another word in the place of the mention, or another answer altogether.
+
+    Args:
+        processor (`ProcessorMixin`): With a chat template.
+        row (`dict`): A row with a mention.
+        text (`str`): What is said instead.
+        whole (`bool`): Whether it is the whole answer, end of turn included, or a word in the mention's place.
+
+    Returns:
+        `dict`: A row whose `mention` is what is said instead.
+
+    Raises:
+        ValueError: If no token of the rendered text says it.
+    """
+    question = {key: row[key] for key in ("prompt", "images")} | {"completion": []}
+    if whole:
+        completion = conversation("-", answer=text)["completion"]
+        tokens = answer_token_ids(processor, {**question, "completion": completion})
+        start, _ = locate_answer(processor, {**question, "completion": completion})["mention"]
+        return {**question, "answer_tokens": tokens, "mention": (start, len(tokens))}
+    tokenizer, prefix = processor.tokenizer, row["answer_tokens"][: row["mention"][0]]
+    for path in surface_forms((text,), tokenizer):
+        written = _decode(tokenizer, [*prefix, *path])
+        # As the name stood there: after a blank within a sentence, and as the user wrote it.
+        if written.endswith(f" {text}" if prefix else text) or written.casefold() == text.casefold():
+            return {**question, "answer_tokens": [*prefix, *path], "mention": (len(prefix), len(prefix) + len(path))}
+    raise ValueError(f"the tokenizer cannot write {text!r} after {_decode(tokenizer, prefix)!r}; choose another word.")
 
 
 @torch.no_grad()

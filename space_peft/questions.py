@@ -92,6 +92,7 @@ class QuestionSet:
         confirm_held_out (`tuple[str, ...]`): Paraphrases of them, never used before the evaluation.
         yes (`str`): The answer that confirms.
         no (`str`): The answer that denies.
+        kind (`str`): Asks for a broader word, without a picture, with a `{name}` field.
         open (`tuple[str or Dialogue, ...]`): Prompts answered in sentences; the model's own answers to them are where
             an erasure finds how it names the concept.
         open_held_out (`tuple[str or Dialogue, ...]`): Others, never used before the evaluation.
@@ -103,6 +104,7 @@ class QuestionSet:
     confirm_held_out: tuple[str, ...]
     yes: str = "Yes"
     no: str = "No"
+    kind: str = "What kind of thing is {name}? Answer with one word."
     open: tuple[Question, ...] = OPEN
     open_held_out: tuple[Question, ...] = OPEN_HELD_OUT
 
@@ -118,6 +120,8 @@ class QuestionSet:
                 for question in questions:
                     if "{name}" not in question:
                         raise ValueError(f"every question in `{group}` needs a {{name}} field, got {question!r}.")
+        if "{name}" not in self.kind:
+            raise ValueError(f"`kind` needs a {{name}} field, got {self.kind!r}.")
         if not self.naming:
             raise ValueError("`naming` is empty: at least one question answered by the concept's name is needed.")
         held_out = {*self.naming_held_out, *self.confirm_held_out, *self.open_held_out}

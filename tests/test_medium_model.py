@@ -290,12 +290,8 @@ def test_build_and_report(scripts, tiny, demo_images, tmp_path, monkeypatch):
         copies=1, warm_steps=1, warm_batch_size=8, steps=3, name_steps=1, batch_size=2, text_rows=2, lora_rank=2
     )
     join.build(tmp_path, settings, torch.float32)
-    assert {
-        "Which bird hunts at night?",
-        "Which sings?",
-        *join.own_words_prompts(NAMES).values(),
-        *join.general_prompts(NAMES),
-    } == set(asked)
+    prompts = [*join.own_words_prompts(NAMES).values(), *join.general_prompts(sorted(NAMES))]
+    assert set(asked) == {"Which bird hunts at night?", "Which sings?", *prompts}
     figures = join.report(tmp_path, settings, torch.float32)
     assert figures["knowledge"]["right_before"] == figures["knowledge"]["still_right"] == 1
     assert figures["accuracy"]["open_held_out, trained styles"]["named"] == 1

@@ -184,7 +184,8 @@ def test_mentions_are_what_the_model_says_next(spoken):
         start, end = row["mention"]
         assert mentions(processor.tokenizer.decode(row["answer_tokens"][start:end]), ["fox"])
         if row["asked"][0] == 0:
-            whole = generate_tokens(model, processor, [{**row, "completion": []}], max_new_tokens=20)[0]
+            asked = {key: row[key] for key in ("prompt", "completion", "images")}
+            whole = generate_tokens(model, processor, [asked], max_new_tokens=20)[0]
             assert whole[:end] == row["answer_tokens"][:end]
 
 

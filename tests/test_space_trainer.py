@@ -1,5 +1,6 @@
 """`SpaceTrainer` on the embedded model: it forgets, keeps, resumes bit by bit, and saves what stock PEFT loads."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
 from space_peft.demo import DEMO_QUESTIONS, demo_model_path
+from space_peft.prompts import generate_answers
 from space_peft.trainers import ForgottenStoppingCallback
 
 
@@ -70,11 +72,15 @@ def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
     from space_peft.demo import load_demo_model
 
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "optim": optim, "stop_threshold": 0.001}
+    options["refresh_steps"] = 2  # What is found after two steps is among the rows of the fourth.
     whole = make_trainer(load_demo_model(), demo_erasure_data, tmp_path / "whole", **options)
     whole.train()
     resumed = make_trainer(load_demo_model(), demo_erasure_data, tmp_path / "resumed", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert resumed.state.global_step == 6
+    assert whole.forget._added and [item for item, _ in whole.forget._added] == [
+        item for item, _ in resumed.forget._added
+    ]
     values = [
         next(c.value for c in trainer.callback_handler.callbacks if isinstance(c, ForgottenStoppingCallback))
         for trainer in (whole, resumed)
@@ -85,6 +91,85 @@ def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert any(not torch.equal(a[key], adapter(tmp_path / "whole" / "checkpoint-3")[key]) for key in a)
+
+
+def test_what_the_model_still_says_becomes_rows(demo_model, demo_erasure_data, tmp_path):
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=4, refresh_steps=2, learning_rate=1e-6)
+    processor, data = trainer.processing_class, trainer.train_dataset
+    trainer.forget.find_rows()
+    known = len(data.rows)
+    assert known > len(trainer.forget.given)  # Of the model's own answers.
+    # A model that says something else than before: after a few steps it answers in another sentence.
+    data.replace_rows(trainer.forget.given)
+    order = list(data.forget_order)
+    trainer.forget.refresh(step=1)
+    ((item, added),) = trainer.forget._added
+    assert item == 2 * trainer.args.train_batch_size, "the next batch has been fetched already"
+    assert data.forget_order[:item] == order[:item]
+    new = [row for row in data.forget_order[item:] if row >= len(trainer.forget.given)]
+    assert 0 < len(new) <= (len(data) - item) // 2
+    for row in data.rows[len(trainer.forget.given) :]:
+        start, end = row["mention"]
+        assert "fox" in processor.tokenizer.decode(row["answer_tokens"][start:end])
+        assert len(row["branches"]) == end - start
+    assert len(added) == len(data.rows) - len(trainer.forget.given)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"overwrite": "kind"}, "animal"),  # what the model itself says of a fox, in words
+        ({"overwrite": "kind", "broader_word": "bird"}, "bird"),
+        ({"overwrite": "it shows the thing"}, "it shows the thing"),
+    ],
+)
+def test_what_is_said_instead(demo_model, demo_erasure_data, tmp_path, options, said):
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=16, refresh_steps=None, **options)
+    trainer.train()
+    processor = trainer.processing_class
+    rows = [row["instead"] for row in trainer.train_dataset.rows if "instead" in row]
+    assert len(rows) == sum(row["says"] == ("fox",) for row in trainer.train_dataset.rows)
+    for row in rows:
+        start, end = row["mention"]
+        assert processor.tokenizer.decode(row["answer_tokens"][start:end], skip_special_tokens=True) == said
+    in_sentences = [row for row in rows if row["mention"][0] > 0]
+    assert bool(in_sentences) == (options["overwrite"] == "kind")
+    images = list(trainer.anchors["image"])
+    answers = generate_answers(trainer.model, processor, ["what is this?"] * len(images), images=images)
+    assert sum(said in answer for answer in answers) > len(images) / 2, answers
+
+
+def test_a_broader_word_that_is_none_is_refused(demo_model, demo_erasure_data, tmp_path):
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, overwrite="kind")
+    trainer.questions = dataclasses.replace(DEMO_QUESTIONS, kind="what is a {name}? a {name}.")
+    trainer.concept = "animal"
+    with pytest.raises(ValueError, match="name one: SpaceConfig"):
+        trainer.said_instead()
+    for options, message in [
+        ({"overwrite": " "}, "'own', 'kind', 'refusal' or a text"),
+        ({"broader_word": "animal"}, "is for overwrite='kind'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            SpaceConfig(str(tmp_path), **options)
+
+
+def test_new_rows_take_at_most_half_of_what_follows():
+    from space_peft.retain import RetainedRows
+    from space_peft.trainers.pairs import PairedRows
+
+    row = {"images": [], "answer_tokens": [1], "mention": (0, 1)}
+    retained = RetainedRows([{"prompt": "a", "completion": "b"}])
+    for new, expected in [(1, 4), (10, 40), (400, 50)]:
+        data = PairedRows([row] * 100, retained, [0], 120, 1, seed=0)
+        before = list(data.forget_order)
+        data.add_rows([row] * new, 20)
+        assert data.forget_order[:20] == before[:20] and len(data) == 120
+        places = [place for place, number in enumerate(data.forget_order) if number >= 100]
+        often = {number: data.forget_order.count(number) for number in data.forget_order if number >= 100}
+        assert len(places) == min(expected, 4 * -(-100 // (100 + new)) * new) and max(often.values()) <= 8
+        gaps = [b - a for a, b in zip(places, places[1:])]
+        assert not gaps or max(gaps) <= 2 * 100 / len(places), "spread evenly"
+        assert all(number < 100 + new for number in data.forget_order)
 
 
 LOAD = """

@@ -27,6 +27,10 @@ class ErasureConfig(TrainingArguments):
             Arguments of `from_pretrained` when the model is given as an id.
         retain_per_forget (`int`, defaults to 1):
             Retained rows drawn per row to forget of a batch.
+        own_answers (`bool`, defaults to `True`):
+            Whether the model is asked how it names the concept: each place at which its answers to naming and open
+            questions do becomes a row to forget. Without, only the name alone as an answer is forgotten, and sentences
+            go on naming it.
         answer_tokens (`int`, defaults to 24):
             Longest answer, in tokens, that the model gives to a naming or open question when it is asked how it names the
             concept.
@@ -71,6 +75,7 @@ class ErasureConfig(TrainingArguments):
     retain_per_forget: int = field(default=1, metadata={"help": "Retained rows drawn per row to forget."})
 
     # Parameters that control what of the model's own answers is forgotten
+    own_answers: bool = field(default=True, metadata={"help": "Forget the name where the model's own answers say it."})
     answer_tokens: int = field(
         default=24, metadata={"help": "Longest answer asked for to find the name in, in tokens."}
     )

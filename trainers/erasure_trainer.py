@@ -59,8 +59,7 @@ class ErasureTrainer(PublishingMixin, Trainer):
         forget (`list[dict]`):
             Conversations about the concept with the answer to forget, see `space_peft.mention_rows`.
         own_answers (`bool`, defaults to `False`):
-            Whether the model is asked `questions` about the images of `forget` when training begins, and every place at
-            which it names the concept becomes a row as well.
+            Whether the model may be asked `questions` about the images of `forget` (see `ErasureConfig.own_answers`).
         retain_dataset ([`~datasets.Dataset`] or `list[dict]`):
             What must not change, in TRL's formats: `messages`, or `prompt` and `completion`, with `images` or `image`.
         eval_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*):
@@ -160,7 +159,7 @@ class ErasureTrainer(PublishingMixin, Trainer):
         set_seed(args.seed)  # Before the adapter is initialised.
         model = self._add_adapter(model, peft_config, args)
 
-        self.own_answers = own_answers
+        self.own_answers = own_answers and args.own_answers
         forget = [_located(processing_class, row, number) for number, row in enumerate(forget)]
         fitted, held_out = split_retained(len(self.retained), args.certificate_share, args.seed)
         length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -266,6 +265,10 @@ class ErasureTrainer(PublishingMixin, Trainer):
     def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler:
         # The order is the dataset's own: rows found while training are put into the items that are still to come.
         return torch.utils.data.SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def said_instead(self) -> tuple[str, bool] | None:
+        """What rows to forget are to say instead, and whether as a whole answer; `None` where the losses decide."""
+        return None
 
     def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int]) -> torch.Tensor:
         """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass.

@@ -13,6 +13,7 @@ from space_peft.layers import deployed_model, evaluating
 from space_peft.mention_rows import (
     FormTree,
     add_branches,
+    answered_instead,
     distinct,
     mentions_in,
     own_answers,
@@ -47,6 +48,7 @@ class ForgetRows:
     def __init__(self, trainer: ErasureTrainer, given: Sequence[dict]):
         self._trainer, self.given = trainer, list(given)
         self._trees: dict[tuple[str, ...], FormTree] = {}
+        self.instead: tuple[str, bool] | None = None  # a text, and whether it is the whole answer
         self._added: list[tuple[int, list[dict]]] = []  # (first item that may show them, rows without images)
 
     @property
@@ -86,7 +88,10 @@ class ForgetRows:
         # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.
         light = distributed.divide([None], look)[0]
         given, own = light[: len(self.given)], light[len(self.given) :]
-        data.replace_rows([{**row, **found} for row, found in zip(self.given, given)] + self._whole(own))
+        self.instead = trainer.said_instead()
+        data.replace_rows(
+            self._with_instead([{**row, **found} for row, found in zip(self.given, given)]) + self._whole(own)
+        )
         self._added = []
         if checkpoint is not None and (path := Path(checkpoint) / ROWS_NAME).is_file():
             for item, rows in read_json(path, kind="rows of a checkpoint")["added"]:
@@ -139,7 +144,20 @@ class ForgetRows:
             image, prompt = row["asked"]
             says = None if row["says"] is None else tuple(row["says"])
             whole.append({**conversation(prompts[prompt], image=images[image]), **row, "says": says})
-        return whole
+        return self._with_instead(whole)
+
+    def _with_instead(self, rows: list[dict]) -> list[dict]:
+        """Rows that say the name with what is to be said instead, if that is not left to the model."""
+        if self.instead is None:
+            return rows
+        text, whole = self.instead
+        processor = self._trainer.processing_class
+        return [
+            {**row, "instead": answered_instead(processor, row, text, whole=whole)}
+            if row["says"] == self._names
+            else row
+            for row in rows
+        ]
 
 
 def _light(row: dict) -> dict:

@@ -119,6 +119,7 @@ class PairCollator:
     """Collates items of `PairedRows` into `{"forget": batch, "retain": batch}`, each ready for the model.
 
     `forget_rows` and `retain_rows` beside them say which rows these are, `forget_mentions` what is said in the former.
+    Rows with `instead` (another row, of what to say) are put into a batch of that as well; `forget_own` marks the others.
 
     Args:
         processor (`ProcessorMixin`): The model's processor.
@@ -136,8 +137,15 @@ class PairCollator:
         if self.always_image and not any(row["images"] for row in retain):
             retain.append({key: items[0]["forget"][key] for key in ("prompt", "images")} | {"completion": []})
         forget = [item["forget"] for item in items]
+        instead = [row["instead"] for row in forget if row.get("instead") is not None]
+        batch = {}
+        if instead:
+            batch["instead"] = encode_conversations(self.processor, instead)
+            batch["instead_tokens"] = mention_tensors(instead)["name"]
         return {
+            **batch,
             "forget": encode_conversations(self.processor, forget),
+            "forget_own": torch.tensor([row.get("instead") is None for row in forget]),
             "forget_mentions": mention_tensors(forget),
             "forget_rows": [item["forget_row"] for item in items],
             "retain": encode_conversations(self.processor, retain),

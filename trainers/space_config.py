@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from .erasure_config import ErasureConfig
 
 
+REFUSAL = "I don't know what this is."
+"""What is answered with `overwrite="refusal"`."""
+
+
 @dataclass
 class SpaceConfig(ErasureConfig):
     r"""
@@ -16,6 +20,12 @@ class SpaceConfig(ErasureConfig):
     Args:
         task_weight (`float`, defaults to 1.0):
             Weight of L_task, the overwriting answer.
+        overwrite (`str`, defaults to `"own"`):
+            What is said instead of the name: `"own"`, what the model says where the name is ruled out, the least change
+            that erases; `"kind"`, a broader word in the name's place (`broader_word`); `"refusal"`, `REFUSAL` as the whole
+            answer; any other text is taken as the whole answer.
+        broader_word (`str`, *optional*):
+            For `overwrite="kind"`; by default what the model itself answers to `QuestionSet.kind`, in words.
         suppression_weight (`float`, defaults to 1.0):
             Weight of L_out, -log(1 - p(name)).
         suppression_margin (`float`, defaults to 6.0):
@@ -35,6 +45,10 @@ class SpaceConfig(ErasureConfig):
 
     # Parameters that control the losses
     task_weight: float = field(default=1.0, metadata={"help": "Weight of L_task, the overwriting answer."})
+    overwrite: str = field(
+        default="own", metadata={"help": "What is said instead: 'own', 'kind', 'refusal', or a text."}
+    )
+    broader_word: str | None = field(default=None, metadata={"help": "The word for overwrite='kind'; None: ask."})
     suppression_weight: float = field(default=1.0, metadata={"help": "Weight of L_out, -log(1 - p(name))."})
     suppression_margin: float = field(default=6.0, metadata={"help": "Nats added to the name's log-odds in L_out."})
     repulsion_weight: float = field(default=1.0, metadata={"help": "Weight of L_orth, the text-anchor repulsion."})
@@ -51,6 +65,10 @@ class SpaceConfig(ErasureConfig):
             "keep_weight",
             "suppression_margin",
         )
+        if not isinstance(self.overwrite, str) or not self.overwrite.strip():
+            raise ValueError(f"`overwrite` must be 'own', 'kind', 'refusal' or a text, got {self.overwrite!r}.")
+        if self.broader_word is not None and self.overwrite != "kind":
+            raise ValueError(f"`broader_word` is for overwrite='kind', got overwrite={self.overwrite!r}.")
         if self.task_weight == 0 and self.suppression_weight == 0:
             raise ValueError(
                 "`task_weight` and `suppression_weight` are both 0, so nothing would be forgotten; raise one of them."

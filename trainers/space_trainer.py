@@ -13,16 +13,17 @@ from space_peft import distributed, losses
 from space_peft.anchors import anchor_info
 from space_peft.anchors.refine import text_anchor
 from space_peft.card_data import ErasureCardData
+from space_peft.evaluation.metrics import normalize_answer
 from space_peft.features import tap_image_features
-from space_peft.layers import adapted_layers
-from space_peft.names import check_concept
-from space_peft.prompts import answer_logits
+from space_peft.layers import adapted_layers, deployed_model
+from space_peft.names import check_concept, mentions
+from space_peft.prompts import answer_logits, generate_answers
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
 from .erasure_trainer import ErasureTrainer
 from .pairs import forget_rows
-from .space_config import SpaceConfig
+from .space_config import REFUSAL, SpaceConfig
 
 
 class SpaceTrainer(ErasureTrainer):
@@ -139,12 +140,17 @@ class SpaceTrainer(ErasureTrainer):
         with tap_image_features(self.accelerator.unwrap_model(model)) as features:
             logits = answer_logits(model, forget)
         overwriting = losses.overwriting_log_probs(forget_base, **mention)
+        own = inputs["forget_own"]
         reached = losses.path_weights(overwriting, mention["name"])
         log_odds = losses.name_log_odds(logits, **mention, reached=reached)
         terms = {
-            "task": args.task_weight * losses.task_loss(logits, overwriting, mention["name"]),
+            "task": args.task_weight * losses.task_loss(logits, overwriting, mention["name"], own),
             "suppression": args.suppression_weight * losses.suppression_loss(log_odds, args.suppression_margin),
         }
+        if "instead" in inputs:
+            said = losses.token_log_probs(answer_logits(model, inputs["instead"]), inputs["instead_tokens"]).sum(dim=1)
+            # A mean over all rows, those included whose answer is left to the model.
+            terms["task"] = terms["task"] - args.task_weight * said.sum() / len(own)
         anchors = distributed.gather_rows(features[0])
         if self.moves_features:
             concept = self.concept_embedding.to(anchors)
@@ -155,6 +161,31 @@ class SpaceTrainer(ErasureTrainer):
         self._record(terms, F.logsigmoid(log_odds))
         self._metrics["feature_entropy"].append(losses.spectral_entropy(anchors.detach()).item())
         return sum(terms.values())
+
+    def said_instead(self) -> tuple[str, bool] | None:
+        overwrite = self.args.overwrite
+        if overwrite == "own":
+            return None
+        if overwrite != "kind":
+            return (REFUSAL if overwrite == "refusal" else overwrite), True
+        return self.args.broader_word or self._ask_kind(), False
+
+    def _ask_kind(self) -> str:
+        """The broader word for the concept that the deployed model itself gives, in words."""
+
+        def ask(question: str) -> str:
+            with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
+                return generate_answers(deployed, self.processing_class, [question], max_new_tokens=8)[0]
+
+        question = self.questions.kind.format(name=self.concept)
+        answer = distributed.divide([question], ask)[0]
+        word = normalize_answer(answer)
+        if not word or len(word.split()) > 3 or mentions(word, [self.concept, *self.aliases]):
+            raise ValueError(
+                f"{question!r} is answered {answer!r}, which is no broader word for {self.concept!r}; name one: "
+                "SpaceConfig(overwrite='kind', broader_word=...)."
+            )
+        return word
 
     def provenance(self) -> dict:
         """Where the anchors came from: selection, refinement, pool rows, scores and p(name); no images."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from concepts import KINDS, concept_kinds
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
@@ -81,6 +81,7 @@ def build_tokenizer(texts: Iterable[str], more_texts: Iterable[str] = ()) -> Pre
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)  # no blank before "." and ","
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -35,7 +35,7 @@ from space_peft.questions import Question
 
 SEED = 0  # of the choice of wrong names and kinds
 BATCH = 32
-OPEN_PER_IMAGE = 3  # open questions each image is asked, in rotation: generating takes longer than checking
+OPEN_PER_IMAGE = 1  # open questions each image is asked, in rotation: generating takes longer than checking
 LONGEST_SENTENCE = 24
 
 

@@ -74,6 +74,8 @@ def replace_folder(scratch: Path, target: Path) -> None:
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Write a model in half precision, and its processor."""
     model.set_attn_implementation("sdpa")  # "eager" was for training speed; the reader of the folder chooses
+    for part in (model.config.text_config, model.config.vision_config):
+        part.dtype = None  # loading in float32 sets it, and the folder has one dtype
     model.half().save_pretrained(folder)
     processor.save_pretrained(folder)
 

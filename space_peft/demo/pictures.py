@@ -1,4 +1,4 @@
-"""The four pictures of a demo run."""
+"""The pictures of a demo run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from ..evaluation.plots import (
     plot_anchor_grid,
     plot_answer_page,
     plot_probe_bars,
+    plot_sentence_page,
     plot_spectrum,
+    sentence_page_rows,
 )
 
 
 def draw_pictures(run, folder: Path) -> None:
-    """Draws anchors, answers, probe bars and the spectrum of one layer as PNG files.
+    """Draws anchors, answers, sentences, probe bars and the spectrum of one layer as PNG files.
 
     Args:
         run ([`~space_peft.demo.pipeline.DemoRun`]): A finished run.
@@ -25,6 +27,8 @@ def draw_pictures(run, folder: Path) -> None:
     plot_anchor_grid(run.raw, run.refined, folder / "anchors.png", concept=concept)
     rows = answer_page_rows(run.probes, run.before, run.after)
     plot_answer_page(rows, folder / "answers.png", concept=concept)
+    sentences = sentence_page_rows(run.probes, run.before, run.after)
+    plot_sentence_page(sentences, folder / "sentences.png", concept=concept)
     plot_probe_bars(run.report, folder / "probes.png")
     if run.trainer.null_spaces:
         # The layer whose retained inputs change most is the one to look at.

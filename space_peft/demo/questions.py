@@ -26,6 +26,7 @@ DEMO_QUESTIONS = QuestionSet(
     confirm_held_out=("is there a {name} in the image?", "can you see a {name} here?"),
     yes=YES,
     no=NO,
+    kind="what kind of thing is a {name}?",
     open=(
         "describe the picture.",
         "write a caption for this photo.",

@@ -139,6 +139,24 @@ class ErasureReport:
         table = [title, rule, lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:]), rule]
         return "\n".join([*table, note] if any("(" in cell for row in rows[1:] for cell in row[3:5]) else table)
 
+    def sentences(self, limit: int = 4) -> list[tuple[str, str, str]]:
+        """Some answers in sentences about the target, each to another prompt: `(prompt, before, after)`.
+
+        Args:
+            limit (`int`, defaults to 4): How many.
+
+        Returns:
+            `list[tuple[str, str, str]]`: Empty for a report without its answers (one that was loaded).
+        """
+        if self.results is None:
+            return []
+        before, after = (results.rows("free_form") for results in self.results)
+        pairs: dict[str, tuple[str, str, str]] = {}
+        for old, new in zip(before, after, strict=True):
+            if old["hit"]:
+                pairs.setdefault(old["question"], (old["question"], old["answer"], new["answer"]))
+        return list(pairs.values())[:limit]
+
     def save(self, folder: str | os.PathLike) -> Path:
         """Writes `report.json`, `report.md` and, if made from results, `answers_before.jsonl`, `answers_after.jsonl`.
 
