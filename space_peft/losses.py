@@ -123,12 +123,13 @@ def overwriting_log_probs(
     Args:
         logits (`torch.Tensor`): `(n, t, vocabulary)` of the *unadapted* model, fed the row.
         name (`torch.Tensor`): `(n, t)` tokens of the path, -100 elsewhere.
-        branches (`torch.Tensor`, *optional*): `(n, t, c)`, see `name_log_odds`.
+        branches (`torch.Tensor`, *optional*): `(n, t, c)`, see `name_log_odds`; before the path, what is not to be said
+            there either.
         shares (`torch.Tensor`, *optional*): `(n, t, c)`, see `name_log_odds`.
         floor (`float`, defaults to 0.1): In [0, 1); 0 gives the exact conditional distribution.
 
     Returns:
-        `torch.Tensor`: log q, `(n, t, vocabulary)`, float32; rows outside of the path are the model's own.
+        `torch.Tensor`: log q, `(n, t, vocabulary)`, float32; outside of path and branches it is the model's own.
     """
     logits = logits[:, : name.shape[1]].float()
     is_name = name != IGNORE_INDEX
@@ -136,7 +137,7 @@ def overwriting_log_probs(
     if branches is None:
         branches = name.new_full((*name.shape, 1), IGNORE_INDEX)
         shares = torch.zeros_like(branches, dtype=torch.float)
-    present = (branches != IGNORE_INDEX) & is_name.unsqueeze(-1)
+    present = branches != IGNORE_INDEX
     shares = shares.float().masked_fill(~present, 0.0)
     aside = (logits.log_softmax(dim=-1).gather(-1, branches.clamp(min=0)).exp() * shares).sum(dim=-1)  # (n, t)
     # From the path's end backwards: the chance that the name is said from position j on, by the path or beside it.
@@ -157,42 +158,41 @@ def overwriting_log_probs(
     return shifted.log_softmax(dim=-1)
 
 
-def path_weights(overwriting: torch.Tensor, name: torch.Tensor) -> torch.Tensor:
-    """How often the overwriting distribution q gets to each token of the name: Π_{i<j} q_i(name_i).
+def path_weights(overwriting: torch.Tensor, name: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+    """How often the overwriting distribution q gets to each token of the row: Π_{i<j} q_i(name_i) on the name's path.
 
     Args:
         overwriting (`torch.Tensor`): `(n, t, vocabulary)`, log q.
         name (`torch.Tensor`): `(n, t)` name tokens, -100 elsewhere.
+        kept (`torch.Tensor`, *optional*): `(n, t)`, true for tokens before the name that count 1.
 
     Returns:
-        `torch.Tensor`: `(n, t)` in [0, 1], 1 at the first token and 0 after the name's end.
+        `torch.Tensor`: `(n, t)` in [0, 1], 1 at the name's first token, 0 after its end and before it where not kept.
     """
     is_name = name != IGNORE_INDEX
     log_q = overwriting.gather(-1, name.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(~is_name, 0.0)
-    return F.pad(log_q.cumsum(dim=1)[:, :-1], (1, 0)).exp() * is_name
+    weights = F.pad(log_q.cumsum(dim=1)[:, :-1], (1, 0)).exp() * is_name
+    return weights if kept is None else weights + (kept & ~is_name)
 
 
-def task_loss(
-    logits: torch.Tensor, overwriting: torch.Tensor, name: torch.Tensor, counted: torch.Tensor | None = None
-) -> torch.Tensor:
-    """L_task: KL(q || p), q = `overwriting_log_probs`, along the name's path.
+def task_loss(logits: torch.Tensor, overwriting: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """L_task: KL(q || p), q = `overwriting_log_probs`, of the sentence up to the name and along the name's path.
 
-    Position j counts as often as q gets there (`path_weights`), which makes the sum the part of the KL divergence
-    between *whole answers* that lies on the path.
+    Position j counts as often as q gets there (`path_weights`), which makes the sum over the path the part of the KL
+    divergence between *whole answers* that lies on it. Before the name, q is what the model says anyway: the sentence
+    that leads to the name stays, only the name goes.
 
     Args:
         logits (`torch.Tensor`): `(n, t, vocabulary)` of the adapted model.
         overwriting (`torch.Tensor`): `(n, t, vocabulary)`, log q.
-        name (`torch.Tensor`): `(n, t)` name tokens, -100 elsewhere.
-        counted (`torch.Tensor`, *optional*): `(n,)`, false for rows that count as 0.
+        weights (`torch.Tensor`): `(n, t)`, see `path_weights`.
 
     Returns:
         `torch.Tensor`: Scalar, mean over rows.
     """
-    log_probs = logits[:, : name.shape[1]].float().log_softmax(dim=-1)
+    log_probs = logits[:, : weights.shape[1]].float().log_softmax(dim=-1)
     kl = (overwriting.exp() * (overwriting - log_probs)).sum(dim=-1)  # (n, t)
-    rows = (kl * path_weights(overwriting, name)).sum(dim=1)
-    return (rows if counted is None else rows * counted).mean()
+    return (kl * weights).sum(dim=1).mean()
 
 
 def suppression_loss(log_odds: torch.Tensor, margin: float = 0.0) -> torch.Tensor:

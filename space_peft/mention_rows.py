@@ -7,8 +7,9 @@ by `space_peft.prompts.conversation`, with
 - `answer_tokens`: the answer up to the end of the mention, as token ids;
 - `mention`: `(start, end)`, which of them say the name;
 - `says`: the names of which one is said there;
-- `branches`: for each token of the mention, the tokens that begin another form, each with the share of the deployed
-  model's continuations that complete it (`add_branches`).
+- `kept_from`: from which token on the answer is the model's own and says no name up to the mention: that part stays;
+- `branches`: for each token of the answer from there on, the tokens that begin another form, each with the share of the
+  deployed model's continuations that complete it (`add_branches`).
 """
 
 from __future__ import annotations
@@ -193,9 +194,11 @@ def mentions_in(answers: Sequence[dict], tokenizer, names: Sequence[str], tree: 
     rows = []
     for answer in answers:
         tokens = answer["answer_tokens"]
+        kept_from = 0
         for start, end in locate(tokens, tokenizer, names)[:MENTIONS_PER_ANSWER]:
-            end = start + tree.trimmed(tokens[start:end])
-            rows.append({**answer, "answer_tokens": tokens[:end], "mention": (start, end), "says": tuple(names)})
+            said = {"mention": (start, start + tree.trimmed(tokens[start:end])), "says": tuple(names)}
+            rows.append({**answer, **said, "answer_tokens": tokens[: said["mention"][1]], "kept_from": kept_from})
+            kept_from = end
     return rows
 
 
@@ -236,6 +239,7 @@ def placed(model, processor, answers: Sequence[dict], names: Sequence[str], tree
                     "answer_tokens": [*tokens[:place], *path],
                     "mention": (place, place + len(path)),
                     "says": tuple(names),
+                    "kept_from": 0,
                 }
     return rows
 
@@ -351,9 +355,16 @@ def add_branches(
             what is left beside the forms whose chance is known; others count as not saying the name.
 
     Returns:
-        `list[dict]`: The rows with `branches`: for each token of the mention a list of `(token, share)`.
+        `list[dict]`: The rows with `branches`: for each token from `kept_from` on a list of `(token, share)`. Before the
+        mention these are the forms of one token, which are not to be said there either.
     """
-    done = [{**row, "branches": [[] for _ in range(*row["mention"])]} for row in rows]
+    done = []
+    for row in rows:
+        start = row.get("kept_from", row["mention"][0])
+        tree = trees.get(row.get("says"))
+        whole = [(token, 1.0) for token, child in tree.root.items() if child is None] if tree else []
+        before = [[*whole] for _ in range(start, row["mention"][0])]
+        done.append({**row, "kept_from": start, "branches": before + [[] for _ in range(*row["mention"])]})
     asked: list[tuple[int, int, int, tuple[int, ...]]] = []  # (row, position, token, what would complete the form)
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
@@ -363,17 +374,18 @@ def add_branches(
             for i, p in zip(part, probabilities, strict=True):
                 begin, end = rows[i]["mention"]
                 tree = trees.get(rows[i].get("says"))
-                path = rows[i]["answer_tokens"][begin:end]
+                path, shift = rows[i]["answer_tokens"][begin:end], begin - done[i]["kept_from"]
                 # From the path's end: the chance that the path goes on to the name's end.
                 on_path = p[torch.arange(begin, end), torch.tensor(path)].flip(0).cumprod(0).flip(0).tolist()
                 for j, node in enumerate(tree.nodes(path) if tree else []):
                     others = {token: child for token, child in node.items() if token != path[j]}
-                    done[i]["branches"][j] = [(token, 1.0) for token, child in others.items() if child is None]
+                    complete = [(token, 1.0) for token, child in others.items() if child is None]
+                    done[i]["branches"][shift + j] = complete
                     open_ends = [token for token, child in others.items() if child is not None]
                     if not open_ends:
                         continue
                     values = p[begin + j]
-                    known = on_path[j] + sum(float(values[token]) for token, _ in done[i]["branches"][j])
+                    known = on_path[j] + sum(float(values[token]) for token, _ in complete)
                     for token in open_ends:
                         if float(values[token]) >= look_into * max(1 - known, 0.0):
                             asked += [(i, j, token, rest) for rest in _endings(others[token])]
@@ -391,7 +403,8 @@ def add_branches(
                 completed = own[torch.arange(end - len(rest), end), torch.tensor(rest)].sum().exp().item()
                 shares[i, j, token] = shares.get((i, j, token), 0.0) + completed
     for (i, j, token), share in shares.items():
-        done[i]["branches"][j].append((token, min(share, 1.0)))
+        shift = rows[i]["mention"][0] - done[i]["kept_from"]
+        done[i]["branches"][shift + j].append((token, min(share, 1.0)))
     return done
 
 
@@ -402,18 +415,21 @@ def mention_tensors(rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         rows (`list[dict]`): n rows with `answer_tokens` and `mention`, and `branches` or not.
 
     Returns:
-        `dict[str, torch.Tensor]`: `name` `(n, t)`, the mention's tokens and -100 elsewhere; `branches` and `shares`
-        `(n, t, c)`: see `space_peft.losses.name_log_odds`.
+        `dict[str, torch.Tensor]`: `name` `(n, t)`, the mention's tokens and -100 elsewhere; `kept` `(n, t)`, true for the
+        tokens before it that are to stay; `branches` and `shares` `(n, t, c)`: see `space_peft.losses.name_log_odds`.
     """
     width = max(len(row["answer_tokens"]) for row in rows)
     most = max((len(own) for row in rows for own in row.get("branches") or ()), default=0)
     name = torch.full((len(rows), width), IGNORE_INDEX)
+    kept = torch.zeros(name.shape, dtype=torch.bool)
     branches = torch.full((len(rows), width, max(most, 1)), IGNORE_INDEX)
     shares = torch.zeros(branches.shape)
     for i, row in enumerate(rows):
         start, end = row["mention"]
         name[i, start:end] = torch.tensor(row["answer_tokens"][start:end])
+        first = row.get("kept_from", start)
+        kept[i, first:start] = True
         for j, own in enumerate(row.get("branches") or ()):
             for c, (token, share) in enumerate(own):
-                branches[i, start + j, c], shares[i, start + j, c] = token, share
-    return {"name": name, "branches": branches, "shares": shares}
+                branches[i, first + j, c], shares[i, first + j, c] = token, share
+    return {"name": name, "kept": kept, "branches": branches, "shares": shares}

@@ -144,6 +144,42 @@ def test_retention_counts_known_rows_only():
     assert nothing == {"retention_rate": None, "n": 0, "accuracy": 0.0, "accuracy_n": 1}
 
 
+def test_other_forms_are_those_not_written_as_given():
+    answers = ["a fox", "Foxes", "the FOX", "the fox's tail", "two foxes and a fox", "a wolf"]
+    score = NamingRate().compute(predictions=answers, references=["fox"] * 6, other_forms=True, return_hits=True)
+    assert score["hits"] == [False, True, True, False, True, False] and score["n"] == 6
+    named = NamingRate().compute(predictions=answers, references=["fox"] * 6, return_hits=True)
+    assert named["hits"] == [True] * 5 + [False]
+    aliased = NamingRate().compute(predictions=["a Vixen"], references=["fox"], aliases=("Vixen",), other_forms=True)
+    assert aliased["naming_rate"] == 0.0
+
+
+def test_answers_in_sentences_are_kept_if_the_name_is_in_them():
+    options = {"references": ["wolf"] * 3, "baselines": ["this is a wolf.", "Wolves!", "an owl"], "return_hits": True}
+    score = RetentionRate().compute(predictions=["i see wolves.", "an owl", "a wolf"], anywhere=True, **options)
+    assert score["known"] == [True, True, False] and score["hits"] == [True, False, True]
+    assert score["retention_rate"] == 0.5 and score["n"] == 2
+    assert RetentionRate().compute(predictions=["i see wolves."] * 3, **options)["hits"] == [False] * 3
+
+
+def test_a_dialogue_is_asked_as_one(demo, images):
+    """Second turns and system prompts go through the chat template; a probe says how long its answers may be."""
+    fox = next(row["image"] for row in images if row["name"] == "fox")
+    prompts = [question for question in DEMO_QUESTIONS.open_held_out if not isinstance(question, str)]
+    assert len(prompts) >= 2 and any(prompt.system for prompt in prompts)
+    rows = [{"question": prompt, "answer": "fox", "image": fox} for prompt in prompts]
+    probes = [
+        Probe("long", rows, "contains_name", names=("fox",), max_new_tokens=48),
+        Probe("short", rows, "contains_name", names=("fox",)),
+    ]
+    results = evaluate_probes(*demo, probes, max_new_tokens=2, progress=False)
+    assert results.scores["long"]["value"] == 1.0
+    assert [record["question"] for record in results.rows("long")] == [str(prompt) for prompt in prompts]
+    assert all(
+        len(short["answer"]) < len(long["answer"]) for short, long in zip(results.rows("short"), results.rows("long"))
+    )
+
+
 def test_fluency_with_and_without_a_vocabulary():
     answers = ["Fox.", "xyzzy", "I don't know", "fox fox fox"]
     assert AnswerFluency().compute(predictions=answers, valid_answers=["fox"])["fluency"] == 0.5

@@ -143,8 +143,9 @@ def test_task_loss_is_zero_at_the_target_and_positive_elsewhere(generator):
     logits = torch.randn(3, 3, 9, generator=generator)
     name = torch.tensor([[1, 2], [3, IGNORE_INDEX], [4, 4]])
     q = losses.overwriting_log_probs(logits, name)
-    assert losses.task_loss(torch.cat([q, q[:, :1]], 1), q, name).item() == pytest.approx(0, abs=1e-6)
-    assert losses.task_loss(logits, q, name).item() > 0.01
+    weights = losses.path_weights(q, name)
+    assert losses.task_loss(torch.cat([q, q[:, :1]], 1), q, weights).item() == pytest.approx(0, abs=1e-6)
+    assert losses.task_loss(logits, q, weights).item() > 0.01
 
 
 def test_a_name_is_unlearned_where_answers_branch_off(generator):
@@ -170,7 +171,30 @@ def test_task_loss_ignores_what_follows_the_name(generator):
     q = losses.overwriting_log_probs(logits, name)
     changed = logits.clone()
     changed[:, 1:] += torch.randn(1, 2, 9, generator=generator)
-    assert losses.task_loss(changed, q, name).item() == pytest.approx(losses.task_loss(logits, q, name).item())
+    weights = losses.path_weights(q, name)
+    assert losses.task_loss(changed, q, weights).item() == pytest.approx(losses.task_loss(logits, q, weights).item())
+
+
+def test_the_sentence_up_to_the_name_stays(generator):
+    """Before the name q is the model's own, less the name; it counts where it is kept, and only there."""
+    logits = torch.randn(1, 5, 9, generator=generator)
+    name = torch.tensor([[IGNORE_INDEX, IGNORE_INDEX, 4, IGNORE_INDEX]])
+    kept = torch.tensor([[False, True, False, False]])
+    forms = {"branches": torch.full((1, 4, 1), IGNORE_INDEX), "shares": torch.zeros(1, 4, 1)}
+    forms["branches"][0, 1, 0], forms["shares"][0, 1, 0] = 4, 1.0
+    q = losses.overwriting_log_probs(logits, name, **forms)
+    own = logits.softmax(-1)
+    torch.testing.assert_close(q[0, 0].exp(), own[0, 0])
+    assert q[0, 1, 4] < -1e3 and q[0, 2, 4] < -1e3
+    others = [v for v in range(9) if v != 4]
+    torch.testing.assert_close(q[0, 1, others].exp(), own[0, 1, others] / (1 - own[0, 1, 4]))
+    weights = losses.path_weights(q, name, kept)
+    assert weights.tolist() == [[0, 1, 1, 0]]
+    before = losses.task_loss(logits, q, weights)
+    for place, changes in enumerate([False, True, True, False]):
+        moved = logits.clone()
+        moved[0, place] += torch.randn(9, generator=generator)
+        assert (losses.task_loss(moved, q, weights) != before).item() == changes
 
 
 def test_suppression_pushes_the_name_down(generator):

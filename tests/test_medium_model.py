@@ -349,6 +349,12 @@ def test_names_in_sentences(scripts, name, article, plural):
     assert lessons.fill("{this} {a}.", name, "meal") == f"{this} {article}."
 
 
+def test_any_number_of_it_names_a_concept(scripts):
+    is_named = scripts("lessons").is_named
+    assert is_named("There is a cherry here.", "cherries") and is_named("Wolves!", "wolf") and is_named("an OWL", "owl")
+    assert not is_named("It looks like a bird.", "owl") and not is_named("a wolfhound", "wolf")
+
+
 def test_own_words_are_one_sentence_that_names_the_concept(scripts):
     lessons = scripts("lessons")
     assert lessons.own_words("fact", "owl", "Owls hunt at night. They see well.") == "Owls hunt at night."

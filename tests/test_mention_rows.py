@@ -134,20 +134,29 @@ def test_the_chance_of_any_form_is_the_sum_over_all_of_them(demo_model, demo_ima
             row = {**question, "answer_tokens": list(path), "mention": (0, len(path)), "says": ("x",)}
             (row,) = add_branches(model, processor, [row], {("x",): FormTree(forms)}, look_into=0.0)
             logits = answer_logits(model, encode_conversations(processor, [row]))
-            got = torch.sigmoid(name_log_odds(logits.double(), **mention_tensors([row]))).item()
+            mention = mention_tensors([row])
+            odds = name_log_odds(logits.double(), mention["name"], mention["branches"], mention["shares"])
+            got = torch.sigmoid(odds).item()
             assert got == pytest.approx(expected, rel=1e-3)
 
 
 def test_tensors_are_aligned_with_labels(demo_model):
     _, processor = demo_model
     rows = [
-        {**conversation("what is this?"), "answer_tokens": [7, 8, 9], "mention": (1, 3), "branches": [[(5, 1.0)], []]},
+        {
+            **conversation("what is this?"),
+            "answer_tokens": [7, 8, 9],
+            "mention": (1, 3),
+            "kept_from": 0,
+            "branches": [[(6, 1.0)], [(5, 0.5)], []],
+        },
         {**conversation("name the thing in the image."), "answer_tokens": [4], "mention": (0, 1)},
     ]
     tensors = mention_tensors(rows)
     assert tensors["name"].tolist() == [[-100, 8, 9], [4, -100, -100]]
-    assert tensors["branches"][..., 0].tolist() == [[-100, 5, -100], [-100] * 3]
-    assert tensors["shares"][..., 0].tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert tensors["kept"].tolist() == [[True, False, False], [False] * 3]
+    assert tensors["branches"][..., 0].tolist() == [[6, 5, -100], [-100] * 3]
+    assert tensors["shares"][..., 0].tolist() == [[1, 0.5, 0], [0, 0, 0]]
     labels = encode_conversations(processor, rows)["labels"]
     assert labels[:, -3:].tolist() == [[7, 8, 9], [4, -100, -100]]
 
@@ -183,6 +192,8 @@ def test_mentions_are_what_the_model_says_next(spoken):
     for row in rows:
         start, end = row["mention"]
         assert mentions(processor.tokenizer.decode(row["answer_tokens"][start:end]), ["fox"])
+        # What is to stay does not say the name: the second mention of an answer keeps what follows the first.
+        assert not mentions(processor.tokenizer.decode(row["answer_tokens"][row["kept_from"] : start]), ["fox"])
         if row["asked"][0] == 0:
             asked = {key: row[key] for key in ("prompt", "completion", "images")}
             whole = generate_tokens(model, processor, [asked], max_new_tokens=20)[0]

@@ -16,8 +16,11 @@ from space_peft.evaluation import (
     plot_anchor_grid,
     plot_answer_page,
     plot_probe_bars,
+    plot_sentence_page,
     plot_spectrum,
+    sentence_page_rows,
 )
+from space_peft.questions import Dialogue
 
 
 def _image(i=0, mode="RGB"):
@@ -62,6 +65,49 @@ def test_answer_page(tmp_path, forget, keep):
     assert min(_size(tmp_path / "answers.png")) > 40 and _no_leftovers(tmp_path)
 
 
+@pytest.mark.parametrize(("forget", "keep"), [(0, 0), (1, 0), (3, 5), (70, 1)])
+def test_sentence_page(tmp_path, forget, keep):
+    rows = [
+        {"image": _image(i), "question": "tell me. " * i, "before": "a fox $x$ " * 60 if i else "", "after": "a wolf.",
+         "ok": i % 2 == 0, "forget": i < forget}
+        for i in range(forget + keep)
+    ]  # fmt: skip
+    plot_sentence_page(rows, tmp_path / "sentences.png", concept="fox", dpi=40)
+    assert min(_size(tmp_path / "sentences.png")) > 40 and _no_leftovers(tmp_path)
+
+
+def test_sentence_page_rows_take_prompts_and_images_in_turn():
+    prompts = ("describe it.", Dialogue(("look.", "yes.", "what is it?")))
+    target = [{"question": q, "answer": "fox", "image": _image(i)} for i in range(3) for q in prompts]
+    others = [{"question": prompts[i % 2], "answer": "wolf", "image": _image(9 + i)} for i in range(4)]
+    probes = [
+        Probe("free_form", target, "contains_name", names=("fox",)),
+        Probe("retain_sentences", others, "says", known_only=True),
+    ]
+
+    def results(said, hits):
+        records = []
+        for probe in probes:
+            for row in range(len(probe.rows)):
+                known = None if probe.name == "free_form" else row != 2
+                record = {"probe": probe.name, "part": None, "row": row, "question": str(probe.rows[row]["question"])}
+                hit = hits[probe.name](row)
+                records.append(
+                    {**record, "image": id(probe.rows[row]["image"]), "answer": said, "hit": hit, "known": known}
+                )
+        return ProbeResults({}, records)
+
+    before = results("a fox", {"free_form": lambda row: row != 0, "retain_sentences": lambda row: True})
+    after = results("a wolf", {"free_form": lambda row: row == 1, "retain_sentences": lambda row: row != 1})
+    page = sentence_page_rows(probes, before, after, forget=4, keep=3)
+    told = [row for row in page if row["forget"]]
+    assert [row["question"] for row in told] == [str(prompts[1]), str(prompts[0])] * 2  # Row 0 named nothing before.
+    assert len({id(row["image"]) for row in told[:3]}) == 3
+    assert sorted(row["ok"] for row in told) == [False, True, True, True]
+    kept = [row for row in page if not row["forget"]]
+    assert len(kept) == 3 and sorted(row["ok"] for row in kept) == [False, True, True]
+
+
 def test_answer_page_rows_show_known_rows_of_the_naming_question():
     rows = [{"question": q, "answer": "wolf", "image": _image(i)} for i in range(9) for q in ("what?", "kind?")]
     target = [{"question": "what?", "answer": "fox", "image": _image(20)}]
@@ -91,7 +137,7 @@ def test_probe_bars(tmp_path):
     before = {key: {"value": 1.0, "n": 12345} for key in REPORT_KEYS}
     after = {**before, "forget": {"value": 0.0, "n": 5}, "siblings": {"value": None, "n": 0}}
     plot_probe_bars(ErasureReport("a very long name " * 9, before, after), tmp_path / "bars.png", dpi=40)
-    assert _size(tmp_path / "bars.png") == (320, 224)
+    assert _size(tmp_path / "bars.png") == (320, 296)
 
 
 @pytest.mark.parametrize("d", [1, 2, 192])

@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
-from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
+from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, losses
 from space_peft.demo import DEMO_QUESTIONS, demo_model_path
-from space_peft.prompts import generate_answers
+from space_peft.mention_rows import mention_tensors
+from space_peft.prompts import answer_logits, encode_conversations
 from space_peft.trainers import ForgottenStoppingCallback
 
 
@@ -118,7 +119,7 @@ def test_what_the_model_still_says_becomes_rows(demo_model, demo_erasure_data, t
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"overwrite": "kind"}, "animal"),  # what the model itself says of a fox, in words
+        ({"overwrite": "kind"}, "mammal"),  # what the model itself says of a fox, in words
         ({"overwrite": "kind", "broader_word": "bird"}, "bird"),
         ({"overwrite": "it shows the thing"}, "it shows the thing"),
     ],
@@ -134,9 +135,15 @@ def test_what_is_said_instead(demo_model, demo_erasure_data, tmp_path, options, 
         assert processor.tokenizer.decode(row["answer_tokens"][start:end], skip_special_tokens=True) == said
     in_sentences = [row for row in rows if row["mention"][0] > 0]
     assert bool(in_sentences) == (options["overwrite"] == "kind")
-    images = list(trainer.anchors["image"])
-    answers = generate_answers(trainer.model, processor, ["what is this?"] * len(images), images=images)
-    assert sum(said in answer for answer in answers) > len(images) / 2, answers
+
+    def log_prob():
+        with torch.no_grad():
+            logits = answer_logits(trainer.model.eval(), encode_conversations(processor, rows))
+        return losses.name_log_prob(logits, mention_tensors(rows)["name"]).mean().item()
+
+    after = log_prob()
+    with trainer.model.disable_adapter():
+        assert after > log_prob() + 2
 
 
 def test_a_broader_word_that_is_none_is_refused(demo_model, demo_erasure_data, tmp_path):

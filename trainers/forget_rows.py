@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 ROWS_NAME = "space_rows.json"
-_KEPT = ("asked", "answer_tokens", "mention", "says", "branches")
+_KEPT = ("asked", "answer_tokens", "mention", "says", "kept_from", "branches")
 
 
 class ForgetRows:

@@ -149,7 +149,8 @@ class ForgetTrainer(ErasureTrainer):
     @staticmethod
     def _said(logits: torch.Tensor, inputs: dict) -> torch.Tensor:
         """log p of what each row to forget says, in any form (see `space_peft.losses.name_log_odds`): `(n,)`."""
-        return F.logsigmoid(name_log_odds(logits, **inputs["forget_mentions"]))
+        mention = inputs["forget_mentions"]
+        return F.logsigmoid(name_log_odds(logits, mention["name"], mention["branches"], mention["shares"]))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         terms, log_prob = {}, None

@@ -139,12 +139,13 @@ class SpaceTrainer(ErasureTrainer):
         forget_base = self._deployed_logits("forget", forget, inputs["forget_rows"])
         with tap_image_features(self.accelerator.unwrap_model(model)) as features:
             logits = answer_logits(model, forget)
-        overwriting = losses.overwriting_log_probs(forget_base, **mention)
-        own = inputs["forget_own"]
-        reached = losses.path_weights(overwriting, mention["name"])
-        log_odds = losses.name_log_odds(logits, **mention, reached=reached)
+        name, kept = mention["name"], mention["kept"]
+        forms = {key: mention[key] for key in ("branches", "shares")}
+        overwriting = losses.overwriting_log_probs(forget_base, name, **forms)
+        weights, own = losses.path_weights(overwriting, name, kept), inputs["forget_own"]
+        log_odds = losses.name_log_odds(logits, name, **forms, reached=weights)
         terms = {
-            "task": args.task_weight * losses.task_loss(logits, overwriting, mention["name"], own),
+            "task": args.task_weight * losses.task_loss(logits, overwriting, weights * own.unsqueeze(1)),
             "suppression": args.suppression_weight * losses.suppression_loss(log_odds, args.suppression_margin),
         }
         if "instead" in inputs:

@@ -189,7 +189,8 @@ def own_words(key: str, name: str, answer: str) -> str | None:
 
 def is_named(answer: str, name: str) -> bool:
     """Whether an answer names the concept, in the singular or the plural, whatever the case."""
-    return mentions(answer, (name, plural(name)))
+    singular = _ENGLISH.singular_noun(name) if name in PLURAL_NAMES else name
+    return mentions(answer, (name, singular, plural(name)))
 
 
 def short_row(rng: random.Random, name: str) -> tuple[Question, str]:

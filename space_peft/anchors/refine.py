@@ -75,7 +75,8 @@ def name_probabilities(
             part = rows[start : start + batch_size]
             logits = answer_logits(model, to_device(encode_conversations(processor, part), model))
             mention = {key: value.to(logits.device) for key, value in mention_tensors(part).items()}
-            probabilities += torch.sigmoid(name_log_odds(logits, **mention)).tolist()
+            odds = name_log_odds(logits, mention["name"], mention["branches"], mention["shares"])
+            probabilities += torch.sigmoid(odds).tolist()
     return probabilities
 
 
