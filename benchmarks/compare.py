@@ -6,6 +6,7 @@
     python benchmarks/compare.py --phase parts --concepts 4      # each method without one of its parts
     python benchmarks/compare.py --phase longer           # SPACE, and the best that sees the target, with twice the steps
     python benchmarks/compare.py --phase docs             # write README and docs/comparison.md from the JSON
+    python benchmarks/compare.py --phase test --settings_from FILE   # with the settings that an earlier comparison chose
     python benchmarks/compare.py --minutes 60             # start no new run after an hour
     python benchmarks/compare.py --smoke                  # two methods, a few steps, for CI
 
@@ -133,9 +134,9 @@ def parts(rows: list[dict], chosen: dict[str, dict], variants=PARTS) -> dict[str
     return summaries
 
 
-def report(rows: list[dict], names: list[str]) -> dict:
-    """The JSON's content but for the runs."""
-    chosen = choose(rows, names)
+def report(rows: list[dict], names: list[str], earlier: dict | None = None) -> dict:
+    """The JSON's content but for the runs; settings are those of an earlier comparison, if there is one."""
+    chosen = earlier["chosen"] if earlier else choose(rows, names)
     test = {
         name: [r for r in rows if r["method"] == name and r["settings"] == chosen[name] and r["concept"] in TEST]
         for name in chosen
@@ -148,6 +149,7 @@ def report(rows: list[dict], names: list[str]) -> dict:
         "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
         "families": families,
         "chosen": chosen,
+        **({"earlier": earlier} if earlier else {}),
         "methods": {
             name: {"sees_images": METHODS[name].sees_images, **summarise(own, families)} for name, own in test.items() if own
         },
@@ -170,6 +172,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="start no new run after so many minutes")
     parser.add_argument("--smoke", action="store_true", help="two methods, one concept, few steps: does it run?")
+    parser.add_argument("--settings_from", help="JSON of an earlier comparison whose settings are taken; no search")
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "compare.json"))
     args = parser.parse_args()
     output = Path(args.output)
@@ -188,17 +191,26 @@ def main() -> int:
         write_json(output, {**saved, "rows": list(rows.values())})
 
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
-    if args.phase in ("search", "all"):
+    if args.phase in ("search", "all") and not args.settings_from:
         for tasks in rounds(rows, names, validation, settings_each):
             execute(tasks, rows, save, args.workers, max_steps, deadline)
-    chosen = choose(list(rows.values()), names)  # By the search's runs alone: what follows does not change it.
+    if args.settings_from:
+        earlier = json.loads(Path(args.settings_from).read_text(encoding="utf-8"))
+        saved["earlier"] = {"file": Path(args.settings_from).name, "chosen": earlier["chosen"]}
+    # By the search's runs alone: what follows does not change it.
+    chosen = saved["earlier"]["chosen"] if "earlier" in saved else choose(list(rows.values()), names)
+    chosen = {name: chosen[name] for name in names if name in chosen}
     if args.phase in ("test", "all"):
         execute(test_tasks(chosen, test, range(args.seeds), args.depth), rows, save, args.workers, max_steps, deadline)
     if args.phase in ("parts", "all"):
         execute(parts_tasks(chosen, test), rows, save, args.workers, max_steps, deadline)
     if args.phase in ("longer", "all"):
         execute(parts_tasks(chosen, test, LONGER), rows, save, args.workers, max_steps, deadline)
-    results = {**report(list(rows.values()), list(METHODS)), "recipes": saved["recipes"], "rows": list(rows.values())}
+    results = {
+        **report(list(rows.values()), list(METHODS), saved.get("earlier")),
+        "recipes": saved["recipes"],
+        "rows": list(rows.values()),
+    }
     write_json(output, results)
     if results["methods"]:
         for table in tables(results).values():

@@ -42,6 +42,9 @@ VARIANTS: dict[str, dict] = {
     "default": {},
     "short rows": {"training": {"own_answers": False}},
     "keep loss": {"training": {"keep_weight": 60.0}, "adapter": {"strength": 1.0}},
+    "t = 0.03": {"training": {"keep_weight": 0.0}, "adapter": {"strength": 0.03}},
+    "t = 0.1": {"training": {"keep_weight": 0.0}, "adapter": {"strength": 0.1}},
+    "t = 0.1, keep 20": {"training": {"keep_weight": 20.0}, "adapter": {"strength": 0.1}},
     "no constraint": {"training": {"keep_weight": 0.0}, "adapter": {"constraint": "none"}},
 }
 # To save time on two cores; everything else is the library's.
@@ -109,12 +112,15 @@ def retained(concept: str, public, model, processor) -> list[dict]:
 def measure_text(model, processor, concept: str, known: list[tuple[str, str]], before: dict | None) -> dict:
     """Knowledge in words: of what was answered right before, the share still right; the passage; the target's words."""
     from tasks import PASSAGE, TARGET_TEXT_HELD_OUT, is_right
-    from text_knowledge import perplexity, token_agreement
+    from text_knowledge import KNOWLEDGE_TOKENS, perplexity, token_agreement
 
     from space_peft.prompts import generate_answers
 
-    said = generate_answers(model, processor, [question for question, _ in known], max_new_tokens=24)
-    right = [is_right(answer, expected) for answer, (_, expected) in zip(said, known, strict=True)]
+    said = generate_answers(model, processor, [question for question, _ in known], max_new_tokens=KNOWLEDGE_TOKENS)
+    right = [
+        any(is_right(answer, form) for form in expected.split("|"))
+        for answer, (_, expected) in zip(said, known, strict=True)
+    ]
     target = [question.format(name=concept) for question in TARGET_TEXT_HELD_OUT]
     answers = generate_answers(model, processor, target, max_new_tokens=24) if before is None else before["target"]
     kept = right if before is None else [now for was, now in zip(before["right"], right, strict=True) if was]
@@ -127,9 +133,9 @@ def measure_text(model, processor, concept: str, known: list[tuple[str, str]], b
     }
 
 
-def run(task: tuple[str, int, list[str], str, dict]) -> list[dict]:
+def run(task: tuple[str, int, list[str], str, dict, list]) -> list[dict]:
     """All variants of one concept and seed, in one process; the unadapted model is asked once."""
-    concept, seed, variants, work, limits = task
+    concept, seed, variants, work, limits, known = task
     sys.path.insert(0, str(EXAMPLE))
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -144,7 +150,6 @@ def run(task: tuple[str, int, list[str], str, dict]) -> list[dict]:
 
     images = load_demo_images()
     public, _ = demo_split(images, concept)
-    known = known_questions(Path(work), limits.get("knowledge"))
     model, processor = load(Path(work))
     probes = probes_of(concept, images, known)
     started, seconds = time.perf_counter(), {}
@@ -222,11 +227,27 @@ def run(task: tuple[str, int, list[str], str, dict]) -> list[dict]:
     return done
 
 
-def known_questions(work: Path, most: int | None = None) -> list[tuple[str, str]]:
-    """The questions that the language model answers right before it is joined; 200 of them."""
-    from knowledge import right_before
+def known_questions(work: Path, most: int) -> list[tuple[str, str]]:
+    """Questions without a picture that the medium model answers right before any erasure; asked once, kept beside it."""
+    sys.path.insert(0, str(EXAMPLE))
+    import torch
+    from knowledge import KNOWLEDGE
+    from text_knowledge import KNOWLEDGE_TOKENS, knowledge_right
 
-    return right_before(work)[: most or 200]
+    from space_peft.prompts import generate_answers
+
+    path = work / "right_before.json"
+    if not path.exists():
+        model, processor = load(work)
+        questions = [question for question, _ in KNOWLEDGE]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
+            said = generate_answers(model, processor, questions, max_new_tokens=KNOWLEDGE_TOKENS, desc="what it knows")
+        path.write_text(json.dumps([q for q, right in zip(questions, knowledge_right(said), strict=True) if right]))
+    right = set(json.loads(path.read_text()))
+    known = [pair for pair in KNOWLEDGE if pair[0] in right]
+    if len(known) < most:
+        raise SystemExit(f"the model in {work} answers {len(known)} questions right; expected at least {most}.")
+    return known[:: max(1, len(known) // most)][:most]
 
 
 def fast_bf16() -> bool:
@@ -271,6 +292,7 @@ def main() -> int:
     unknown = {row["concept"] for row in rows if row["variant"] is None}
     concepts = [concept for concept in CONCEPTS if concept not in VALIDATION]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    known = known_questions(args.work, limits.get("knowledge", 200))
     with ProcessPoolExecutor(args.workers) as executor:
         while True:
             chosen = [concept for concept in concepts if concept not in unknown][: args.concepts]
@@ -279,7 +301,7 @@ def main() -> int:
             for concept in chosen:
                 for seed in range(args.seeds):
                     missing = [v for v in args.variants if (concept, seed, v) not in finished]
-                    tasks += [(concept, seed, missing, str(args.work), limits)] if missing else []
+                    tasks += [(concept, seed, missing, str(args.work), limits, known)] if missing else []
             if not tasks:
                 break
             for new in executor.map(run, tasks):

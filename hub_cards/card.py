@@ -151,6 +151,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license) -> str:
         rows=rows,
         forget=by_key.get("forget"),
         generality=by_key.get("generality"),
+        free_form=by_key.get("free_form"),
         costs=[{**by_key[key], "label": label} for key, label in _COSTS.items() if key in by_key],
         attacks={label: facts.attacks[name] for name, label in LABELS.items() if name in facts.attacks},
         untested=sections.not_tested(facts),

@@ -196,7 +196,8 @@ def _markdown(header: list[str], lines: list[list[str]]) -> str:
 
 
 SCORES = {
-    "forget": "forget", "generality": "generality", "retain": "retain", "retain_unseen_style": "unseen style",
+    "forget": "forget", "generality": "generality", "free_form": "sentences", "retain": "retain",
+    "retain_sentences": "retain, sentences", "retain_unseen_style": "unseen style",
     "siblings": "siblings", "text": "text", "text_target": "text about it", "fluency": "fluency",
 }  # fmt: skip
 
@@ -204,7 +205,9 @@ SCORES = {
 GOALS = {
     "forget": ("the concept's images still named (a design and a style it was not erased on)", "≤ 0.02"),
     "generality": ("the same under 8 other wordings and 2 other yes/no questions", "≤ 0.05"),
+    "free_form": ("the same in sentences: 8 open prompts, a second turn, a system prompt and a story among them", "≤ 0.02"),
     "retain": ("other images still answered, trained styles", "≥ 0.985"),
+    "retain_sentences": ("other images still named in sentences", "≥ 0.98"),
     "retain_unseen_style": ("the same in a style the model was never trained on", "≥ 0.97"),
     "siblings": ("images of the same kind still answered", "≥ 0.97"),
     "text": ("questions without image about other concepts", "≥ 0.99"),

@@ -16,7 +16,11 @@ from space_peft.evaluation import ErasureReport
 PROBES = {
     "forget": (0.95, 0.0, 40),
     "generality": (0.9, 0.025, 80),
+    "free_form": (0.97, 0.0, 60),
+    "forms": (0.1, 0.0, 160),
+    "same_kind": (0.0, 0.8, 40),
     "retain": (1.0, 0.995, 400),
+    "retain_sentences": (1.0, 0.99, 120),
     "retain_unseen_style": (1.0, 0.98, 250),
     "siblings": (1.0, 0.96, 50),
     "text": (0.997, 0.997, 360),

@@ -79,7 +79,7 @@ def test_one_result_per_probe_and_attack_before_and_after(folder):
 def test_metadata_survives_the_hubs_own_parser(folder):
     write_card(folder)
     card = ModelCard.load(folder / "README.md")
-    assert card.data.base_model_relation == "adapter" and len(card.data.eval_results) == 22
+    assert card.data.base_model_relation == "adapter" and len(card.data.eval_results) == 30
     assert front_matter(str(card)) == front_matter((folder / "README.md").read_text())
 
 
