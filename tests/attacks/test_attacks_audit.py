@@ -9,6 +9,8 @@ from PIL import Image
 from space_peft.anchors.refine import name_probabilities
 from space_peft.attacks import audit_concept
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
+from space_peft.names import mentions
+from space_peft.prompts import generate_answers
 from space_peft.questions import QuestionSet
 
 
@@ -117,3 +119,19 @@ def test_gradients_that_are_off_stay_off(erasure):
     with torch.no_grad():
         audit(erasure.model, erasure.processor, restarts=1, steps=1)
         assert not torch.is_grad_enabled()
+
+
+def test_an_image_counts_as_named_if_any_answer_says_it(searched, erasure):
+    """In any form, and also in a sentence: both questions are asked about each image found."""
+    asked = (DEMO_QUESTIONS.naming[0], DEMO_QUESTIONS.open[0])
+    images = list(searched.before.images)
+    with erasure.model.disable_adapter():
+        said = [
+            generate_answers(
+                erasure.model, erasure.processor, [question] * len(images), images=images, max_new_tokens=32
+            )
+            for question in asked
+        ]
+    expected = tuple(any(mentions(answer, ["fox"]) for answer in answers) for answers in zip(*said, strict=True))
+    assert searched.before.named == expected and any(expected)
+    assert sum(searched.after.named) <= sum(expected)

@@ -21,7 +21,7 @@ from space_peft.demo import demo_model_path
 
 def results(concept="fox", before=True):
     """One of each kind, as its attack would return it."""
-    search = Search("fox", (0.25, 0.5), (None, 3), (0.1, 0.2, 0.3, 0.5))
+    search = Search("fox", (0.25, 0.5), (None, 3), (0.1, 0.2, 0.3, 0.5), (False, True))
     points = tuple(
         RelearningPoint(images, steps, 0.1 * steps, 0.05 * steps, 0.1, 0.1, 4, 0.01)
         for images in (1, 3) for steps in (0, 10)
@@ -96,7 +96,7 @@ def test_pictures_of_some_attacks(tmp_path, count):
 def test_pictures_of_any_name(tmp_path, concept):
     found = results(concept)
     audit = found[0]
-    control = Search(concept, (0.5,), (1,), (0.5,))
+    control = Search(concept, (0.5,), (1,), (0.5,), (True,))
     found[0] = AuditResult(concept, audit.after, audit.before, control, audit.starts, audit.settings)
     AttackReport.from_results(concept, found).save(tmp_path)
     assert AttackReport.load(tmp_path).concept == concept
@@ -133,7 +133,7 @@ def test_loading_is_strict(tmp_path, change, message):
 
 
 def test_nan_is_neither_written_nor_read(tmp_path):
-    search = Search("fox", (float("nan"),), (None,), (0.1,))
+    search = Search("fox", (float("nan"),), (None,), (0.1,), (False,))
     with pytest.raises(ValueError):
         AttackReport.from_results("fox", [AuditResult("fox", search, None, None, ("noise",), {"steps": 1})])
     text = json.dumps(broken(lambda c: c["attacks"]["audit"].update(value=float("nan"))))
