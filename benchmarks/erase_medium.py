@@ -42,13 +42,13 @@ VARIANTS: dict[str, dict] = {
     "default": {},
     "short rows": {"training": {"own_answers": False}},
     "keep loss": {"training": {"keep_weight": 60.0}, "adapter": {"strength": 1.0}},
-    "t = 0.03": {"training": {"keep_weight": 0.0}, "adapter": {"strength": 0.03}},
+    "t = 0.03": {"training": {"keep_weight": 0.0, "learning_rate": 4e-3}, "adapter": {"strength": 0.03}},
     "t = 0.1": {"training": {"keep_weight": 0.0}, "adapter": {"strength": 0.1}},
     "t = 0.1, keep 20": {"training": {"keep_weight": 20.0}, "adapter": {"strength": 0.1}},
     "no constraint": {"training": {"keep_weight": 0.0}, "adapter": {"constraint": "none"}},
 }
 # To save time on two cores; everything else is the library's.
-ANCHORS, REFINE_STEPS, BATCH_SIZE, RETAINED_CONCEPTS = 8, 40, 4, 60
+ANCHORS, REFINE_STEPS, BATCH_SIZE, RETAINED_CONCEPTS = 12, 60, 6, 60
 
 
 def load(work: Path):

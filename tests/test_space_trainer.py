@@ -23,7 +23,7 @@ def make_trainer(demo_model, data, folder, peft_config=None, **arguments):
     callbacks = arguments.pop("callbacks", None)
     options = {
         "max_steps": 4, "learning_rate": 5e-3, "per_device_train_batch_size": 4, "report_to": "none", "save_strategy": "no",
-        "stop_threshold": None, "disable_tqdm": True, "use_cpu": True, **arguments,
+        "stop_threshold": None, "disable_tqdm": True, "use_cpu": True, "keep_weight": 60.0, **arguments,
     }  # fmt: skip
     return SpaceTrainer(
         model=model,
@@ -31,7 +31,7 @@ def make_trainer(demo_model, data, folder, peft_config=None, **arguments):
         anchors=anchors,
         retain_dataset=retain,
         processing_class=processor,
-        peft_config=peft_config or SpaceLoraConfig(r=4, lora_alpha=8),
+        peft_config=peft_config or SpaceLoraConfig(r=4, lora_alpha=8, strength=1.0),
         questions=DEMO_QUESTIONS,
         callbacks=callbacks,
     )

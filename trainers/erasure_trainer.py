@@ -164,7 +164,12 @@ class ErasureTrainer(PublishingMixin, Trainer):
         fitted, held_out = split_retained(len(self.retained), args.certificate_share, args.seed)
         length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         train_dataset = PairedRows(
-            forget, self.retained, fitted, length if length > 0 else len(forget), args.retain_per_forget, args.seed
+            forget,
+            self.retained,
+            fitted,
+            length if length > 0 else len(forget),
+            args.retain_per_forget if self._steps_on_retained(args) else 0,
+            args.seed,
         )
         self.held_out = retained_loader(processing_class, self.retained, held_out, args.fit_batch_size)
 
@@ -209,6 +214,11 @@ class ErasureTrainer(PublishingMixin, Trainer):
             self.model.add_model_tags(self._tag_names)
 
     # Setting up
+
+    @staticmethod
+    def _steps_on_retained(args: ErasureConfig) -> bool:
+        """Whether a step runs retained rows at all; if not, none are encoded."""
+        return True
 
     @staticmethod
     def _add_adapter(model, peft_config: LoraConfig | None, args: ErasureConfig) -> PeftModel:

@@ -116,7 +116,8 @@ class PairedRows(torch.utils.data.Dataset):
 
 
 class PairCollator:
-    """Collates items of `PairedRows` into `{"forget": batch, "retain": batch}`, each ready for the model.
+    """Collates items of `PairedRows` into `{"forget": batch, "retain": batch}`, each ready for the model; `retain` is
+    left out where the items hold no retained row.
 
     `forget_rows` and `retain_rows` beside them say which rows these are, `forget_mentions` what is said in the former.
     Rows with `instead` (another row, of what to say) are put into a batch of that as well; `forget_own` marks the others.
@@ -134,7 +135,7 @@ class PairCollator:
 
     def __call__(self, items: Sequence[dict]) -> dict[str, dict[str, torch.Tensor]]:
         retain = [row for item in items for row in item["retain"]]
-        if self.always_image and not any(row["images"] for row in retain):
+        if retain and self.always_image and not any(row["images"] for row in retain):
             retain.append({key: items[0]["forget"][key] for key in ("prompt", "images")} | {"completion": []})
         forget = [item["forget"] for item in items]
         instead = [row["instead"] for row in forget if row.get("instead") is not None]
@@ -142,14 +143,15 @@ class PairCollator:
         if instead:
             batch["instead"] = encode_conversations(self.processor, instead)
             batch["instead_tokens"] = mention_tensors(instead)["name"]
+        if retain:
+            batch["retain"] = encode_conversations(self.processor, retain)
+            batch["retain_rows"] = [row for item in items for row in item["retain_rows"]]
         return {
             **batch,
             "forget": encode_conversations(self.processor, forget),
             "forget_own": torch.tensor([row.get("instead") is None for row in forget]),
             "forget_mentions": mention_tensors(forget),
             "forget_rows": [item["forget_row"] for item in items],
-            "retain": encode_conversations(self.processor, retain),
-            "retain_rows": [row for item in items for row in item["retain_rows"]],
         }
 
 

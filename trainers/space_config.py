@@ -15,7 +15,7 @@ REFUSAL = "I don't know what this is."
 class SpaceConfig(ErasureConfig):
     r"""
     Configuration of [`SpaceTrainer`]: the fields below, and every field of [`ErasureConfig`] and
-    [`~transformers.TrainingArguments`].
+    [`~transformers.TrainingArguments`]. `learning_rate` is 4e-3 by default: a strict null space shortens every update.
 
     Args:
         task_weight (`float`, defaults to 1.0):
@@ -35,13 +35,16 @@ class SpaceConfig(ErasureConfig):
             Weight of L_orth, the text-anchor repulsion. Without effect on an adapter that leaves image features alone.
         isotropy_weight (`float`, defaults to 0.1):
             Weight of L_div. Without effect on an adapter that leaves image features alone.
-        keep_weight (`float`, defaults to 60.0):
-            Weight of L_keep, the KL divergence to the unadapted model on retained rows; it is small to begin with.
+        keep_weight (`float`, defaults to 0.0):
+            Weight of L_keep, the KL divergence to the unadapted model on retained rows; it is small to begin with. At 0
+            retained rows are used for the null space alone, which holds what they hold and more, and no step runs them.
+            60 with `SpaceLoraConfig(strength=1.0)` is the other regime that was measured: it keeps what the rows show.
 
-    The defaults are those that `benchmarks/compare.py` chose (`docs/decisions.md`, "Less damage for the same erasure").
-    Training goes on for `max_steps`, because the steps after the name is gone repair what the first ones cost;
-    `stop_threshold=0.02` with `learning_rate=5e-3` takes a third of them, and erases less deeply.
+    How the defaults were chosen: `docs/decisions.md`, "Real answers". Training goes on for `max_steps`, because an
+    erased name should be as unlikely as any other; `stop_threshold=0.02` takes fewer steps, and erases less deeply.
     """
+
+    learning_rate: float = field(default=4e-3, metadata={"help": "Peak learning rate."})
 
     # Parameters that control the losses
     task_weight: float = field(default=1.0, metadata={"help": "Weight of L_task, the overwriting answer."})
@@ -53,7 +56,7 @@ class SpaceConfig(ErasureConfig):
     suppression_margin: float = field(default=6.0, metadata={"help": "Nats added to the name's log-odds in L_out."})
     repulsion_weight: float = field(default=1.0, metadata={"help": "Weight of L_orth, the text-anchor repulsion."})
     isotropy_weight: float = field(default=0.1, metadata={"help": "Weight of L_div, the isotropy of anchor features."})
-    keep_weight: float = field(default=60.0, metadata={"help": "Weight of L_keep, the KL on retained rows."})
+    keep_weight: float = field(default=0.0, metadata={"help": "Weight of L_keep, the KL on retained rows."})
 
     def __post_init__(self):
         super().__post_init__()

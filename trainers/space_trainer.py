@@ -134,6 +134,10 @@ class SpaceTrainer(ErasureTrainer):
         vision = {*VISION_PARTS, *PROJECTOR_PARTS}
         self.moves_features = any(vision & set(name.split(".")) for name in adapted_layers(self.model))
 
+    @staticmethod
+    def _steps_on_retained(args: SpaceConfig) -> bool:
+        return args.keep_weight > 0
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args, forget, mention = self.args, inputs["forget"], inputs["forget_mentions"]
         forget_base = self._deployed_logits("forget", forget, inputs["forget_rows"])

@@ -205,7 +205,10 @@ SCORES = {
 GOALS = {
     "forget": ("the concept's images still named (a design and a style it was not erased on)", "≤ 0.02"),
     "generality": ("the same under 8 other wordings and 2 other yes/no questions", "≤ 0.05"),
-    "free_form": ("the same in sentences: 8 open prompts, a second turn, a system prompt and a story among them", "≤ 0.02"),
+    "free_form": (
+        "the same in sentences: 8 open prompts, a second turn, a system prompt and a story among them",
+        "≤ 0.02",
+    ),
     "retain": ("other images still answered, trained styles", "≥ 0.985"),
     "retain_sentences": ("other images still named in sentences", "≥ 0.98"),
     "retain_unseen_style": ("the same in a style the model was never trained on", "≥ 0.97"),

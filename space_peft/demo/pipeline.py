@@ -37,7 +37,7 @@ class DemoSettings:
             too low lets in.
         rank (`int`, defaults to 8): r of the adapter; `lora_alpha` is twice that.
         constraint (`str`, defaults to `"soft"`): "soft", "hard" or "none".
-        strength (`float`, defaults to 1.0): t of the soft constraint.
+        strength (`float`, defaults to 0.03): t of the soft constraint.
         energy (`float`, defaults to 0.999): Share of the trace that the hard constraint protects.
         max_rank (`int` or `"auto"`, *optional*, defaults to `"auto"`): See [`SpaceLoraConfig`].
         tokens_per_row (`int`, *optional*, defaults to 64): See [`SpaceLoraConfig`].
@@ -52,7 +52,7 @@ class DemoSettings:
     lowest: bool = False
     rank: int = 8
     constraint: str = "soft"
-    strength: float = 1.0
+    strength: float = 0.03
     energy: float = 0.999
     max_rank: int | str | None = "auto"
     tokens_per_row: int | None = 64
