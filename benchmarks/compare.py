@@ -38,14 +38,14 @@ from compare_parts.pages import write_blocks  # noqa: E402
 from compare_parts.plots import plot_relearning, plot_tradeoff  # noqa: E402
 from compare_parts.recipes import check_recipes  # noqa: E402
 from compare_parts.search import choose, rounds  # noqa: E402
-from compare_parts.tables import hypervolume_difference, summarise, tables  # noqa: E402
+from compare_parts.tables import demo_table, hypervolume_difference, summarise, tables  # noqa: E402
 
 from space_peft._io import write_json  # noqa: E402
 
 
 PAGES = {
-    "README.md": ("space", "lead", "compare", "depth"),
-    "docs/comparison.md": ("paired", "longer", "families", "parts", "parts_depth", "entropy"),
+    "README.md": ("demo", "lead", "compare"),
+    "docs/comparison.md": ("paired",),
 }
 """Where each table is shown."""
 
@@ -219,7 +219,8 @@ def main() -> int:
         plot_relearning(results["methods"], results["rows"], output.with_name(f"{output.stem}_relearning.png"))
     if args.phase == "docs":
         root = Path(__file__).parents[1]
-        made = tables(results)
+        demo = json.loads((root / "benchmarks" / "results" / "erase_demo.json").read_text(encoding="utf-8"))
+        made = {**tables(results), "demo": demo_table(demo)}
         for page, blocks in PAGES.items():
             write_blocks(root / page, {name: made[name] for name in blocks if name in made})
     return 0

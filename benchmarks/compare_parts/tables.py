@@ -220,9 +220,17 @@ GOALS = {
 """What each probe asks, and what was to be reached."""
 
 
-def space_table(result: dict) -> str:
-    """Markdown: SPACE alone, one line a probe, beside what was to be reached."""
-    lines = [[f"{SCORES[key]}: {asked}", _cell(result["scores"][key]), goal] for key, (asked, goal) in GOALS.items()]
+def demo_table(content: dict) -> str:
+    """Markdown: the library's defaults on the embedded model, one line a probe, beside what was to be reached.
+
+    Args:
+        content (`dict`): Of `benchmarks/results/erase_demo.json`.
+    """
+    lines = []
+    for key, (asked, goal) in GOALS.items():
+        error = content["stderr"][key]
+        spread = "" if error is None else f" ± {1.96 * error:.3f}"
+        lines.append([f"{SCORES[key]}: {asked}", f"{content['mean'][key]:.3f}{spread}", goal])
     return _markdown(["probe", "after", "goal"], lines)
 
 
@@ -336,8 +344,6 @@ def tables(results: dict) -> dict[str, str]:
     """Every table of the JSON, by the name of its block in the README."""
     methods = results.get("methods", {})
     made = {"compare": main_table(methods), "depth": depth_table(methods)}
-    if methods.get("SPACE", {}).get("scores"):
-        made["space"] = space_table(methods["SPACE"])
     if results.get("hypervolume_above"):
         made["paired"] = paired_table(results["hypervolume_above"])
         if any(methods[name]["sees_images"] for name in results["hypervolume_above"]):
