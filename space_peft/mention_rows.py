@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from PIL import Image
 
+from .form_tree import FormTree, endings
 from .layers import evaluating
 from .name_forms import surface_forms
 from .names import find_mentions
@@ -40,53 +41,6 @@ from .questions import Question, QuestionSet
 MENTIONS_PER_ANSWER = 2
 # See `add_branches`.
 LOOK_INTO = 0.01
-
-
-class FormTree:
-    """The token sequences of all forms of some names, as a tree. Below a form nothing is kept: the name is said.
-
-    Args:
-        sequences (iterable of `tuple[int, ...]`): As `space_peft.names.surface_forms` gives them, most usual first.
-    """
-
-    def __init__(self, sequences: Iterable[Sequence[int]]):
-        self.root: dict[int, dict | None] = {}  # token -> subtree, None where a form is complete
-        for sequence in sorted(sequences, key=len):
-            node = self.root
-            for place, token in enumerate(sequence):
-                if token in node and node[token] is None:
-                    break
-                if place == len(sequence) - 1:
-                    node[token] = None
-                else:
-                    node = node.setdefault(token, {})
-
-    @classmethod
-    def of(cls, names: Sequence[str], tokenizer) -> FormTree:
-        """The tree of every form in which a tokenizer can write one of the names."""
-        return cls(surface_forms(names, tokenizer))
-
-    def nodes(self, path: Sequence[int]) -> list[dict]:
-        """The subtree in which each token of a path is looked up; empty ones where the path has left the tree."""
-        nodes, node = [], self.root
-        for token in path:
-            nodes.append(node)
-            node = node.get(token) or {}
-        return nodes
-
-    def trimmed(self, path: Sequence[int]) -> int:
-        """How many tokens of a path say the name: "fo", "xes" is over with "fo" if that is a form."""
-        for place, (node, token) in enumerate(zip(self.nodes(path), path, strict=True)):
-            if token in node and node[token] is None:
-                return place + 1
-        return len(path)
-
-
-def _endings(node: dict | None) -> list[tuple[int, ...]]:
-    """Every sequence from a subtree to the end of a form; the empty one where the form is complete."""
-    if node is None:
-        return [()]
-    return [(token, *rest) for token, child in node.items() for rest in _endings(child)]
 
 
 def locate(tokens: Sequence[int], tokenizer, names: Sequence[str]) -> list[tuple[int, int]]:
@@ -146,7 +100,7 @@ def locate_answer(processor, row: dict) -> dict:
             "as the model answers it; a name that is not in the tokenizer's vocabulary cannot be erased."
         )
     start, end = spans[-1]
-    return {**row, "completion": [], "answer_tokens": tokens[:end], "mention": (start, end)}
+    return {**row, "answer_tokens": tokens[:end], "mention": (start, end)}
 
 
 def answered_with(processor, question: Question, names: Sequence[str], image: Image.Image | None = None) -> dict:
@@ -221,7 +175,7 @@ def placed(model, processor, answers: Sequence[dict], names: Sequence[str], tree
         `list[dict or None]`: One row an answer, `None` for an empty one.
     """
     first = torch.tensor(sorted(tree.root))
-    usual = {path[0]: path for path in reversed(_endings(tree.root))}
+    usual = {path[0]: path for path in reversed(endings(tree.root))}
     rows: list[dict | None] = [None] * len(answers)
     spoken = [i for i, answer in enumerate(answers) if answer["answer_tokens"]]
     with evaluating(model):
@@ -388,7 +342,7 @@ def add_branches(
                     known = on_path[j] + sum(float(values[token]) for token, _ in complete)
                     for token in open_ends:
                         if float(values[token]) >= look_into * max(1 - known, 0.0):
-                            asked += [(i, j, token, rest) for rest in _endings(others[token])]
+                            asked += [(i, j, token, rest) for rest in endings(others[token])]
         shares: dict[tuple[int, int, int], float] = {}
         for start in range(0, len(asked), batch_size):
             part = asked[start : start + batch_size]

@@ -98,7 +98,7 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
     Args:
         processor (`ProcessorMixin`): With a chat template; `tokenizer` and `image_processor` are its own.
         rows (`list[dict]`): As made by `conversation`; rows with and without images may be mixed. A row may hold
-            `answer_tokens`, the token ids of its answer as a model writes them, in place of a completion.
+            `answer_tokens`, the token ids of its answer as a model writes them; they go before its completion.
 
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` `(n, length)`, `labels` `(n, length)` with -100
@@ -117,9 +117,10 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
     tokenizer = processor.tokenizer
     prompts, completions = [], []
     for row in rows:
-        prompt, answer = _split_rendering(processor, row)
+        tokens = row.get("answer_tokens")
+        prompt, answer = _split_rendering(processor, {**row, "completion": []} if tokens is not None else row)
         prompts.append(prompt)
-        if (tokens := row.get("answer_tokens")) is None:
+        if tokens is None:
             tokens = tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
         completions.append(list(tokens))
     # By row: processors that allow several images a row take a flat list for one row's.

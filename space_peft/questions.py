@@ -64,6 +64,8 @@ OPEN = (
     "Write a caption for this photo.",
     "What can you see in this image?",
     "Tell me about this picture.",
+    "What do you call things like these? Use the plural.",
+    "Make up a story about this picture.",
     Dialogue(("I have a picture for you.", "Thank you, I am looking at it.", "What does it show?")),
 )
 OPEN_HELD_OUT = (

@@ -29,7 +29,7 @@ def erase(folder, peft=None, retain=48, resume=None, **arguments):
         row["completion"][0]["content"][0]["text"] += " no" * 6
     defaults = {
         "max_steps": 3, "stop_threshold": None, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-        "use_cpu": True, "fit_batch_size": 7,
+        "use_cpu": True, "fit_batch_size": 7, "keep_weight": 60.0, "learning_rate": 2e-3,
         # An update is g / (|g| + eps): where g is nothing but rounding, a small eps makes it a whole step.
         "adam_epsilon": 1e-3,
     }  # fmt: skip
@@ -44,7 +44,7 @@ def erase(folder, peft=None, retain=48, resume=None, **arguments):
         rows,
         processing_class=processor,
         questions=DEMO_QUESTIONS,
-        peft_config=SpaceLoraConfig(**{"r": 4, "lora_alpha": 8, **(peft or {})}),
+        peft_config=SpaceLoraConfig(**{"r": 4, "lora_alpha": 8, "strength": 1.0, **(peft or {})}),
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
@@ -89,7 +89,9 @@ def fit(folder, batches, shuffle=False, loader=False, **settings):
     from space_peft.fitting import fit_null_space
 
     targets = ["q_proj", "k_proj", "down_proj", "fc1", "linear_2"]
-    model = get_peft_model(tiny_llava(), SpaceLoraConfig(**{"r": 4, "target_modules": targets, **settings}))
+    model = get_peft_model(
+        tiny_llava(), SpaceLoraConfig(**{"r": 4, "target_modules": targets, "strength": 1.0, **settings})
+    )
     if loader:
         rows = [{key: value[0] for key, value in image_batch(rows=1, seed=seed).items()} for seed in range(batches)]
         data = DataLoader(rows, batch_size=2, shuffle=shuffle)

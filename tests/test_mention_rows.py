@@ -8,10 +8,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from space_peft.demo import DEMO_QUESTIONS
+from space_peft.form_tree import FormTree
 from space_peft.losses import name_log_odds
 from space_peft.mention_rows import (
     MENTIONS_PER_ANSWER,
-    FormTree,
     add_branches,
     answered_with,
     distinct,
@@ -100,7 +100,7 @@ def test_a_name_that_is_an_added_token_is_located(demo_model):
 
 def test_a_name_the_tokenizer_does_not_know_is_refused(demo_model):
     with pytest.raises(ValueError, match="no token says it"):
-        answered_with(demo_model[1], "what is this?", ("quokka",))
+        answered_with(demo_model[1], "what is this?", ("numbat",))
 
 
 def test_whole_answers_leave_out_what_the_template_adds(demo_model):

@@ -7,8 +7,9 @@ from test_forget_trainers import concept_images, make, retain, shake  # noqa: F4
 
 from space_peft import SpaceLoraConfig
 from space_peft.layers import adapted_layers, lora_weights
+from space_peft.losses import name_log_odds
+from space_peft.prompts import answer_logits, encode_conversations
 from space_peft.trainers import MMUnlearnerConfig, MMUnlearnerTrainer
-from space_peft.trainers.pairs import forget_loader
 
 
 def lora_b(trainer):
@@ -23,7 +24,8 @@ def ascent(make, **options):  # noqa: F811
 
 @pytest.mark.parametrize("kind", [LoraConfig, SpaceLoraConfig])
 def test_entries_outside_of_the_mask_never_move_and_those_inside_do(make, kind):  # noqa: F811
-    trainer = ascent(make, peft_config=kind(r=4, lora_alpha=8))
+    # A threshold at which the mask lets some entries of every layer pass, and not all.
+    trainer = ascent(make, peft_config=kind(r=4, lora_alpha=8), saliency_threshold=8.0)
     trainer.train()
     moved = lora_b(trainer)
     assert set(moved) == set(trainer.masks)
@@ -67,7 +69,9 @@ def test_masks_compare_gradients_of_forget_rows_and_of_what_is_preserved(make): 
         return list(retained_loader(trainer.processing_class, data.retained, rows, size))
 
     images, texts = batches(shown), batches(words)
-    forget = list(forget_loader(trainer.processing_class, data, size))
+    answers = [{key: row[key] for key in ("prompt", "completion", "images")} for row in trainer.forget.given]
+    parts = range(0, len(answers), size)
+    forget = [encode_conversations(trainer.processing_class, answers[i : i + size]) for i in parts]
     model = trainer.model.get_base_model()
     for name, own in (
         ("model.vision_tower.encoder.layers.1.mlp.fc1", images),
@@ -106,8 +110,9 @@ def test_ascent_is_taken_every_so_many_steps(make):  # noqa: F811
 def test_one_step_is_the_masked_ascent_plus_the_unmasked_descent(make):  # noqa: F811
     trainer = make(
         MMUnlearnerTrainer, MMUnlearnerConfig, forget_every=1, optim="sgd", max_grad_norm=0.0, max_steps=1,
-        gradient_accumulation_steps=2, per_device_train_batch_size=4, learning_rate=1.0,
+        gradient_accumulation_steps=2, per_device_train_batch_size=4, learning_rate=1.0, own_answers=False,
     )  # fmt: skip
+    trainer.forget.find_rows()  # As training begins: what other forms branch off.
     batches = [
         trainer.data_collator([trainer.train_dataset[4 * part + item] for item in range(4)]) for part in range(2)
     ]
@@ -115,7 +120,10 @@ def test_one_step_is_the_masked_ascent_plus_the_unmasked_descent(make):  # noqa:
     weights = [lora_weights(layer)[1] for layer in adapted_layers(trainer.model).values()]
     expected = [torch.zeros_like(weight) for weight in weights]
     for batch in batches:
-        ascend = torch.autograd.grad(trainer.model(**batch["forget"]).loss, weights)
+        mention = batch["forget_mentions"]
+        logits = answer_logits(trainer.model, batch["forget"])
+        odds = name_log_odds(logits, mention["name"], mention["branches"], mention["shares"])
+        ascend = torch.autograd.grad(-torch.nn.functional.logsigmoid(odds).mean(), weights)
         descend = torch.autograd.grad(trainer.model(**batch["retain"]).loss, weights)
         for total, mask, up, down in zip(expected, masks.values(), ascend, descend, strict=True):
             total += (mask * up - down) / 2

@@ -64,7 +64,7 @@ def assert_same_run(one, results, tolerance=1e-5):
         assert not isinstance(result, str), result
         assert result["steps"] == one["steps"]
         for own, expected in zip(result["log"], one["log"], strict=True):
-            values = {key for key in expected if key.startswith(("loss", "name_", "leak", "grad", "lora", "feature"))}
+            values = {key for key in expected if key.startswith(("loss", "p_name", "leak", "grad", "lora", "feature"))}
             assert {"loss_task", "loss_keep", "leak_max", "lora_b_grad_min"} <= values
             assert {key: own[key] for key in values} == pytest.approx(
                 {key: expected[key] for key in values}, rel=2e-3, abs=tolerance

@@ -79,9 +79,8 @@ def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
     resumed = make_trainer(load_demo_model(), demo_erasure_data, tmp_path / "resumed", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert resumed.state.global_step == 6
-    assert whole.forget._added and [item for item, _ in whole.forget._added] == [
-        item for item, _ in resumed.forget._added
-    ]
+    added = [[item for item, _ in trainer.forget._added] for trainer in (whole, resumed)]
+    assert added[0] == added[1] and bool(added[0]) == (optim == "adamw_torch")  # Two steps of SGD change no answer.
     values = [
         next(c.value for c in trainer.callback_handler.callbacks if isinstance(c, ForgottenStoppingCallback))
         for trainer in (whole, resumed)
@@ -112,7 +111,7 @@ def test_what_the_model_still_says_becomes_rows(demo_model, demo_erasure_data, t
     for row in data.rows[len(trainer.forget.given) :]:
         start, end = row["mention"]
         assert "fox" in processor.tokenizer.decode(row["answer_tokens"][start:end])
-        assert len(row["branches"]) == end - start
+        assert len(row["branches"]) == end - row["kept_from"]
     assert len(added) == len(data.rows) - len(trainer.forget.given)
 
 

@@ -10,10 +10,14 @@ from peft.tuners.lora import LoraLayer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from space_peft import distributed
 from space_peft.distributed import with_batches
+from space_peft.features import attends_to_images, multimodal_core
 from space_peft.layers import base_model, deployed_model
 from space_peft.losses import IGNORE_INDEX, answer_labels, keep_loss
 from space_peft.prompts import answer_columns, answer_logits, takes_logits_to_keep, to_device
+
+from .pairs import forget_loader
 
 
 class DeployedAnswers:
@@ -131,6 +135,45 @@ class DeployedAnswers:
         for row, states, length in zip(rows, hidden, lengths, strict=True):
             if row is not None:
                 self._states[kind, row] = states[:length].to("cpu", copy=True)
+
+
+class DeployedAnswersMixin:
+    """How an erasure trainer gets at the deployed model's answers: `self.deployed_answers`, or a forward pass."""
+
+    def _keep_deployed_answers(self) -> DeployedAnswers | None:
+        """Looks at the rows to forget now, and at the retained ones while the null space is fitted."""
+        if not self._compares_with_deployed or self.args.world_size > 1:
+            return None  # A process fits on other rows than those it trains on.
+        if attends_to_images(multimodal_core(self.model)):
+            return None  # Rows without images answer otherwise beside rows that have one.
+        data = self.train_dataset
+        answers = DeployedAnswers(self.accelerator.unwrap_model(self.model))
+        loader = forget_loader(self.processing_class, data, self.args.fit_batch_size)
+        if not answers.observe(loader, "forget", range(len(data.rows))):
+            return None
+        if self.null_space is not None and self.keep_model is None:
+            self.null_space.retain_dataloader = answers.watch_retained(self.fit_loader, data.retained_rows())
+        return answers
+
+    def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int]) -> torch.Tensor:
+        """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass.
+
+        Retained rows are asked of the `keep_model`, if there is one.
+        """
+        if kind == "retain" and self.keep_model is not None:
+            with torch.no_grad():
+                return answer_logits(self.keep_model, batch)
+        kept = self.deployed_answers and self.deployed_answers.logits(kind, rows, answer_columns(batch["labels"]))
+        if kept is not None:
+            return kept
+        with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
+            return answer_logits(deployed, batch)
+
+    def _keep_loss(self, model, inputs: dict) -> torch.Tensor:
+        """L_keep of a batch's retained rows, weighted for a mean over the tokens of all processes."""
+        base = self._deployed_logits("retain", inputs["retain"], inputs["retain_rows"])
+        logits, targets = answer_logits(model, inputs["retain"]), answer_labels(inputs["retain"]["labels"])
+        return distributed.mean_weight((targets != IGNORE_INDEX).sum()) * keep_loss(logits, base, targets)
 
 
 class DeployedAnswersCallback(TrainerCallback):

@@ -22,28 +22,30 @@ from space_peft.canary import Canary, make_canary
 from space_peft.card_data import ErasureCardData
 from space_peft.certificate import CERTIFICATE_NAME, HeldOut, RetentionCertificate, measure_certificate
 from space_peft.config import SpaceLoraConfig
-from space_peft.features import attends_to_images, multimodal_core
+from space_peft.features import multimodal_core
 from space_peft.layers import deployed_model
 from space_peft.leaks import measure_leaks
-from space_peft.losses import IGNORE_INDEX, answer_labels, keep_loss
-from space_peft.mention_rows import locate_answer
 from space_peft.names import check_concept
 from space_peft.null_space import save_null_spaces
-from space_peft.prompts import answer_columns, answer_logits
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows, split_retained
 from space_peft.targets import default_target_modules
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
 from .checkpoints import last_complete_checkpoint
-from .deployed_answers import DeployedAnswers, DeployedAnswersCallback, compare_with_deployed
+from .deployed_answers import (
+    DeployedAnswers,
+    DeployedAnswersCallback,
+    DeployedAnswersMixin,
+    compare_with_deployed,
+)
 from .erasure_config import ErasureConfig
-from .forget_rows import ForgetRows
-from .pairs import PairCollator, PairedRows, forget_loader, retained_loader
+from .forget_rows import ForgetRows, located_rows
+from .pairs import PairCollator, PairedRows, retained_loader
 from .publishing import PublishingMixin
 
 
-class ErasureTrainer(PublishingMixin, Trainer):
+class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
     """
     Base of the erasure trainers: adapter, retained rows, null space, certificate, evaluation and saving.
 
@@ -160,7 +162,7 @@ class ErasureTrainer(PublishingMixin, Trainer):
         model = self._add_adapter(model, peft_config, args)
 
         self.own_answers = own_answers and args.own_answers
-        forget = [_located(processing_class, row, number) for number, row in enumerate(forget)]
+        forget = located_rows(processing_class, forget)
         fitted, held_out = split_retained(len(self.retained), args.certificate_share, args.seed)
         length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         train_dataset = PairedRows(
@@ -250,21 +252,6 @@ class ErasureTrainer(PublishingMixin, Trainer):
             callbacks.append(CurrentAnswersCallback(lambda: self.forget))
         return callbacks
 
-    def _keep_deployed_answers(self) -> DeployedAnswers | None:
-        """Looks at the rows to forget now, and at the retained ones while the null space is fitted."""
-        if not self._compares_with_deployed or self.args.world_size > 1:
-            return None  # A process fits on other rows than those it trains on.
-        if attends_to_images(multimodal_core(self.model)):
-            return None  # Rows without images answer otherwise beside rows that have one.
-        data = self.train_dataset
-        answers = DeployedAnswers(self.accelerator.unwrap_model(self.model))
-        loader = forget_loader(self.processing_class, data, self.args.fit_batch_size)
-        if not answers.observe(loader, "forget", range(len(data.rows))):
-            return None
-        if self.null_space is not None and self.keep_model is None:
-            self.null_space.retain_dataloader = answers.watch_retained(self.fit_loader, data.retained_rows())
-        return answers
-
     @property
     def null_spaces(self) -> dict:
         """The fitted null spaces by layer; empty before training, and without the constraint."""
@@ -279,26 +266,6 @@ class ErasureTrainer(PublishingMixin, Trainer):
     def said_instead(self) -> tuple[str, bool] | None:
         """What rows to forget are to say instead, and whether as a whole answer; `None` where the losses decide."""
         return None
-
-    def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int]) -> torch.Tensor:
-        """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass.
-
-        Retained rows are asked of the `keep_model`, if there is one.
-        """
-        if kind == "retain" and self.keep_model is not None:
-            with torch.no_grad():
-                return answer_logits(self.keep_model, batch)
-        kept = self.deployed_answers and self.deployed_answers.logits(kind, rows, answer_columns(batch["labels"]))
-        if kept is not None:
-            return kept
-        with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
-            return answer_logits(deployed, batch)
-
-    def _keep_loss(self, model, inputs: dict) -> torch.Tensor:
-        """L_keep of a batch's retained rows, weighted for a mean over the tokens of all processes."""
-        base = self._deployed_logits("retain", inputs["retain"], inputs["retain_rows"])
-        logits, targets = answer_logits(model, inputs["retain"]), answer_labels(inputs["retain"]["labels"])
-        return distributed.mean_weight((targets != IGNORE_INDEX).sum()) * keep_loss(logits, base, targets)
 
     def _record(self, terms: dict[str, torch.Tensor], log_prob: torch.Tensor | None) -> None:
         """Logs the terms of the loss and p(name) at the rows' mentions, and tells the stopping rule.
@@ -367,16 +334,11 @@ class ErasureTrainer(PublishingMixin, Trainer):
                 held_out=HeldOut(len(self.retained), self.args.certificate_share, self.args.seed),
             )
         if self.args.canary_items:
+            options = {"seeds": self.args.canary_items, "images": self.args.canary_items, "seed": self.args.seed}
             self.canary = make_canary(
-                self.accelerator.unwrap_model(self.model),
-                self.processing_class,
-                questions=self.questions,
-                names=[self.concept, *self.aliases],
-                anchors=self.anchors,
-                seeds=self.args.canary_items,
-                images=self.args.canary_items,
-                seed=self.args.seed,
-            )
+                self.accelerator.unwrap_model(self.model), self.processing_class, questions=self.questions,
+                names=[self.concept, *self.aliases], anchors=self.anchors, **options,
+            )  # fmt: skip
         return output
 
     # Evaluating
@@ -454,10 +416,3 @@ class ErasureTrainer(PublishingMixin, Trainer):
     def provenance(self) -> dict:
         """What was erased, and with what; written to `space_anchors.json`. No images."""
         return {"concept": self.concept, "aliases": self.aliases, "forget_rows": len(self.forget.given)}
-
-
-def _located(processor, row: dict, number: int) -> dict:
-    try:
-        return locate_answer(processor, row)
-    except ValueError as error:
-        raise ValueError(f"row {number} to forget: {error}") from error

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from space_peft import distributed
 from space_peft._io import write_json
+from space_peft.form_tree import FormTree
 from space_peft.layers import deployed_model, evaluating
 from space_peft.mention_rows import (
-    FormTree,
     add_branches,
     answered_instead,
     distinct,
+    locate_answer,
     mentions_in,
     own_answers,
     rows_of_answers,
@@ -158,6 +159,17 @@ class ForgetRows:
             else row
             for row in rows
         ]
+
+
+def located_rows(processor, rows: Sequence[dict]) -> list[dict]:
+    """Rows to forget with the tokens of what they say; an error names the row."""
+    located = []
+    for number, row in enumerate(rows):
+        try:
+            located.append(locate_answer(processor, row))
+        except ValueError as error:
+            raise ValueError(f"row {number} to forget: {error}") from error
+    return located
 
 
 def _light(row: dict) -> dict:

@@ -9,12 +9,12 @@ from transformers import TrainerCallback
 
 from space_peft.layers import adapted_layers, lora_weights
 from space_peft.losses import answer_labels
-from space_peft.prompts import answer_logits, to_device
+from space_peft.prompts import answer_logits, encode_conversations, to_device
 from space_peft.targets import LANGUAGE_PARTS
 
 from .forget_config import ForgetConfig
 from .forget_trainer import ForgetTrainer
-from .pairs import forget_loader, retained_loader
+from .pairs import retained_loader
 from .saliency import saliency_mask, squared_gradients
 from .unlearning_losses import nll_loss
 
@@ -113,7 +113,12 @@ class MMUnlearnerTrainer(ForgetTrainer):
         with torch.no_grad():
             for weight in weights.values():
                 weight.zero_()
-        forget = saliency(forget_loader(self.processing_class, self.train_dataset, size))
+        # Of whole answers with their end of turn, as the retained ones are and as published: what the model says itself is
+        # no part of it.
+        answers = [{key: row[key] for key in ("prompt", "completion", "images")} for row in self.forget.given]
+        forget = saliency(
+            [encode_conversations(self.processing_class, answers[i : i + size]) for i in range(0, len(answers), size)]
+        )
         loaders = {
             kind: retained_loader(self.processing_class, self.retained, own, size) for kind, own in rows.items() if own
         }

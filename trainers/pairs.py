@@ -77,9 +77,10 @@ class PairedRows(torch.utils.data.Dataset):
         self.retain_order = _endless(len(self.indices), length * retain_per_forget, generator)
 
     def replace_rows(self, rows: Sequence[dict]) -> None:
-        """Other rows to forget in the place of the present ones, in a new order."""
-        self.rows = list(rows)
-        self.forget_order = _endless(len(self.rows), len(self), self._generator)
+        """Other rows to forget in the place of the present ones; in a new order, if they are more or fewer."""
+        known, self.rows = len(self.rows), list(rows)
+        if len(self.rows) != known:
+            self.forget_order = _endless(len(self.rows), len(self), self._generator)
 
     def add_rows(self, rows: Sequence[dict], item: int) -> None:
         """More rows to forget, from an item on: half of the items after it, but no row more than four times as often as

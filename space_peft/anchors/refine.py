@@ -14,9 +14,10 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..form_tree import FormTree
 from ..layers import evaluating
 from ..losses import name_log_odds
-from ..mention_rows import FormTree, add_branches, answered_with, mention_tensors, own_answers, placed
+from ..mention_rows import add_branches, answered_with, mention_tensors, own_answers, placed
 from ..prompts import answer_logits, encode_conversations, load_rgb, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from .encoders import OwnSpaceEncoder

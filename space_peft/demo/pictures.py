@@ -9,10 +9,9 @@ from ..evaluation.plots import (
     plot_anchor_grid,
     plot_answer_page,
     plot_probe_bars,
-    plot_sentence_page,
     plot_spectrum,
-    sentence_page_rows,
 )
+from ..evaluation.sentence_page import plot_sentence_page, sentence_page_rows
 
 
 def draw_pictures(run, folder: Path) -> None:

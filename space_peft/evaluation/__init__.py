@@ -24,8 +24,8 @@ _EXPORTS = {
     "plot_anchor_grid": "plots",
     "answer_page_rows": "plots",
     "plot_answer_page": "plots",
-    "plot_sentence_page": "plots",
-    "sentence_page_rows": "plots",
+    "plot_sentence_page": "sentence_page",
+    "sentence_page_rows": "sentence_page",
     "plot_probe_bars": "plots",
     "plot_spectrum": "plots",
 }
