@@ -167,12 +167,14 @@ def test_fingerprint_does_not_depend_on_the_adapter_and_survives_rounding():
 def test_anchors_become_items_when_the_name_is_forgotten(demo_erasure_data):
     anchors, _ = demo_erasure_data
     model, processor = adapted(0.0)
-    # A bias against the name is an erasure without training.
+    # A bias from the name's forms to another name, without training, is an erasure whose answers are sure.
     head = model.get_base_model().get_output_embeddings()
     fox = sorted({form[0] for form in surface_forms("fox", processor.tokenizer)})
+    wolf = processor.tokenizer.convert_tokens_to_ids("wolf")
 
     def forget(module, inputs, logits):
         if not next(iter(adapted_layers(model).values())).disable_adapters:
+            logits[..., wolf] = torch.maximum(logits[..., wolf], logits[..., fox].amax(dim=-1))
             logits[..., fox] -= 30.0
         return logits
 

@@ -184,6 +184,7 @@ def erase(
             tokens_per_row=settings.tokens_per_row,
         ),
         questions=DEMO_QUESTIONS,
+        probes=probes,
         card_data=ErasureCardData(
             base_model="space-peft/demo-llava",
             license="apache-2.0",
