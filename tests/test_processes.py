@@ -126,7 +126,7 @@ RUNS = {
         "max_steps": 8,
         "learning_rate": 0.02,
         "gradient_accumulation_steps": 2,
-        "stop_threshold": 0.978,
+        "stop_threshold": 0.9,
         "stop_smoothing": 0.2,
     },
     "all": {"target": "all", "isotropy_weight": 5.0, "optim": "sgd", "learning_rate": 0.05, "peft": {"r": 3}},
