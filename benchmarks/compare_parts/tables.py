@@ -203,7 +203,7 @@ SCORES = {
 
 
 GOALS = {
-    "forget": ("the concept's images still named (a design and a style it was not erased on)", "≤ 0.02"),
+    "forget": ("the concept's images still named, none of them seen by the erasure", "≤ 0.02"),
     "generality": ("the same under 8 other wordings and 2 other yes/no questions", "≤ 0.05"),
     "free_form": (
         "the same in sentences: 8 open prompts, a second turn, a system prompt and a story among them",
