@@ -216,7 +216,8 @@ def main() -> int:
         for table in tables(results).values():
             print(table, end="\n\n")
         plot_tradeoff(results["methods"], output.with_suffix(".png"))
-        plot_relearning(results["methods"], results["rows"], output.with_name(f"{output.stem}_relearning.png"))
+        if any(result["depth"] for result in results["methods"].values()):
+            plot_relearning(results["methods"], results["rows"], output.with_name(f"{output.stem}_relearning.png"))
     if args.phase == "docs":
         root = Path(__file__).parents[1]
         demo = json.loads((root / "benchmarks" / "results" / "erase_demo.json").read_text(encoding="utf-8"))
