@@ -70,14 +70,20 @@ def make(kind: str, folder: str, smoke: bool, steps: int, device: str) -> Traine
     options = {
         "max_steps": steps, "per_device_train_batch_size": 4 if smoke else 16, "report_to": "none",
         "save_strategy": "no", "disable_tqdm": True, "use_cpu": device == "cpu", "seed": 0,
-        # Both passes, as the plain trainer makes them; a fresh model's own answers are no sentences.
-        "keep_weight": 60.0, "own_answers": False,
     }  # fmt: skip
     target = default_target_modules(model, "language")
     constraint = "none" if kind == "stock" else kind
     trainer = SpaceTrainer(
         model=model,
-        args=SpaceConfig(output_dir=folder, stop_threshold=None, certificate_share=0.02, **options),
+        # Both passes, as the plain trainer makes them; a fresh model's own answers are no sentences.
+        args=SpaceConfig(
+            output_dir=folder,
+            stop_threshold=None,
+            certificate_share=0.02,
+            keep_weight=60.0,
+            own_answers=False,
+            **options,
+        ),
         anchors=anchors,
         retain_dataset=retained,
         processing_class=processor,
