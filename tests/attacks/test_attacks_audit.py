@@ -125,13 +125,11 @@ def test_an_image_counts_as_named_if_any_answer_says_it(searched, erasure):
     """In any form, and also in a sentence: both questions are asked about each image found."""
     asked = (DEMO_QUESTIONS.naming[0], DEMO_QUESTIONS.open[0])
     images = list(searched.before.images)
+    n = len(images)
     with erasure.model.disable_adapter():
-        said = [
-            generate_answers(
-                erasure.model, erasure.processor, [question] * len(images), images=images, max_new_tokens=32
-            )
-            for question in asked
-        ]
-    expected = tuple(any(mentions(answer, ["fox"]) for answer in answers) for answers in zip(*said, strict=True))
+        # In one batch, as the audit asks: noise is named by a margin that another batch's rounding could turn.
+        asked = [question for question in asked for _ in images]
+        said = generate_answers(erasure.model, erasure.processor, asked, images=images * 2, max_new_tokens=32)
+    expected = tuple(mentions(said[i], ["fox"]) or mentions(said[n + i], ["fox"]) for i in range(n))
     assert searched.before.named == expected and any(expected)
     assert sum(searched.after.named) <= sum(expected)
