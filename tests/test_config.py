@@ -52,7 +52,7 @@ def test_defaults_are_the_documented_ones():
     config = SpaceLoraConfig()
     assert config.space_fields() == {
         "constraint": "soft",
-        "strength": 1.0,
+        "strength": 0.03,
         "energy": 0.999,
         "statistics": "token",
         "tokens_per_row": 64,
