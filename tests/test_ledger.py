@@ -111,6 +111,7 @@ def make_trainer(
         str(folder),
         max_steps=max_steps,
         learning_rate=5e-3,
+        keep_weight=60.0,
         per_device_train_batch_size=8,
         report_to="none",
         save_strategy="no",
@@ -120,7 +121,7 @@ def make_trainer(
     )
     return SpaceTrainer(
         model, args, anchors, retained, processing_class=processor, questions=DEMO_QUESTIONS, protect=protect,
-        peft_config=peft_config or SpaceLoraConfig(r=4, lora_alpha=8), keep_model=keep_model,
+        peft_config=peft_config or SpaceLoraConfig(r=4, lora_alpha=8, strength=1.0), keep_model=keep_model,
     )  # fmt: skip
 
 

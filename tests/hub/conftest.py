@@ -168,13 +168,14 @@ def erasure_folder(demo_erasure_data, demo_images, tmp_path_factory):
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            keep_weight=60.0,
             use_cpu=True,
         ),
         anchors,
         retained,
         processing_class=processor,
         questions=DEMO_QUESTIONS,
-        peft_config=SpaceLoraConfig(r=8, lora_alpha=16),
+        peft_config=SpaceLoraConfig(r=8, lora_alpha=16, strength=1.0),
     )
     trainer.train()
     trainer.save_model()
