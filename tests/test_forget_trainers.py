@@ -279,7 +279,7 @@ def test_conversations_are_taken_as_they_are(make, concept_images):
 
 def test_resume_is_bit_identical(make, tmp_path):
     options = {"forget_every": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    peft_config = SpaceLoraConfig(r=4, lora_alpha=8)
+    peft_config = SpaceLoraConfig(r=4, lora_alpha=8, strength=1.0)
     whole = make(MMUnlearnerTrainer, MMUnlearnerConfig, peft_config=peft_config, **options)
     whole.train()
     whole.save_model(tmp_path / "whole")
