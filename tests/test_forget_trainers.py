@@ -77,11 +77,11 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_forgets_and_keeps(make, method, constrained):
     trainer, config, options = METHODS[method]
+    peft_config = LoraConfig(r=8, lora_alpha=16)
     if constrained:
         options = {"learning_rate": 5e-3, **options}  # the projection shortens every update
-    trainer = make(
-        trainer, config, peft_config=(SpaceLoraConfig if constrained else LoraConfig)(r=8, lora_alpha=16), **options
-    )
+        peft_config = SpaceLoraConfig(r=8, lora_alpha=16, strength=1.0)
+    trainer = make(trainer, config, peft_config=peft_config, **options)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
