@@ -61,7 +61,7 @@ def load(work: Path):
     return model.eval(), AutoProcessor.from_pretrained(work / "model")
 
 
-def probes_of(concept: str, images, known: list[tuple[str, str]]):
+def probes_of(concept: str, images):
     """The library's standard probes: all pictures of the target, all siblings, and a part of the others."""
     from tasks import QUESTIONS
 
@@ -151,7 +151,7 @@ def run(task: tuple[str, int, list[str], str, dict, list]) -> list[dict]:
     images = load_demo_images()
     public, _ = demo_split(images, concept)
     model, processor = load(Path(work))
-    probes = probes_of(concept, images, known)
+    probes = probes_of(concept, images)
     started, seconds = time.perf_counter(), {}
 
     def lap(stage: str) -> None:

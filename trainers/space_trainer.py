@@ -153,7 +153,7 @@ class SpaceTrainer(ErasureTrainer):
             "suppression": args.suppression_weight * losses.suppression_loss(log_odds, args.suppression_margin),
         }
         if "instead" in inputs:
-            said = losses.token_log_probs(answer_logits(model, inputs["instead"]), inputs["instead_tokens"]).sum(dim=1)
+            said = losses.name_log_prob(answer_logits(model, inputs["instead"]), inputs["instead_tokens"])
             # A mean over all rows, those included whose answer is left to the model.
             terms["task"] = terms["task"] - args.task_weight * said.sum() / len(own)
         anchors = distributed.gather_rows(features[0])

@@ -184,6 +184,14 @@ def answer_page_rows(
     return page + siblings + rows("retain", keep - len(siblings), used)
 
 
+def _sections(rows: Sequence[dict[str, Any]], concept: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Rows about the target and others, each part with its title; parts without rows are left out."""
+    target = f"“{_short(concept, 30)}”" if concept else "the target"
+    sections = [(f"To be forgotten: images of {target}", [row for row in rows if row["forget"]])]
+    sections.append(("To be kept: other images", [row for row in rows if not row["forget"]]))
+    return [(title, part[:MAX_IMAGES]) for title, part in sections if part]
+
+
 def plot_answer_page(
     rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, concept: str = "", dpi: int = 150
 ) -> None:
@@ -196,10 +204,7 @@ def plot_answer_page(
         concept (`str`, *optional*): Named in the title.
         dpi (`int`, defaults to 150): Dots per inch.
     """
-    target = f"“{_short(concept, 30)}”" if concept else "the target"
-    sections = [(f"To be forgotten: images of {target}", [row for row in rows if row["forget"]])]
-    sections.append(("To be kept: other images", [row for row in rows if not row["forget"]]))
-    sections = [(title, part[:MAX_IMAGES]) for title, part in sections if part]
+    sections = _sections(rows, concept)
     with matplotlib.rc_context(_STYLE):
         if not sections:
             return _empty(path, "no answers", dpi)

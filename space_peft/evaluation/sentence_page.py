@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 
 from ..escape import plain_line
-from .plots import _BAD, _ERASED, _INK, _KEEP, _STYLE, MAX_IMAGES, _empty, _Page, _save, _short
+from .plots import _BAD, _ERASED, _INK, _KEEP, _STYLE, _empty, _Page, _save, _sections
 from .probes import Probe, ProbeResults
 
 
@@ -73,10 +73,7 @@ def plot_sentence_page(
         concept (`str`, *optional*): Named in the title.
         dpi (`int`, defaults to 150): Dots per inch.
     """
-    target = f"“{_short(concept, 30)}”" if concept else "the target"
-    sections = [(f"To be forgotten: images of {target}", [row for row in rows if row["forget"]])]
-    sections.append(("To be kept: other images", [row for row in rows if not row["forget"]]))
-    sections = [(title, part[:MAX_IMAGES]) for title, part in sections if part]
+    sections = _sections(rows, concept)
     with matplotlib.rc_context(_STYLE):
         if not sections:
             return _empty(path, "no answers", dpi)
