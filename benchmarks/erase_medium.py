@@ -35,7 +35,7 @@ CONCEPTS = (
 )  # fmt: skip
 KEYS = (
     "forget", "generality", "free_form", "forms", "same_kind", "retain", "retain_sentences", "retain_unseen_style",
-    "siblings", "text", "text_target", "perplexity_ratio",
+    "siblings", "text", "text_target", "perplexity_ratio", "sentence_perplexity_ratio", "repetition",
 )  # fmt: skip
 # What each variant changes: fields of SpaceConfig and of SpaceLoraConfig, and which questions training may ask.
 VARIANTS: dict[str, dict] = {
@@ -146,7 +146,7 @@ def run(task: tuple[str, int, list[str], str, dict, list]) -> list[dict]:
     from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, refine_anchors, select_anchors
     from space_peft.demo import load_demo_images
     from space_peft.demo.probes import demo_split
-    from space_peft.evaluation import evaluate_probes
+    from space_peft.evaluation import evaluate_probes, judge_sentences
 
     images = load_demo_images()
     public, _ = demo_split(images, concept)
@@ -200,10 +200,16 @@ def run(task: tuple[str, int, list[str], str, dict, list]) -> list[dict]:
         merged = trainer.model.merge_and_unload().eval()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
             after = evaluate_probes(merged, processor, probes, baseline=before, progress=False, batch_size=16)
+            speech = [
+                judge_sentences(results, probes, model, processor, batch_size=16).scores["free_form"]
+                for results in (before, after)
+            ]
             text_after = measure_text(merged, processor, concept, known, text)
         lap(f"evaluate, {variant}")
         scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}
         scores |= {key: text_after[key] for key in ("text", "text_target")}
+        scores["sentence_perplexity_ratio"] = speech[1]["perplexity"] / speech[0]["perplexity"]
+        scores["repetition"] = speech[1]["repetition"] - speech[0]["repetition"]
         scores["perplexity_ratio"] = text_after["perplexity"] / text["perplexity"]
         done.append(
             {

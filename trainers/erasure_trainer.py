@@ -376,14 +376,17 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             metrics[self._p_name] = sum(probabilities) / len(probabilities)
             metrics[f"{self._p_name}_max"] = max(probabilities)
             if self.probes:
-                from space_peft.evaluation import evaluate_probes
+                from space_peft.evaluation import evaluate_probes, judge_sentences
 
                 options = {"probes": self.probes, "progress": not self.args.disable_tqdm}
                 if self._probe_baseline is None:
                     # What the original model knew; asked once, it does not change.
-                    with deployed_model(model):
-                        self._probe_baseline = evaluate_probes(model, self.processing_class, **options)
+                    with deployed_model(model) as deployed:
+                        known = evaluate_probes(model, self.processing_class, **options)
+                        self._probe_baseline = judge_sentences(known, self.probes, deployed, self.processing_class)
                 result = evaluate_probes(model, self.processing_class, baseline=self._probe_baseline, **options)
+                with deployed_model(model) as deployed:
+                    result = judge_sentences(result, self.probes, deployed, self.processing_class)
                 self._note_probes(self._probe_baseline, result)
                 scores = {key: score["value"] for key, score in result.scores.items()}
                 metrics.update({key: value for key, value in scores.items() if value is not None})
