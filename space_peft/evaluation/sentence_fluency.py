@@ -40,7 +40,9 @@ def repetition(answers: Sequence[str]) -> float | None:
 
 
 @torch.no_grad()
-def answer_perplexity(model, processor, questions: Sequence, answers: Sequence[str], batch_size: int = 64) -> float | None:
+def answer_perplexity(
+    model, processor, questions: Sequence, answers: Sequence[str], batch_size: int = 64
+) -> float | None:
     """Perplexity of answers as a model sees them that is asked the same questions and shown no picture.
 
     Without the picture, because an erased model's sentence is untrue of it by intent: what is measured is whether the
@@ -71,7 +73,9 @@ def answer_perplexity(model, processor, questions: Sequence, answers: Sequence[s
     return math.exp(total / tokens) if tokens else None
 
 
-def judge_sentences(results: ProbeResults, probes: Sequence[Probe], deployed, processor, batch_size: int = 64) -> ProbeResults:
+def judge_sentences(
+    results: ProbeResults, probes: Sequence[Probe], deployed, processor, batch_size: int = 64
+) -> ProbeResults:
     """Adds to the `free_form` score how natural and how repetitive the sentences are.
 
     Args:
