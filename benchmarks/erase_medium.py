@@ -45,6 +45,8 @@ VARIANTS: dict[str, dict] = {
     "t = 0.03": {"training": {"keep_weight": 0.0, "learning_rate": 4e-3}, "adapter": {"strength": 0.03}},
     "t = 0.1": {"training": {"keep_weight": 0.0}, "adapter": {"strength": 0.1}},
     "t = 0.1, keep 20": {"training": {"keep_weight": 20.0}, "adapter": {"strength": 0.1}},
+    "twice the steps": {"training": {"max_steps": 120}},
+    "says the kind": {"training": {"overwrite": "kind"}},
     "no constraint": {"training": {"keep_weight": 0.0}, "adapter": {"constraint": "none"}},
 }
 # To save time on two cores; everything else is the library's.
@@ -272,6 +274,7 @@ def main() -> int:
     parser.add_argument("--concepts", type=int, default=8, help="how many of the listed concepts")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["default"])
+    parser.add_argument("--validation", action="store_true", help="use the concepts defaults were chosen on")
     parser.add_argument("--work", type=Path, default=Path("~/.cache/space-peft/medium_model").expanduser())
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--smoke", action="store_true", help="one concept, few steps: does it run?")
@@ -296,7 +299,7 @@ def main() -> int:
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     rows = [row for row in rows if row.pop("defaults", None) == defaults]
     unknown = {row["concept"] for row in rows if row["variant"] is None}
-    concepts = [concept for concept in CONCEPTS if concept not in VALIDATION]
+    concepts = VALIDATION if args.validation else [concept for concept in CONCEPTS if concept not in VALIDATION]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     known = known_questions(args.work, limits.get("knowledge", 200))
     with ProcessPoolExecutor(args.workers) as executor:
