@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 
-_SECONDS, _MEGABYTES = 10, 2048
-_LONGEST_PATTERN, _LONGEST_TEMPLATE, _LONGEST_RENDERING = 2**14, 2**16, 2**20
+SECONDS, MEGABYTES = 10, 4096
+_LONGEST_PATTERN, LONGEST_TEMPLATE, _LONGEST_RENDERING = 2**14, 2**16, 2**20
 
 # Run before either job: neither memory nor, should the parent be killed, time is unlimited. Not on Windows.
 _LIMIT = """
@@ -91,9 +91,9 @@ def check_template(
     Raises:
         ValueError: If the template is too long, fails, or is not done within the limits.
     """
-    if len(template) > _LONGEST_TEMPLATE:
+    if len(template) > LONGEST_TEMPLATE:
         raise ValueError(
-            f"{where} has {len(template)} characters; the longest template allowed has {_LONGEST_TEMPLATE}."
+            f"{where} has {len(template)} characters; the longest template allowed has {LONGEST_TEMPLATE}."
         )
     job = {
         "template": template, "conversations": list(conversations), "tokens": dict(tokens), "longest": _LONGEST_RENDERING,
@@ -102,16 +102,16 @@ def check_template(
 
 
 def _run(script: str, job: dict, what: str) -> None:
-    job = {**job, "seconds": _SECONDS, "bytes": _MEGABYTES * 2**20}
+    job = {**job, "seconds": SECONDS, "bytes": MEGABYTES * 2**20}
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", _LIMIT + script], input=json.dumps(job), capture_output=True, text=True,
-            timeout=2 * _SECONDS,
+            timeout=2 * SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise ValueError(f"{what} take longer than {_SECONDS} seconds; do not load this adapter.") from error
+        raise ValueError(f"{what} take longer than {SECONDS} seconds; do not load this adapter.") from error
     if done.returncode < 0:
-        raise ValueError(f"{what} take longer than {_SECONDS} seconds or too much memory; do not load this adapter.")
+        raise ValueError(f"{what} take longer than {SECONDS} seconds or too much memory; do not load this adapter.")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"{what} cannot be used: {last[:200]}")

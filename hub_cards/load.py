@@ -14,10 +14,11 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import get_peft_model_state_dict
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from space_peft.base_commit import loaded_commit
 from space_peft.canary import CANARY_NAME, Canary, CanaryResult, check_canary
@@ -25,9 +26,11 @@ from space_peft.card_data import is_local_path
 from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.escape import plain_line
 from space_peft.manifest import MANIFEST_NAME, check_manifest
+from space_peft.prompts import conversation
 from space_peft.safe_json import read_json
 
 from .limits import check_patterns
+from .processor import check_processor_files, load_processor
 from .source import AdapterSource, RecordedBase, fetch, recorded_base, refuse_unsafe
 
 
@@ -44,7 +47,6 @@ _ALLOWED_OPTIONS = {
 }
 _LORA_KEY = re.compile(r"base_model\.model\.[^\s]+\.lora_[AB]\.weight")
 _LORA_DTYPES = ("F64", "F32", "F16", "BF16")
-_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -106,11 +108,12 @@ def load_erased(
         listed = "; ".join(f"{plain_line(problem.file)}: {problem.message}" for problem in problems[:5])
         raise ValueError(f"{len(problems)} files are not as they were published. {listed}")
     recorded = recorded_base(source)
+    check_processor_files(source.folder)
     model = attach_adapter(source, load_base(recorded, base_model, token=token, **model_kwargs))
     warn_about_base(model, recorded, revision=model_kwargs.get("revision"))
     if not check_canary:
         return model
-    result = ask_canary(source, model, token=token)
+    result = ask_canary(source, model, recorded, token=token)
     if result is None:
         warnings.warn(
             f"the adapter comes without {CANARY_NAME}, so whether it answers as it did after training was not checked.",
@@ -323,24 +326,24 @@ def warn_about_base(model: nn.Module, recorded: RecordedBase, revision: str | No
         )
 
 
-def ask_canary(source: AdapterSource, model: PeftModel, *, token=None) -> CanaryResult | None:
+def ask_canary(source: AdapterSource, model: PeftModel, recorded: RecordedBase, *, token=None) -> CanaryResult | None:
     """Asks the canary's questions; `None` if the adapter has none.
 
     Raises:
-        ValueError: If the canary is damaged.
-        OSError: If there is no processor, neither with the adapter nor with the base model.
+        ValueError: If the canary is damaged, or the adapter's processor is refused.
+        OSError: If the base model has no processor.
     """
     if not (source.folder / CANARY_NAME).is_file():
         return None
     canary = Canary.load(source.folder)
-    processor = AutoProcessor.from_pretrained(processor_place(source, model), trust_remote_code=False, token=token)
+    processor = load_processor(source, model, recorded, canary_conversations(canary), token=token)
     return check_canary(model, processor, canary)
 
 
-def processor_place(source: AdapterSource, model: nn.Module) -> str:
-    """Where the processor is: with the adapter, else with the base model."""
-    own = any((source.folder / name).is_file() for name in _PROCESSOR_FILES)
-    return str(source.folder) if own else _name(model)
+def canary_conversations(canary: Canary) -> list[list[dict]]:
+    """What the chat template is asked to render for a canary's questions."""
+    picture = Image.new("RGB", (1, 1))
+    return [conversation(item.question, image=picture)["prompt"] for item in canary.items]
 
 
 def canary_problems(result: CanaryResult) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 import os
@@ -14,14 +15,16 @@ from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoProcessor
 
 from space_peft.anchors.info import ANCHORS_NAME
+from space_peft.attacks.audit import audit_concept
+from space_peft.attacks.models import answers_naming, check_vocabulary
 from space_peft.attacks.report import ATTACKS_NAME, AttackReport
 from space_peft.callback import NULL_SPACES_NAME
-from space_peft.canary import CANARY_NAME, MIN_MARGIN, Canary
+from space_peft.canary import CANARY_NAME, MIN_MARGIN, Canary, check_canary
 from space_peft.card_data import CARD_DATA_NAME, ErasureCardData
 from space_peft.certificate import (
     CERTIFICATE_NAME,
@@ -34,31 +37,40 @@ from space_peft.certificate import (
 from space_peft.config import CONSTRAINTS, SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.escape import plain_line
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport
-from space_peft.layers import adapted_layers
-from space_peft.manifest import MANIFEST_NAME, check_manifest
+from space_peft.layers import adapted_layers, deployed_model
+from space_peft.manifest import LOADABLE, MANIFEST_NAME, check_manifest, published_files
+from space_peft.names import check_concept
 from space_peft.null_space import NullSpace, load_null_spaces
+from space_peft.prompts import conversation
+from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows, retained_loader, split_retained
 from space_peft.safe_json import read_json
 
 from .load import (
     adapter_keys,
-    ask_canary,
     attach_adapter,
+    canary_conversations,
     canary_problems,
     check_options,
     load_base,
-    processor_place,
 )
+from .processor import CONFIGS, TOKENIZER_NAME, check_processor_files, load_processor, tokenizer_problem
 from .source import AdapterSource, fetch, recorded_base, unsafe_files
+from .staging import PROCESSOR, RESULTS
 
 
-_BEHAVIOUR = ("base model", "certificate", "bound", "canary", "retained data")
+_ASKED = ("canary", "retained data", "name")
+_BEHAVIOUR = ("base model", "certificate", "bound", "processor", *_ASKED)
 OK, FAILED, NOT_CHECKED = "ok", "FAILED", "not checked"
 # A layer's change, measured again on the same rows in another precision or batch size, may differ by this share.
 TOLERANCE = 0.05
 # Retained vectors are stored in float32, and those of a Krylov method are orthogonal up to more than its rounding.
 _ORTHOGONAL = 1e-4
 _FLOAT32 = 2.0**-20
+# Of the search for an image.
+_STARTS = 4
+# Nats; two devices differ by 1e-4 in float32, and TF32 by ten times that.
+_LOG_PROB = 0.02
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,11 @@ def verify_erasure(
     base_model: str | os.PathLike | nn.Module | None = None,
     retain_dataset: Dataset | Sequence[dict] | None = None,
     canary: bool = True,
+    audit: bool = False,
+    concept: str | None = None,
+    images: Sequence[Image.Image] | None = None,
+    question: str | None = None,
+    steps: int = 100,
 ) -> VerifyReport:
     """Checks everything about an erasure that can be checked without trusting its author.
 
@@ -150,22 +167,35 @@ def verify_erasure(
             training run are compared with the certificate within 5 %, on any others each layer's change must be within
             its bound.
         canary (`bool`, defaults to `True`): Whether to ask the canary's questions.
+        audit (`bool`, defaults to `False`): Whether to search for an image that makes the model say the name, see
+            [`audit_concept`]: from your first four `images`, or from noise where there are fewer.
+        concept (`str`, *optional*): The name to ask and to search for; by default the one recorded.
+        images (`list[PIL.Image.Image]`, *optional*): Your own pictures of the concept: none may be named any more.
+        question (`str`, *optional*): What is asked about them, instead of the library's questions.
+        steps (`int`, defaults to 100): Of the search, from each start.
 
     Returns:
         [`VerifyReport`]: Its `exit_code` is 1 if anything failed.
 
     Raises:
-        ValueError: If there is no such folder, or the retained dataset is in no known format.
+        ValueError: If there is no such folder, the retained dataset is in no known format, or `concept` is no name.
         huggingface_hub.errors.HfHubHTTPError: If the repository cannot be downloaded.
         ConnectionError: If the connection breaks.
     """
     source = fetch(repo_or_folder, revision=revision, token=token)
     rows = None if retain_dataset is None else RetainedRows(retain_dataset)
+    searched = None
+    if audit or images is not None:
+        questions = DEFAULT_QUESTIONS
+        if question is not None:
+            questions = QuestionSet(naming=(question,), naming_held_out=(), confirm=(), confirm_held_out=())
+        concept = None if concept is None else check_concept(concept)
+        searched = _Audit(concept, tuple(images or ()), questions, steps if audit else None)
     checks = [_executable(source), *_hashes(source)]
     # Each stage trusts what the one before has found.
     stages = {
         ("content",): lambda: _contents(source),
-        _BEHAVIOUR: lambda: _behaviour(source, base_model, token=token, rows=rows, ask=canary),
+        _BEHAVIOUR: lambda: _behaviour(source, base_model, token=token, rows=rows, ask=canary, audit=searched),
     }
     for names, stage in stages.items():
         if any(check.status == FAILED for check in checks):
@@ -173,6 +203,16 @@ def verify_erasure(
         else:
             checks += stage()
     return VerifyReport(plain_line(repo_or_folder), source.commit, tuple(checks))
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """What to ask and search for; `steps` is None where only the pictures are asked about."""
+
+    concept: str | None
+    images: tuple[Image.Image, ...]
+    questions: QuestionSet
+    steps: int | None
 
 
 def _executable(source: AdapterSource) -> Check:
@@ -211,7 +251,11 @@ def _contents(source: AdapterSource) -> list[Check]:
         ANCHORS_NAME: lambda: read_json(folder / ANCHORS_NAME, kind="anchors' provenance"),
         NULL_SPACES_NAME: lambda: load_null_spaces(folder / NULL_SPACES_NAME),
     }
-    checks = []
+    readers |= {name: lambda: check_processor_files(folder) for name in (*CONFIGS, "chat_template.jinja")}
+    checks = [
+        Check("content", FAILED, "is nothing of an erasure, and some library would load it; remove it", name)
+        for name in _odd_files(source)
+    ]
     for name, read in readers.items():
         required = name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
         if not (folder / name).is_file() and not required:
@@ -226,6 +270,20 @@ def _contents(source: AdapterSource) -> list[Check]:
     return checks
 
 
+def _odd_files(source: AdapterSource) -> list[str]:
+    """Files of a published folder that `from_pretrained` would read though an adapter has none: a whole model, say."""
+    if source.repo_id is None and not (source.folder / MANIFEST_NAME).is_file():
+        return []  # What a trainer has left beside the adapter.
+    allowed = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, NULL_SPACES_NAME, *RESULTS, *PROCESSOR]
+    return [
+        name
+        for name in published_files(source.folder)
+        if "/" not in name
+        and Path(name).suffix.lower() in LOADABLE - {".txt", ".yaml", ".yml"}
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)
+    ]
+
+
 def _check_weights(folder: Path) -> None:
     adapter_keys(folder)
     bad = [name for name, weight in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items() if not weight.isfinite().all()]
@@ -233,7 +291,9 @@ def _check_weights(folder: Path) -> None:
         raise ValueError(f"{len(bad)} weights hold NaN or infinity, the first is {min(bad)!r:.200}")
 
 
-def _behaviour(source: AdapterSource, base_model, *, token, rows: RetainedRows | None, ask: bool) -> list[Check]:
+def _behaviour(
+    source: AdapterSource, base_model, *, token, rows: RetainedRows | None, ask: bool, audit: _Audit | None
+) -> list[Check]:
     """The checks that need the model."""
     recorded = recorded_base(source)
     name = "base model"
@@ -247,11 +307,29 @@ def _behaviour(source: AdapterSource, base_model, *, token, rows: RetainedRows |
     place = recorded.name if base_model is None else getattr(model.config, "_name_or_path", "")
     checks = [Check(name, OK, f"{place or 'as given'}; all {weights} weights of the adapter have their place in it")]
     checks += [_certificate(source, model), _bound(source, model)]
-    checks.append(_canary(source, model, token) if ask else Check("canary", NOT_CHECKED, "not asked for"))
-    if rows is None:
-        checks.append(Check("retained data", NOT_CHECKED, "none given"))
-    else:
-        checks.append(_retained(source, model, rows, token))
+    asked = canary_conversations(Canary.load(source.folder)) if (source.folder / CANARY_NAME).is_file() else []
+    if rows is not None:
+        asked += [rows[i]["prompt"] + rows[i]["completion"] for i in range(len(rows))]
+    if audit is not None:
+        asked += [
+            conversation(question)["prompt"] for question in (*audit.questions.naming[:1], *audit.questions.open[:1])
+        ]
+    try:
+        processor = load_processor(source, model, recorded, asked, token=token)
+        problem = tokenizer_problem(source.folder, processor)
+    except (OSError, ValueError) as error:
+        status = NOT_CHECKED if isinstance(error, OSError) else FAILED
+        checks.append(Check("processor", status, f"{error}"))
+        return checks + [Check(rest, NOT_CHECKED, "no processor to ask with") for rest in _ASKED]
+    if problem is not None:
+        checks.append(Check("processor", FAILED, problem, TOKENIZER_NAME))
+        return checks + [Check(rest, NOT_CHECKED, "the tokenizer is not the base model's") for rest in _ASKED]
+    checks.append(Check("processor", OK, "the base model's, with nothing else in it"))
+    checks.append(_canary(source, model, processor) if ask else Check("canary", NOT_CHECKED, "not asked for"))
+    checks.append(
+        Check("retained data", NOT_CHECKED, "none given") if rows is None else _retained(source, model, rows, processor)
+    )
+    checks.append(_said(source, model, processor, audit))
     return checks
 
 
@@ -434,16 +512,23 @@ def _statistics_problem(space: NullSpace, dim: int) -> str | None:
     return None
 
 
-def _canary(source: AdapterSource, model: PeftModel, token) -> Check:
+def _canary(source: AdapterSource, model: PeftModel, processor) -> Check:
     name = "canary"
-    try:
-        result = ask_canary(source, model, token=token)
-    except OSError as error:
-        return Check(name, NOT_CHECKED, f"no processor to ask with: {error}")
-    if result is None:
+    if not (source.folder / CANARY_NAME).is_file():
         return Check(name, NOT_CHECKED, f"no {CANARY_NAME}")
+    canary = Canary.load(source.folder)
+    result = check_canary(model, processor, canary)
     if problems := canary_problems(result):
         return Check(name, FAILED, " ".join(problems), CANARY_NAME)
+    allowed = _log_prob_rounding(model, canary)
+    if result.max_log_prob_change > allowed:
+        return Check(
+            name,
+            FAILED,
+            f"an answer's log-probability is {result.max_log_prob_change:.2g} nats from the one recorded; rounding explains "
+            f"{allowed:.2g}",
+            CANARY_NAME,
+        )
     if not result.count:
         return Check(name, NOT_CHECKED, f"no question had answers surer than {MIN_MARGIN:g} nats")
     if not result.telling:
@@ -463,7 +548,22 @@ def _canary(source: AdapterSource, model: PeftModel, token) -> Check:
     return Check(name, OK, message + "the base model's weights could not be compared (quantised or renamed)")
 
 
-def _retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, token) -> Check:
+def _log_prob_rounding(model: PeftModel, canary: Canary) -> float:
+    """How far an answer's log-probability may be from the recorded one by rounding alone.
+
+    The canary takes no answer that rounding to bfloat16 could turn, which it says is within `MIN_MARGIN`; other dtypes
+    round that much less.
+    """
+    dtypes = (model.dtype, getattr(torch, canary.base.dtype, None))
+    if getattr(model.config, "quantization_config", None) is not None or not all(
+        isinstance(dtype, torch.dtype) and dtype.is_floating_point for dtype in dtypes
+    ):
+        return math.inf
+    coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
+    return max(MIN_MARGIN * coarsest / torch.finfo(torch.bfloat16).eps, _LOG_PROB)
+
+
+def _retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, processor) -> Check:
     """Measures the certificate's change again."""
     name = "retained data"
     if not (source.folder / CERTIFICATE_NAME).is_file():
@@ -473,7 +573,6 @@ def _retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, token
     held_out, indices = certificate.held_out, every
     if held_out is not None and held_out.rows == len(rows):
         indices = split_retained(held_out.rows, held_out.share, held_out.seed)[1]
-    processor = AutoProcessor.from_pretrained(processor_place(source, model), trust_remote_code=False, token=token)
     with torch.no_grad():
         changes, counts = measure_changes(model, retained_loader(processor, rows, indices, 32), progress=False)
     layers = {layer.name: layer for layer in certificate.layers}
@@ -532,3 +631,61 @@ def _retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, token
         OK,
         f"the certificate's rows: {len(changes)} layers change as certified, the largest difference is {largest:.1%} (allowed: {TOLERANCE:.0%})",
     )
+
+
+def _said(source: AdapterSource, model: PeftModel, processor, audit: _Audit | None) -> Check:
+    """Whether the name is said about the checker's pictures, and whether a search finds one about which it is."""
+    name = "name"
+    if audit is None:
+        return Check(
+            name, NOT_CHECKED, "nobody asked for it: --audit searches for the name, --images shows your pictures"
+        )
+    concept = audit.concept or _recorded_concept(source.folder)
+    if concept is None:
+        return Check(name, NOT_CHECKED, "the folder does not say which name was erased; give it (--concept)")
+    try:
+        check_vocabulary(processor, [check_concept(concept)])
+    except ValueError as error:
+        return Check(name, FAILED if audit.concept is None else NOT_CHECKED, f"{error}")
+    told, failures, idle = [], [], []
+    if audit.images:
+        asked = (*audit.questions.naming[:1], *audit.questions.open[:1])
+        with deployed_model(model):
+            before = sum(answers_naming(model, processor, audit.images, asked, [concept]))
+        after = sum(answers_naming(model, processor, audit.images, asked, [concept]))
+        counts = f"of {len(audit.images)} pictures given the base model names {before} {concept!r}, this model {after}"
+        (failures if after else told if before else idle).append(counts)
+    if audit.steps is not None:
+        result = audit_concept(
+            model,
+            processor,
+            concept,
+            images=audit.images[:8],
+            questions=audit.questions,
+            steps=audit.steps,
+            progress=False,
+        )
+        counts = (
+            f"{audit.steps} steps from {len(result.starts)} starts found {sum(result.after.named)} images named {concept!r} "
+            f"(largest p {result.after.best:.2g}), without the adapter {sum(result.before.named)} ({result.before.best:.2g})"
+        )
+        (failures if any(result.after.named) else told if any(result.before.named) else idle).append(counts)
+    if failures:
+        return Check(name, FAILED, "; ".join(failures + told + idle))
+    if told:
+        return Check(name, OK, "; ".join(told + [f"{part}: that says nothing" for part in idle]))
+    return Check(name, NOT_CHECKED, "; ".join(idle) + ": what the base model does not say either shows nothing")
+
+
+def _recorded_concept(folder: Path) -> str | None:
+    """The erased name as the author says; not one that is withheld."""
+    names = []
+    if (folder / CARD_DATA_NAME).is_file():
+        data = ErasureCardData.load(folder)
+        if data.redact or data.redaction is not None:
+            return None
+        names.append(data.concept)
+    for file in (ANCHORS_NAME, REPORT_NAME):
+        if (folder / file).is_file():
+            names.append(read_json(folder / file, kind="record of the concept").get("concept"))
+    return next((name for name in names if isinstance(name, str) and name.strip()), None)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from space_peft.certificate import update_norms, weights_digest
 from space_peft.demo import demo_model_path, load_demo_model
-from space_peft.hub_cards import load_erased, verify_erasure
+from space_peft.hub_cards import limits, load_erased, verify_erasure
+from space_peft.hub_cards import processor as processor_module
 from space_peft.hub_cards.load import attach_adapter
 from space_peft.hub_cards.source import fetch
 from space_peft.hub_cards.staging import stage
@@ -46,7 +48,8 @@ def test_an_untouched_folder_passes_every_check(published):
     assert report.exit_code == 0, report.to_text()
     assert {check.name: check.status for check in report.checks} == {
         "no code": "ok", "hashes": "ok", "content": "ok", "base model": "ok", "certificate": "ok",
-        "bound": "not checked", "canary": "ok", "retained data": "not checked",
+        "bound": "not checked", "processor": "ok", "canary": "ok", "retained data": "not checked",
+        "name": "not checked",
     }  # fmt: skip
 
 
@@ -442,3 +445,151 @@ def test_options_by_which_more_than_the_update_changes_are_refused(published, tm
     assert found(report)["canary"] == "not checked"
     with pytest.raises(ValueError, match="adapter_config.json"):
         load_erased(folder, base_model=BASE)
+
+
+PROCESSORS = {
+    "audio_tokenizer": (
+        "processor_config.json",
+        lambda c: c.update(
+            audio_tokenizer={"audio_tokenizer_class": "DacModel", "audio_tokenizer_name_or_path": "evil/model"}
+        ),
+    ),
+    "a name in its place": ("processor_config.json", lambda c: c.update(audio_tokenizer="evil/model")),
+    "auto_map": ("processor_config.json", lambda c: c.update(auto_map={"AutoProcessor": "evil--p.P"})),
+    "auto_map of the tokenizer": (
+        "tokenizer_config.json",
+        lambda c: c.update(auto_map={"AutoTokenizer": ["evil--p.P", None]}),
+    ),
+    "auto_map of the images": (
+        "processor_config.json",
+        lambda c: c["image_processor"].update(auto_map={"AutoImageProcessor": "evil--p.P"}),
+    ),
+    "trust_remote_code": ("tokenizer_config.json", lambda c: c.update(trust_remote_code=True)),
+    "tokenizer_file": ("tokenizer_config.json", lambda c: c.update(tokenizer_file="/etc/passwd")),
+    "a class with a path": ("processor_config.json", lambda c: c.update(processor_class="evil--p.P")),
+    "a key of tomorrow": ("processor_config.json", lambda c: c.update(image_decoder={"model": "evil/model"})),
+    "a picture larger than memory": (
+        "processor_config.json",
+        lambda c: c["image_processor"].update(size={"height": -1}),
+    ),
+    "another kind": ("processor_config.json", lambda c: c["image_processor"].update(do_resize="no")),
+    "a template of another kind": ("processor_config.json", lambda c: c.update(chat_template=7)),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), PROCESSORS.values(), ids=PROCESSORS.keys())
+def test_processors_that_would_load_something_are_refused(published, tmp_path, name, change):
+    folder = shutil.copytree(published, tmp_path / "copy")
+    (folder / "chat_template.jinja").unlink()
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+    write_manifest(folder)
+    report = verify_erasure(folder, base_model=BASE)
+    assert ("content", name) in [(check.name, check.file) for check in report.failed], report.to_text()
+    with pytest.raises(ValueError):
+        load_erased(folder, base_model=BASE)
+
+
+def test_nothing_of_the_adapters_processor_is_loaded(published, tmp_path, monkeypatch):
+    """Its files are read as JSON only: transformers is asked for the base model's."""
+    folder = shutil.copytree(published, tmp_path / "copy")
+    asked = []
+    original = processor_module.AutoProcessor.from_pretrained
+    monkeypatch.setattr(
+        processor_module.AutoProcessor,
+        "from_pretrained",
+        lambda place, **options: asked.append((str(place), options["trust_remote_code"])) or original(place, **options),
+    )
+    assert verify_erasure(folder, base_model=BASE).exit_code == 0
+    assert asked == [(str(BASE), False)]
+
+
+def test_a_tokenizer_that_reads_the_name_as_another_word_is_found(published, tmp_path):
+    """With it no answer says "fox", whatever the model says."""
+    folder = shutil.copytree(published, tmp_path / "copy")
+    text = (folder / "tokenizer.json").read_text()
+    content = json.loads(text)
+    vocabulary = content["model"]["vocab"]
+    fox = next(word for word in vocabulary if word.strip("\u2581\u0120 ") == "fox")
+    wolf = next(word for word in vocabulary if word.strip("\u2581\u0120 ") == "wolf")
+    vocabulary[fox], vocabulary[wolf] = vocabulary[wolf], vocabulary[fox]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    write_manifest(folder)
+    report = verify_erasure(folder, base_model=BASE)
+    assert [(check.name, check.file) for check in report.failed] == [("processor", "tokenizer.json")], report.to_text()
+    assert found(report)["canary"] == "not checked"
+
+
+TEMPLATES = {
+    "endless": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "huge": "{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}",
+    "all memory": "{{ 'x' * 99999999999 }}",
+    "no template": "{% if %}",
+    "raises": "{{ raise_exception('no') }}",
+    "reaches out": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "too long": "x" * 70_000,
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
+def test_templates_run_within_limits(published, tmp_path, monkeypatch, template):
+    monkeypatch.setattr(limits, "SECONDS", 3)
+    folder = shutil.copytree(published, tmp_path / "copy")
+    (folder / "chat_template.jinja").write_text(template)
+    write_manifest(folder)
+    begun = time.perf_counter()
+    report = verify_erasure(folder, base_model=BASE)
+    assert time.perf_counter() - begun < 60
+    assert [check.name for check in report.failed] in (["processor"], ["content"]), report.to_text()
+    assert found(report)["canary"] == "not checked"
+
+
+def test_a_template_and_a_scaling_of_its_own_are_used(published, tmp_path):
+    folder = shutil.copytree(published, tmp_path / "copy")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("{# mine #}" + template)
+    write_manifest(folder)
+    assert verify_erasure(folder, base_model=BASE).exit_code == 0
+    (folder / "chat_template.jinja").write_text(template.replace("question: ", "answer: "))
+    write_manifest(folder)
+    assert [check.name for check in verify_erasure(folder, base_model=BASE).failed] == ["canary"]
+    (folder / "chat_template.jinja").write_text(template)
+    content = json.loads((folder / "processor_config.json").read_text())
+    content["image_processor"]["image_mean"] = [0.1, 0.1, 0.1]
+    (folder / "processor_config.json").write_text(json.dumps(content))
+    write_manifest(folder)
+    assert [check.name for check in verify_erasure(folder, base_model=BASE).failed] == ["canary"]
+
+
+PATTERNS = {
+    "target_modules": "(a|aa|[a-z._0-9]+)+(.+)+q_proj!",
+    "exclude_modules": "([a-z._0-9]+)+!",
+    "rank_pattern": {"([a-z._0-9]+)+!": 8},
+    "alpha_pattern": {"([a-z._0-9]+)+!": 8},
+    "no pattern": {"target_modules": "(("},
+    "too long": {"target_modules": "(" + "a|" * 20_000 + "q_proj)"},
+}
+
+
+@pytest.mark.parametrize("key", PATTERNS)
+def test_patterns_that_take_forever_are_refused(published, tmp_path, monkeypatch, key):
+    monkeypatch.setattr(limits, "SECONDS", 1)
+    folder = shutil.copytree(published, tmp_path / "copy")
+    change = PATTERNS[key] if key.count(" ") else {key: PATTERNS[key]}
+    rewrite(folder, config=lambda content: content.update(change))
+    begun = time.perf_counter()
+    report = verify_erasure(folder, base_model=BASE)
+    assert time.perf_counter() - begun < 30
+    assert [check.name for check in report.failed] == ["base model"], report.to_text()
+    assert "adapter_config.json" in report.failed[0].message
+
+
+def test_a_whole_model_beside_the_adapter_is_found(published, tmp_path):
+    """`from_pretrained` on the folder would load it instead of the recorded base model."""
+    folder = shutil.copytree(published, tmp_path / "copy")
+    for name in ("config.json", "model.safetensors", "audio_tokenizer.json"):
+        (folder / name).write_text("{}")
+    write_manifest(folder)
+    report = verify_erasure(folder, base_model=BASE)
+    assert failed_files(report) == {"config.json", "model.safetensors", "audio_tokenizer.json"}
