@@ -17,11 +17,14 @@ from .source import AdapterSource, RecordedBase
 
 
 TOKENIZER_NAME = "tokenizer.json"
-CONFIGS = (
+_CONFIGS = (
     "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json",
     "special_tokens_map.json", "chat_template.json",
 )  # fmt: skip
-_TEMPLATE_NAME = "chat_template.jinja"
+TEMPLATE_NAME = "chat_template.jinja"
+PROCESSOR_FILES = (*_CONFIGS, TEMPLATE_NAME)
+# The second is newer and goes first where both are there.
+_IMAGE_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 # Keys under which transformers may find a text, or an object; numbers may stand anywhere. It loads whatever others
 # name: an `audio_tokenizer` is a model, an `auto_map` a program, a `tokenizer_file` any file.
 _CLASSES = {
@@ -48,19 +51,34 @@ _SCALES = ("image_mean", "image_std", "rescale_factor", "resample")
 
 
 def check_processor_files(folder: Path) -> None:
-    """Refuses a processor's or tokenizer's configuration that says more than what is on a list.
+    """Refuses an adapter's processor or tokenizer if a file of it says more than what is on a list.
 
     Args:
         folder (`pathlib.Path`): Of the adapter; it need not have a processor.
 
     Raises:
-        ValueError: If a file is damaged, or would have transformers load something that it names.
+        ValueError: See [`check_processor_file`].
     """
-    for name in CONFIGS:
+    for name in PROCESSOR_FILES:
         if (folder / name).is_file():
-            _check_values(name, read_json(folder / name, kind="processor's configuration"))
-    own_template(folder)
-    own_settings(folder)
+            check_processor_file(folder, name)
+
+
+def check_processor_file(folder: Path, name: str) -> None:
+    """Refuses one file of a processor or tokenizer.
+
+    Args:
+        folder (`pathlib.Path`): Of the adapter.
+        name (`str`): One of `PROCESSOR_FILES`.
+
+    Raises:
+        ValueError: If it is damaged, would have transformers load something that it names, or is of a size that no such
+            thing has.
+    """
+    if name != TEMPLATE_NAME:
+        _check_values(name, read_json(folder / name, kind="processor's configuration"))
+    _template_of(folder, name)
+    _settings_of(folder, name)
 
 
 def _check_values(file: str, content: dict) -> None:
@@ -95,24 +113,26 @@ def own_template(folder: Path) -> str | None:
     Raises:
         ValueError: If it is longer than any, or no text.
     """
-    path = folder / _TEMPLATE_NAME
-    if path.is_file():
-        with path.open("rb") as file:
+    names = (TEMPLATE_NAME, "chat_template.json", "processor_config.json", "tokenizer_config.json")
+    found = (_template_of(folder, name) for name in names if (folder / name).is_file())
+    return next((template for template in found if template is not None), None)
+
+
+def _template_of(folder: Path, name: str) -> str | None:
+    if name == TEMPLATE_NAME:
+        with (folder / name).open("rb") as file:
             template = file.read(4 * LONGEST_TEMPLATE + 1).decode("utf-8", errors="replace")
-        where = _TEMPLATE_NAME
     else:
-        template = where = None
-        for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-            if template is None and (folder / name).is_file():
-                template = read_json(folder / name, kind="processor's configuration").get("chat_template")
-                where = f"`chat_template` of {name}"
-        if isinstance(template, list):
-            templates = {part.get("name"): part.get("template") for part in template if isinstance(part, dict)}
-            template = templates.get("default")
+        template = read_json(folder / name, kind="processor's configuration").get("chat_template")
+    if isinstance(template, list):  # Several with their names, as older versions have it.
+        named = {str(part.get("name")): part.get("template") for part in template if isinstance(part, dict)}
+        template = named.get("default")
     if template is not None and not isinstance(template, str):
-        raise ValueError(f"{where} is {template!r:.80}; expected a text.")
+        raise ValueError(f"the chat template in {name} is {template!r:.80}; expected a text.")
     if template is not None and len(template) > LONGEST_TEMPLATE:
-        raise ValueError(f"{where} is longer than {LONGEST_TEMPLATE} characters, more than such a template ever is.")
+        raise ValueError(
+            f"the chat template in {name} is longer than {LONGEST_TEMPLATE} characters, more than such a template ever is."
+        )
     return template
 
 
@@ -122,14 +142,21 @@ def own_settings(folder: Path) -> dict:
     Raises:
         ValueError: If a value is not of its kind.
     """
-    content: dict = {}
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    settings: dict = {}
+    for name in _IMAGE_CONFIGS:
         if (folder / name).is_file():
-            stored = read_json(folder / name, kind="processor's configuration")
-            part = stored.get("image_processor", stored if name.startswith("pre") else {})
-            content.update(part if isinstance(part, dict) else {})
-    settings = {key: content[key] for key in (*_FLAGS, *_SIZES, *_SCALES) if content.get(key) is not None}
+            settings.update(_settings_of(folder, name))
+    return settings
 
+
+def _settings_of(folder: Path, name: str) -> dict:
+    if name not in _IMAGE_CONFIGS:
+        return {}
+    stored = read_json(folder / name, kind="processor's configuration")
+    content = stored.get("image_processor", stored if name == _IMAGE_CONFIGS[0] else None)
+    if not isinstance(content, dict):
+        return {}
+    settings = {key: content[key] for key in (*_FLAGS, *_SIZES, *_SCALES) if content.get(key) is not None}
     kinds = {
         **dict.fromkeys(_FLAGS, lambda value: isinstance(value, bool)),
         **dict.fromkeys(_SIZES, lambda value: all(map(_side, value.values() if isinstance(value, dict) else [value]))),
@@ -137,7 +164,9 @@ def own_settings(folder: Path) -> dict:
     }
     for key, value in settings.items():
         if not kinds[key](value):
-            raise ValueError(f"`{key}` of the image processor is {value!r:.80}; no picture is scaled by that.")
+            raise ValueError(
+                f"`{key}` of the image processor in {name} is {value!r:.80}; no picture is scaled by that."
+            )
     return settings
 
 

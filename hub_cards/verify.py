@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ from .load import (
     check_options,
     load_base,
 )
-from .processor import CONFIGS, TOKENIZER_NAME, check_processor_files, load_processor, tokenizer_problem
+from .processor import PROCESSOR_FILES, TOKENIZER_NAME, check_processor_file, load_processor, tokenizer_problem
 from .source import AdapterSource, fetch, recorded_base, unsafe_files
 from .staging import PROCESSOR, RESULTS
 
@@ -251,7 +252,7 @@ def _contents(source: AdapterSource) -> list[Check]:
         ANCHORS_NAME: lambda: read_json(folder / ANCHORS_NAME, kind="anchors' provenance"),
         NULL_SPACES_NAME: lambda: load_null_spaces(folder / NULL_SPACES_NAME),
     }
-    readers |= {name: lambda: check_processor_files(folder) for name in (*CONFIGS, "chat_template.jinja")}
+    readers |= {name: partial(check_processor_file, folder, name) for name in PROCESSOR_FILES}
     checks = [
         Check("content", FAILED, "is nothing of an erasure, and some library would load it; remove it", name)
         for name in _odd_files(source)
