@@ -50,7 +50,9 @@ def _clean_messages(messages, n_images: int) -> list[dict]:
         cleaned.append({"role": message["role"], "content": content})
     placed = sum(block["type"] == "image" for message in cleaned for block in message["content"])
     if n_images and not placed:
-        first = next(message for message in cleaned if message["role"] == "user")
+        first = next((message for message in cleaned if message["role"] == "user"), None)
+        if first is None:
+            raise ValueError("a retained row has images but no user turn to show them in.")
         first["content"] = [{"type": "image"}] * n_images + first["content"]
     elif placed != n_images:
         raise ValueError(f"a retained row has {n_images} images but {placed} image placeholders in its messages.")

@@ -25,6 +25,7 @@ def _said(role, content="hello"):
         (_said("user", [{"type": "image_url"}]), "image_url"),
         (_said("user", [{"type": "IMAGE"}]), "IMAGE"),
         ({"prompt": "hello", "completion": " "}, "empty answer"),
+        ({**_said("system"), "images": [Image.new("RGB", (4, 4))]}, "no user turn"),
         ({**GOOD, "images": [], "image": Image.new("RGB", (4, 4))}, "both `images` and `image`"),
     ],
 )
