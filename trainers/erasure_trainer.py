@@ -25,7 +25,7 @@ from space_peft.config import SpaceLoraConfig
 from space_peft.features import multimodal_core
 from space_peft.layers import deployed_model
 from space_peft.leaks import measure_leaks
-from space_peft.names import check_concept
+from space_peft.names import check_aliases, check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows, split_retained
@@ -135,7 +135,7 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             raise ValueError(
                 "`keep_model` is `model` itself, which gets the adapter; pass a copy of the original model."
             )
-        self.concept, self.aliases = check_concept(concept), list(aliases or [])
+        self.concept, self.aliases = check_concept(concept), list(check_aliases(aliases))
         self.questions, self.probes = questions or DEFAULT_QUESTIONS, probes
         self.retained = RetainedRows(retain_dataset)
         if mentioned := self.retained.count_target([self.concept, *self.aliases]):
