@@ -316,6 +316,8 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        if self.null_space is not None:
+            self.null_space.resumed_from = resume_from_checkpoint
         self.forget.find_rows(resume_from_checkpoint)
         self.deployed_answers = self._keep_deployed_answers()
         output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -395,6 +397,11 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         return metrics
 
     # Saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.null_space is not None:
+            self.null_space.note_weights()  # here, because all processes come by
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
