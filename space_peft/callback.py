@@ -8,16 +8,28 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils.logging import get_logger
 
+from .config import SPACE_CONFIG_NAME
 from .distributed import divide
 from .fit_progress import FIT_PROGRESS_NAME
 from .fitting import fit_null_space
-from .layers import adapter_config
+from .identity import data_digest, fit_differences, fit_digest, protect_digest
+from .layers import adapted_layers, adapter_config
 from .null_space import NullSpace, load_null_spaces, save_null_spaces
 from .projection import AttachedNullSpace, attach_null_space, offload_null_spaces
 
 
+logger = get_logger(__name__)
+
 NULL_SPACES_NAME = "space_stats.safetensors"
+_RECORD = (
+    "space_peft.NullSpaceCallback"  # not the class's name: Trainer would make a new callback of what it finds there
+)
+_REMEDY = (
+    "Resume with what the checkpoint was trained with, or start a new run from its adapter: PeftModel.from_pretrained("
+    "model, checkpoint, config=SpaceLoraConfig.from_pretrained(checkpoint), is_trainable=True)."
+)
 
 
 class NullSpaceCallback(TrainerCallback):
@@ -25,8 +37,15 @@ class NullSpaceCallback(TrainerCallback):
     Trains an adapter in the null space of retained data with any `Trainer`: transformers' own, TRL's `SFTTrainer`, ...
 
     When training begins it fits the null spaces, unless they are given, and attaches them to the trainer's optimiser.
-    They are saved with each checkpoint (`space_stats.safetensors`), and a resumed run takes them from there, or fits
-    them again if the file is missing, and goes on from the checkpoint's weights.
+    They know what they were fitted for: base model, settings of the adapter, retained data. So one callback may serve
+    several runs (a sweep, `model_init`, `hyperparameter_search`, `train` called twice): where model, settings or data
+    are others than in the run before, it fits again. Null spaces that are given and do not fit are an error.
+
+    They are saved with each checkpoint (`space_stats.safetensors`). A resumed run takes those of the checkpoint that it
+    is resumed from, or fits them again if it cannot find the file, and goes on from the checkpoint's weights. It must
+    be the same run: other settings, base model or retained data are an error, because the weights so far were trained
+    under other null spaces. To go on under others, start a new run from the checkpoint's adapter
+    (`PeftModel.from_pretrained(model, checkpoint, config=SpaceLoraConfig.from_pretrained(...), is_trainable=True)`).
 
     Args:
         retain_dataloader (iterable of `dict[str, torch.Tensor]`, *optional*): Batches of retained data as
@@ -69,28 +88,26 @@ class NullSpaceCallback(TrainerCallback):
         self.progress = progress
         self.fit_save_steps = fit_save_steps
         self.protect = protect
+        self.resumed_from: str | os.PathLike | None = None  # where a Trainer knows it; it does not tell its callbacks
+        self._given = null_spaces is not None
         self._attached: AttachedNullSpace | None = None
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         self._detach()  # a run that ended in an exception, or an automatic change of the batch size
+        layers = adapted_layers(model, self.adapter_name)
         adapter_config(model, self.adapter_name)
         resumed = state.global_step > 0
-        if self.null_spaces is None and resumed:
-            # Read by rank 0 for all: on several machines, the others may not see its disk.
-            self.null_spaces = divide([args], lambda args: _saved_null_spaces(args, state))[0]
-        if self.null_spaces is None:
-            saving = {}
-            if self.fit_save_steps is not None:
-                saving = {"save_to": Path(args.output_dir, FIT_PROGRESS_NAME), "save_every": self.fit_save_steps}
-            self.null_spaces = fit_null_space(
-                model,
-                self.retain_dataloader,
-                self.adapter_name,
-                image_token_id=self.image_token_id,
-                progress=self.progress and not args.disable_tqdm,
-                protect=self.protect,
-                **saving,
-            )
+        trained_under = state.stateful_callbacks.get(_RECORD, {}).get("null_spaces") if resumed else None
+        if not self._given:
+            if resumed:
+                # Read by rank 0 for all: on several machines, the others may not see its disk.
+                places = [self.resumed_from, args.resume_from_checkpoint, _checkpoint(args, state)]
+                found = divide([places], lambda places: _saved_null_spaces(places, layers, trained_under))[0]
+                self.null_spaces = found
+            if self.null_spaces is not None:
+                self._check_or_forget(model, resumed)
+            if self.null_spaces is None:
+                self.null_spaces = self._fit(args, model)
         if self.offload:  # or the ones that were fitted on a device would stay there beside the offloaded ones
             self.null_spaces = offload_null_spaces(self.null_spaces, pin=args.device.type == "cuda")
         self._attached = attach_null_space(
@@ -102,11 +119,63 @@ class NullSpaceCallback(TrainerCallback):
             project_initial=not resumed,
             offload=self.offload,
         )
+        now = _digest(self.null_spaces, layers)
+        if trained_under is not None and trained_under != now:
+            self._detach()
+            raise ValueError(
+                "the checkpoint was trained under null spaces that were fitted for something else than those of this run "
+                "(another base model, other settings or other retained data). " + _REMEDY
+            )
+        # Saved in every checkpoint's trainer_state.json, so that its null spaces can be told from another run's.
+        state.stateful_callbacks[_RECORD] = {"null_spaces": now}
 
-    def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        if state.is_world_process_zero and self.null_spaces is not None and folder.is_dir():
-            save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
+    def _check_or_forget(self, model, resumed: bool) -> None:
+        """Keeps null spaces of an earlier fit only if a new one would give the same."""
+        different = fit_differences(
+            model,
+            self.null_spaces,
+            self.adapter_name,
+            data=lambda: data_digest(model, self.retain_dataloader),
+            image_token_id=self.image_token_id,
+            protect=protect_digest(self.protect),
+        )
+        if not different:
+            return
+        if resumed:
+            raise ValueError(f"the run is not resumed as its checkpoint was trained: {'; '.join(different)}. {_REMEDY}")
+        logger.info("The null spaces are fitted again, because %s.", "; ".join(different))
+        self.null_spaces = None
+
+    def _fit(self, args, model) -> dict[str, NullSpace]:
+        saving = {}
+        if self.fit_save_steps is not None:
+            saving = {"save_to": Path(args.output_dir, FIT_PROGRESS_NAME), "save_every": self.fit_save_steps}
+        return fit_null_space(
+            model,
+            self.retain_dataloader,
+            self.adapter_name,
+            image_token_id=self.image_token_id,
+            progress=self.progress and not args.disable_tqdm,
+            protect=self.protect,
+            **saving,
+        )
+
+    def note_weights(self) -> None:
+        """Notes in the adapter's config that its weights as they are now are projected; before they are saved."""
+        if self._attached is not None:
+            self._attached.note_weights()
+
+    def on_save(self, args, state, control, model=None, **kwargs):
+        self.note_weights()
+        folder = _checkpoint(args, state)
+        if not state.is_world_process_zero or self.null_spaces is None or not folder.is_dir():
+            return
+        save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
+        # Trainer saved the adapter before, with the note of an earlier step. PEFT gives adapters of other names folders.
+        for place in (folder / self.adapter_name, folder):
+            if (place / SPACE_CONFIG_NAME).is_file():
+                adapter_config(model, self.adapter_name).save_space_fields(place)
+                break
 
     def on_train_end(self, args, state, control, **kwargs):
         self._detach()
@@ -117,10 +186,21 @@ class NullSpaceCallback(TrainerCallback):
             self._attached = None
 
 
-def _saved_null_spaces(args, state) -> dict[str, NullSpace] | None:
-    """The null spaces saved with the checkpoint that a run was resumed from."""
-    folders = [Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")]
-    if isinstance(args.resume_from_checkpoint, (str, os.PathLike)):
-        folders.insert(0, Path(args.resume_from_checkpoint))
-    saved = next((folder / NULL_SPACES_NAME for folder in folders if (folder / NULL_SPACES_NAME).is_file()), None)
-    return None if saved is None else load_null_spaces(saved)
+def _checkpoint(args, state) -> Path:
+    return Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
+def _digest(null_spaces: Mapping[str, NullSpace], layers: Iterable[str]) -> str:
+    return fit_digest({name: null_spaces[name] for name in layers})
+
+
+def _saved_null_spaces(places: Sequence, layers: Iterable[str], wanted: str | None) -> dict[str, NullSpace] | None:
+    """The null spaces saved in the first of some checkpoints that has those which a run was trained under."""
+    for folder in places:
+        if not isinstance(folder, (str, os.PathLike)) or not Path(folder, NULL_SPACES_NAME).is_file():
+            continue
+        spaces = load_null_spaces(Path(folder, NULL_SPACES_NAME))
+        # A checkpoint of version 0.1.0 does not say which ones they were.
+        if wanted is None or all(name in spaces for name in layers) and _digest(spaces, layers) == wanted:
+            return spaces
+    return None

@@ -81,6 +81,10 @@ class SpaceLoraConfig(LoraConfig):
         metadata={"help": "Largest number of eigenvectors kept per layer; None: as many as needed; 'auto': d / 32."},
     )
 
+    # Which weights are projected already, and by which null spaces: noted by `attach_null_space`, saved, and read by it.
+    # No field: it says what an adapter is, not what it shall be. None until it is attached.
+    projected = None
+
     def __post_init__(self):
         self._check_space_fields()
         self._check_plain_lora()
@@ -182,7 +186,14 @@ class SpaceLoraConfig(LoraConfig):
             kwargs: See [`~peft.PeftConfig.save_pretrained`].
         """
         super().save_pretrained(save_directory, **kwargs)
-        write_json(os.path.join(save_directory, SPACE_CONFIG_NAME), self.space_fields())
+        self.save_space_fields(save_directory)
+
+    def save_space_fields(self, save_directory: str | os.PathLike) -> None:
+        """Writes `space_config.json` alone."""
+        content = self.space_fields()
+        if self.projected is not None:
+            content["projected"] = self.projected
+        write_json(os.path.join(save_directory, SPACE_CONFIG_NAME), content)
 
     @classmethod
     def from_pretrained(
@@ -218,11 +229,18 @@ class SpaceLoraConfig(LoraConfig):
         if not path.is_file():
             raise ValueError(_not_ours(path.parent))
         own = read_json(path, kind="configuration of the constraint")
+        projected = own.pop("projected", None)
+        if projected is not None and not (
+            isinstance(projected, dict) and all(isinstance(value, str) for value in projected.values())
+        ):
+            raise ValueError(f"`projected` of {str(path)!r} is {projected!r:.80}; expected an object of digests.")
         unknown = sorted(set(own) - set(_OWN_FIELDS))
         if unknown:
             warnings.warn(f"{path} holds keys unknown to this version of space-peft, ignored: {unknown}.", stacklevel=2)
         stock_fields = {option.name: getattr(stock, option.name) for option in fields(LoraConfig) if option.init}
-        return cls(**stock_fields, **{name: own[name] for name in _OWN_FIELDS if name in own})
+        config = cls(**stock_fields, **{name: own[name] for name in _OWN_FIELDS if name in own})
+        config.projected = projected
+        return config
 
 
 _STOCK_FIELDS = {option.name for option in fields(LoraConfig)}

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 FIT_PROGRESS_NAME = "space_fit.safetensors"
 _FORMAT = "space_peft.fit_progress.v1"
-# Weights of a layer that are looked at to tell models apart: enough to notice another checkpoint, few enough to be free.
-_SAMPLED_WEIGHTS = 64
 
 
 class FitProgress:
@@ -125,16 +123,3 @@ class FitProgress:
     def remove(self) -> None:
         """Deletes the file: the fit is over."""
         self._path.unlink(missing_ok=True)
-
-
-def weights_checksum(layers: Mapping[str, torch.nn.Module]) -> int:
-    """A checksum over a few weights of each layer, to tell a model from another of the same shape."""
-    checksum = 0
-    for name, layer in layers.items():
-        weight = layer.get_base_layer().weight.detach()
-        if weight.device.type == "meta":
-            continue  # offloaded: not to be had without loading it
-        picks = torch.linspace(0, weight.numel() - 1, _SAMPLED_WEIGHTS, dtype=torch.float64).long()
-        sample = weight.reshape(-1)[picks.to(weight.device)].cpu().contiguous().view(torch.uint8)
-        checksum = zlib.crc32(sample.numpy(), zlib.crc32(name.encode(), checksum))
-    return checksum

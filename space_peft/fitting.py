@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,8 @@ from tqdm.auto import tqdm
 from . import distributed
 from ._precision import exact_products
 from .features import attends_to_images
-from .fit_progress import FitProgress, weights_checksum
+from .fit_progress import FitProgress
+from .identity import DataDigest, FitIdentity, base_checksum, protect_digest
 from .layers import adapted_layers, adapter_config, base_model, deployed_model
 from .null_space import NullSpace, NullSpaceFitter
 from .prompts import takes_logits_to_keep, to_device
@@ -39,8 +41,8 @@ def fit_null_space(
 ) -> dict[str, NullSpace]:
     """Fits the null space of every adapted layer to retained data, in one pass.
 
-    The statistics are those of the deployed model: adapters off, evaluation mode. The settings are those of the
-    adapter's [`SpaceLoraConfig`]. Layers that are given the same input (q/k/v, gate/up) share one `NullSpace`. In a
+    The statistics are those of the deployed model: our adapter off, evaluation mode. The settings are those of the
+    adapter's [`SpaceLoraConfig`]. Each null space carries what it was fitted for, see [`FitIdentity`]. Layers that are given the same input (q/k/v, gate/up) share one `NullSpace`. In a
     distributed run every process must call it with the same data: each sees a share of the batches and decomposes a
     share of the layers, and all return the same null spaces.
 
@@ -69,10 +71,12 @@ def fit_null_space(
     """
     config = adapter_config(model, adapter_name)
     layers = adapted_layers(model, adapter_name)
+    digest = DataDigest()
     fitters = collect_moments(
         model,
         dataloader,
         adapter_name,
+        digest=digest,
         statistics=config.statistics,
         tokens_per_row=config.tokens_per_row,
         dtype=torch.float64 if config.constraint == "hard" else torch.float32,
@@ -89,6 +93,13 @@ def fit_null_space(
                 f"is {missing[0]!r}; use the `target_modules` they were made with."
             )
     settings = {"strength": config.strength, "energy": config.energy}
+    identity = FitIdentity(
+        base=base_checksum(model, adapter_name),
+        data=digest.value(),
+        tokens_per_row=config.tokens_per_row,
+        image_token_id=image_token_id,
+        protect=protect_digest(protect),
+    )
     owned = {id(fitter): name for name, fitter in reversed(fitters.items())}  # a layer that holds each fitter
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
     with tqdm(total=len(unique), desc="null spaces", disable=not _shows_progress(progress), leave=False) as bar:
@@ -97,6 +108,7 @@ def fit_null_space(
             for number, spaces in enumerate(protect, start=1):
                 fitter.add_moment(spaces[owned[id(fitter)]].second_moment(), f"request {number}")
             space = fitter.fit(config.constraint, max_rank=config.rank_limit(fitter.dim), **settings)
+            space = dataclasses.replace(space, identity=identity)
             bar.update()
             return space.to("cpu") if distributed.rank_and_size()[1] > 1 else space  # it is sent to the others
 
@@ -129,6 +141,7 @@ def collect_moments(
     adapted: bool = False,
     save_to: str | os.PathLike | None = None,
     save_every: int = 50,
+    digest: DataDigest | None = None,
 ) -> dict[str, NullSpaceFitter]:
     """Observes the inputs of every adapted layer; see [`fit_null_space`] for the other arguments.
 
@@ -137,6 +150,7 @@ def collect_moments(
         tokens_per_row (`int`, *optional*): See [`SpaceLoraConfig`]; all by default. Pooled statistics use all.
         dtype (`torch.dtype`, defaults to `torch.float64`): Of the sums, see [`NullSpaceFitter`].
         adapted (`bool`, defaults to `False`): Whether adapters are on meanwhile.
+        digest ([`DataDigest`], *optional*): Is given every batch that counts here.
 
     Returns:
         `dict[str, NullSpaceFitter]`: By layer name. Layers that were given the same tensors hold the same fitter.
@@ -156,12 +170,14 @@ def collect_moments(
             raise ValueError("`save_to` keeps the sums of one process, but several are fitting; leave it out.")
         identity = {
             "statistics": statistics, "tokens_per_row": tokens_per_row, "dtype": str(dtype),
-            "weights": weights_checksum(layers),
+            "weights": base_checksum(model, adapter_name),
         }  # fmt: skip
         saved = FitProgress(save_to, save_every, identity)
         saved.load(fitters, sharing.owner, new_fitter)
 
-    def start_forward(inputs: dict) -> bool:
+    def start_forward(inputs: dict, counted: bool) -> bool:
+        if digest is not None and counted:
+            digest.update(inputs)
         sharing.start_forward()
         sample.start_batch(inputs)
         return saved is None or saved.start_batch(inputs)
@@ -209,7 +225,7 @@ def observe_inputs(
     progress: bool = True,
     desc: str | None = None,
     adapted: bool = False,
-    on_batch: Callable[[dict], bool] | None = None,
+    on_batch: Callable[[dict, bool], bool] | None = None,
     after_batch: Callable[[], None] | None = None,
 ) -> int:
     """Runs the deployed model over batches and shows `visit` what goes into modules.
@@ -224,8 +240,8 @@ def observe_inputs(
         progress (`bool`, defaults to `True`): Whether to show a progress bar.
         desc (`str`, *optional*): Its label.
         adapted (`bool`, defaults to `False`): Whether adapters are on while it runs.
-        on_batch (`Callable`, *optional*): Called with the model's inputs before every forward pass; says whether to
-            make it.
+        on_batch (`Callable`, *optional*): Called before every forward pass with the model's inputs, and whether they
+            count in this process; says whether to make it.
         after_batch (`Callable`, *optional*): Called after every forward pass.
 
     Returns:
@@ -270,7 +286,7 @@ def observe_inputs(
             inputs = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
             masks[:] = _token_masks(inputs, visual_tokens)
             batches += 1
-            if on_batch is not None and not on_batch(inputs):
+            if on_batch is not None and not on_batch(inputs, counted):
                 continue
             if few_logits:
                 inputs.setdefault("logits_to_keep", 1)

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .config import SpaceLoraConfig
 
 
-_PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -64,7 +66,7 @@ def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str,
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        name = name.removeprefix(_PEFT_PREFIX)
+        name = name.removeprefix(PEFT_PREFIX)
         if adapter_name in module.lora_embedding_A or (
             adapter_name in module.lora_A and not isinstance(module.lora_A[adapter_name], nn.Linear)
         ):
@@ -77,6 +79,70 @@ def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str,
     if not layers:
         raise ValueError(f"no layer of the model holds the adapter {adapter_name!r}; check its target_modules.")
     return layers
+
+
+def our_adapter(model: nn.Module) -> str | None:
+    """Returns the adapter that "the adapter" means, where a model holds several; `None` if none is on.
+
+    That is the only one that is on; of several, the one that is trained; of several or none such, the one with a
+    [`SpaceLoraConfig`]. All others belong to the model as it is deployed.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): The adapted model.
+
+    Raises:
+        ValueError: If that leaves several.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    on = {name: None for layer in layers for name in layer.active_adapters if name in layer.lora_A}
+    if len(on) < 2:
+        return next(iter(on), None)
+    trained = {
+        name for layer in layers for name in on if name in layer.lora_A and layer.lora_A[name].weight.requires_grad
+    }
+    left = [name for name in on if not trained or name in trained]
+    configs = getattr(model, "peft_config", None) or {}
+    ours = [name for name in left if isinstance(configs.get(name), SpaceLoraConfig)]
+    left = ours or left
+    if len(left) > 1:
+        raise ValueError(
+            f"{len(left)} adapters are on ({', '.join(map(repr, left))}), and nothing says which one is to be told from "
+            "the rest of the model. Freeze or merge the others, or switch them off with set_adapter."
+        )
+    return left[0]
+
+
+def deployed_weights(model: nn.Module, adapter_name: str = "default") -> dict[str, torch.Tensor | float]:
+    """Returns what a model computes with while an adapter is off, by names that do not depend on who put adapters there.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): The adapted model.
+        adapter_name (`str`, defaults to `"default"`): The adapter.
+
+    Returns:
+        `dict[str, torch.Tensor or float]`: Parameters, persistent buffers, and of other adapters that are on weights and
+        scaling.
+    """
+    inner = base_model(model)
+    left_out, scalings = set(), {}
+    for place, module in inner.named_modules():
+        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            continue
+        on = [] if module.disable_adapters else module.active_adapters
+        for kind in module.adapter_layer_names:
+            held = getattr(module, kind)
+            for name in held.keys():
+                if name == adapter_name or name not in on:
+                    part = held[name]
+                    left_out |= {id(part)} if isinstance(part, torch.Tensor) else set(map(id, part.parameters()))
+        for name, scaling in getattr(module, "scaling", {}).items():
+            if name != adapter_name and name in on:
+                scalings[f"{place}.scaling.{name}"] = float(scaling)
+    persistent = set(inner.state_dict(keep_vars=True))
+    weights = {name: weight for name, weight in inner.named_parameters() if id(weight) not in left_out}
+    weights |= {name: buffer for name, buffer in inner.named_buffers() if name in persistent}
+    names = {name: name.replace(".base_layer.", ".").replace(".original_module.", ".") for name in weights}
+    return {names[name]: weight for name, weight in weights.items()} | scalings
 
 
 def lora_weights(layer: LoraLayer, adapter_name: str = "default") -> tuple[nn.Parameter, nn.Parameter, float]:
@@ -107,21 +173,26 @@ def quantised_4bit(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextlib.contextmanager
 def deployed_model(model: nn.Module, *, adapted: bool = False) -> Iterator[nn.Module]:
-    """The model as it is deployed: in evaluation mode, adapters off, no gradients; all of it restored afterwards.
+    """The model as it is deployed: in evaluation mode, our adapter off, no gradients; all of it restored afterwards.
+
+    Only [`our_adapter`] is off: another one that is on, e.g. a frozen one for a task, belongs to the model.
 
     Args:
         model (`PeftModel` or `PreTrainedModel`): The adapted model.
-        adapted (`bool`, defaults to `False`): Whether its adapters stay on: the model as it is going to be deployed.
+        adapted (`bool`, defaults to `False`): Whether the adapter stays on: the model as it is going to be deployed.
 
     Raises:
-        ValueError: If an adapter is merged into the weights, because they are then no longer the deployed ones.
+        ValueError: If an adapter is merged into the weights, because they are then no longer the deployed ones, or
+            several are on and nothing says which one is ours.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     merged = next((name for name, layer in layers.items() if layer.merged), None)
     if merged is not None:
         raise ValueError(f"an adapter is merged into layer {merged!r}; call model.unmerge_adapter() first.")
     training = {module: module.training for module in model.modules()}
-    enabled = [layer for layer in layers.values() if not layer.disable_adapters and not adapted]
+    ours = None if adapted else our_adapter(model)
+    enabled = [layer for layer in layers.values() if not layer.disable_adapters and ours in layer.active_adapters]
+    active = {layer: layer._active_adapter for layer in enabled}
     try:
         model.eval()
         for module in quantised_4bit(model).values():
@@ -129,13 +200,17 @@ def deployed_model(model: nn.Module, *, adapted: bool = False) -> Iterator[nn.Mo
             # good: gradients would silently stop there in all training that follows. Nothing else depends on the mode.
             module.training = True
         for layer in enabled:
-            # Not by enable_adapters, which sets requires_grad of the weights, too: that is the user's to decide, and
-            # FSDP2 looks in its first forward pass which weights are trained.
-            layer._disable_adapters = True
+            # Not by enable_adapters or set_adapter, which set requires_grad of the weights, too: that is the user's to
+            # decide, and FSDP2 looks in its first forward pass which weights are trained.
+            others = [name for name in layer.active_adapters if name != ours]
+            if others:
+                layer._active_adapter = others
+            else:
+                layer._disable_adapters = True
         with torch.no_grad():
             yield model
     finally:
         for layer in enabled:
-            layer._disable_adapters = False
+            layer._disable_adapters, layer._active_adapter = False, active[layer]
         for module, flag in training.items():
             module.training = flag

@@ -9,16 +9,18 @@ decay and momentum have lives of their own. So the *update* is projected, after 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from ._precision import exact_products
 from .distributed import check_supported, local_rows, reshard
-from .layers import adapted_layers, lora_weights, quantised_4bit
+from .identity import adapter_digest, fit_differences, fit_digest, warn_without_identity
+from .layers import adapted_layers, adapter_config, lora_weights, quantised_4bit
 from .null_space import NullSpace
 from .zero import CutRows, partitioned_rows, zero_optimizer
 
@@ -33,6 +35,7 @@ class AttachedNullSpace:
             gate/up), a device and a dtype.
         project_gradient (`bool`): Whether to project the gradients, too.
         cut_rows (`CutRows`, *optional*): With DeepSpeed, the rows of `A` that no process holds whole.
+        note (`Callable`, *optional*): Called when the weights, as they are, are known to be in the null space.
     """
 
     def __init__(
@@ -41,7 +44,9 @@ class AttachedNullSpace:
         groups: list[tuple[list[nn.Parameter], NullSpace]],
         project_gradient: bool,
         cut_rows: CutRows | None = None,
+        note: Callable[[], None] | None = None,
     ):
+        self._note = note
         self._whole_rows = contextlib.nullcontext if cut_rows is None else cut_rows.whole
         self._groups = [_Group(weights, space) for weights, space in groups]
         self._device_types = {weight.device.type for weights, _ in groups for weight in weights}
@@ -72,8 +77,17 @@ class AttachedNullSpace:
             for group in self._groups:
                 group.project()
 
+    def note_weights(self) -> None:
+        """Notes in the adapter's config, which is saved with it, that its `A` as it is now is projected already.
+
+        In a distributed run all processes must call it.
+        """
+        if self._note is not None and self._handles:
+            self._note()
+
     def remove(self) -> None:
-        """Takes the hooks off the optimiser; the weights stay as they are."""
+        """Takes the hooks off the optimiser; the weights stay as they are, and are noted."""
+        self.note_weights()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -179,12 +193,16 @@ def attach_null_space(
     Args:
         model (`PeftModel` or `PreTrainedModel`): The adapted model.
         optimizer (`torch.optim.Optimizer`): Must hold the adapter's weights and no other weights of the model.
-        null_spaces (`dict[str, NullSpace]`): By layer name, from [`fit_null_space`] or [`load_null_spaces`].
+        null_spaces (`dict[str, NullSpace]`): By layer name, from [`fit_null_space`] or [`load_null_spaces`], for this
+            base model and the settings of this adapter's config. Those that do not say what they were fitted on (files
+            of version 0.1.0) are taken with a warning.
         adapter_name (`str`, defaults to `"default"`): The adapter.
         project_gradient (`bool`, defaults to `True`): Whether to project the gradient of `A` before the step, too.
             With the soft constraint, training then takes the path of `A'` in `A = A' P` (but for weight decay).
-        project_initial (`bool`, defaults to `True`): Whether to project the weights as they are now, `A <- A P`.
-            Must be `False` when training is resumed: a soft projection applied twice is another one.
+        project_initial (`bool`, defaults to `True`): Whether to project the weights as they are now, `A <- A P`. Weights
+            that were trained under these null spaces, in this process or before they were saved, stay as they are all
+            the same, for a soft projection applied twice is another one: the adapter's config notes it. `False` where
+            it cannot (weights of a checkpoint loaded into the model).
         offload (`bool`, defaults to `False`): Whether eigenvectors stay in CPU memory (pinned if a weight is on a CUDA
             device) and visit a weight's device one null space at a time. Same result; slower steps.
 
@@ -193,19 +211,31 @@ def attach_null_space(
 
     Raises:
         ValueError: If an adapted layer has no null space, or one of another dimension, or if the optimiser does not
-            hold the adapter's weights, or holds others of the model, or a weight is on the meta device.
+            hold the adapter's weights, or holds others of the model, or keeps two versions of them (schedule-free
+            ones), or a weight is on the meta device, or the null spaces were fitted for another base model or other
+            settings.
     """
     zero = zero_optimizer(optimizer)
     while not hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer  # accelerate's wrapper: the hooks go on the optimiser that makes the step
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"`optimizer` is a {type(optimizer).__name__}; expected a torch.optim.Optimizer.")
+    _check_one_version(optimizer)
     check_supported(model)
     reshard(model)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if zero is not None:
         parameters = [parameter for group in zero.bit16_groups for parameter in group]
     weights = _constrained_weights(model, parameters, null_spaces, adapter_name)
+    own_spaces = {name: null_spaces[name] for name in weights}
+    if different := fit_differences(model, own_spaces, adapter_name):
+        raise ValueError(
+            f"these null spaces were fitted for something else: {'; '.join(different)}. Fit them for this model and "
+            "adapter with fit_null_space (or give NullSpaceCallback a retain_dataloader instead), or use the base model "
+            "and the SpaceLoraConfig they were fitted for."
+        )
+    warn_without_identity(own_spaces, stacklevel=2)
+    projected = _Projected(model, adapter_name, fit_digest(own_spaces))
     rows, cut_rows = ({name: [a] for name, a in weights.items()}, None)
     if zero is not None:
         rows, cut_rows = partitioned_rows(zero, weights)
@@ -223,12 +253,42 @@ def attach_null_space(
                 # One copy on a device, and none if it is there already.
                 groups[key] = ([], space if offload else space.to(a.device))
             groups[key][0].append(a)
-    attached = AttachedNullSpace(optimizer, list(groups.values()), project_gradient, cut_rows)
-    if project_initial:
+    attached = AttachedNullSpace(optimizer, list(groups.values()), project_gradient, cut_rows, projected.note)
+    if project_initial and not projected.is_noted():
         attached.project()
         if zero is not None:
             zero.update_lp_params()  # what the model computes with, from the partitions
+    attached.note_weights()
     return attached
+
+
+class _Projected:
+    """The note in an adapter's config of which `A` is projected by which null spaces; both by their digests."""
+
+    def __init__(self, model: nn.Module, adapter_name: str, null_spaces: str):
+        self._model, self._name, self._null_spaces = model, adapter_name, null_spaces
+
+    def _now(self) -> dict[str, str]:
+        return {"null_spaces": self._null_spaces, "lora_A": adapter_digest(self._model, self._name, ("lora_A",))}
+
+    def is_noted(self) -> bool:
+        return adapter_config(self._model, self._name).projected == self._now()
+
+    def note(self) -> None:
+        # In a config of the model's own: the user's may serve for several.
+        config = copy.copy(adapter_config(self._model, self._name))
+        config.projected = self._now()
+        self._model.peft_config[self._name] = config
+
+
+def _check_one_version(optimizer: torch.optim.Optimizer) -> None:
+    """Refuses optimisers under which the weights that are trained are not those that are evaluated and saved."""
+    if callable(getattr(optimizer, "eval", None)) or any("train_mode" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps two versions of the weights (schedule-free: one to train, one to evaluate, "
+            "put in place by its `eval`), and only the one that a step leaves would be kept in the null space. Use "
+            'another one, e.g. optim="adamw_torch" with lr_scheduler_type="constant_with_warmup".'
+        )
 
 
 def offload_null_spaces(null_spaces: Mapping[str, NullSpace], *, pin: bool = False) -> dict[str, NullSpace]:

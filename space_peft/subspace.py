@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ._io import atomic_path
+from .identity import FitIdentity
 from .safe_json import parse_json
 
 
@@ -39,6 +40,7 @@ class NullSpace:
         max_rank (`int`, *optional*): The cap that was asked for.
         statistics (`str`): `"token"` or `"pooled"`.
         counts (`dict[str, int]`): Samples seen, per group.
+        identity ([`FitIdentity`], *optional*): The model and the data it was fitted on; [`fit_null_space`] says.
     """
 
     eigenvectors: torch.Tensor
@@ -55,6 +57,7 @@ class NullSpace:
     max_rank: int | None
     statistics: str
     counts: dict[str, int]
+    identity: FitIdentity | None = None
 
     @property
     def dim(self) -> int:
@@ -258,13 +261,21 @@ def save_null_spaces(path: str | os.PathLike, null_spaces: dict[str, NullSpace])
         for field in _TENSORS
     }
     scalars = [{field: getattr(space, field) for field in _SCALARS} for space in unique]
-    metadata = {"format": _FORMAT, "layers": json.dumps(layers), "spaces": json.dumps(scalars)}
+    # Beside the others, so that version 0.1.0 reads the file as well.
+    identities = [None if space.identity is None else asdict(space.identity) for space in unique]
+    metadata = {
+        "format": _FORMAT, "layers": json.dumps(layers), "spaces": json.dumps(scalars),
+        "identities": json.dumps(identities),
+    }  # fmt: skip
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 
 def load_null_spaces(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, NullSpace]:
     """Reads what [`save_null_spaces`] wrote.
+
+    What the null spaces were fitted on comes with them, and is compared where they are used. Files of version 0.1.0 do
+    not say; they are read all the same, and using them gives a warning.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -285,9 +296,16 @@ def load_null_spaces(path: str | os.PathLike, device: torch.device | str = "cpu"
                     f"{path!r} is a safetensors file of another kind (format {metadata.get('format')!r}); "
                     f"expected {_FORMAT!r}, as written by save_null_spaces."
                 )
+            spaces = _metadata(path, metadata, "spaces", list)
+            identities = [None] * len(spaces)  # as in files of version 0.1.0, which do not say
+            if "identities" in metadata:
+                said = _metadata(path, metadata, "identities", list)
+                identities = [None if content is None else FitIdentity.from_dict(content) for content in said]
             unique = [
-                NullSpace(**scalars, **{field: file.get_tensor(f"{i}.{field}") for field in _TENSORS}).to(device)
-                for i, scalars in enumerate(_metadata(path, metadata, "spaces", list))
+                NullSpace(
+                    **scalars, **{field: file.get_tensor(f"{i}.{field}") for field in _TENSORS}, identity=identities[i]
+                ).to(device)
+                for i, scalars in enumerate(spaces)
             ]
             return {name: unique[i] for name, i in _metadata(path, metadata, "layers", dict).items()}
     except (SafetensorError, TypeError, IndexError) as error:

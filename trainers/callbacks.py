@@ -13,6 +13,8 @@ from space_peft.layers import adapted_layers
 from space_peft.zero import gradient_norms as partitioned_gradient_norms
 from space_peft.zero import zero_optimizer
 
+from .given_adapter import ADAPTER
+
 
 if TYPE_CHECKING:
     from .forget_rows import ForgetRows
@@ -107,8 +109,8 @@ class GradientHealthCallback(TrainerCallback):
             self._observe(model)
 
     def _observe(self, model, zero=None):
-        layers = adapted_layers(model)
-        weights = [layer.lora_B[layer.active_adapters[0]].weight for layer in layers.values()]
+        layers = adapted_layers(model, ADAPTER)
+        weights = [layer.lora_B[ADAPTER].weight for layer in layers.values()]
         norms = gradient_norms(weights) if zero is None else partitioned_gradient_norms(zero, weights)
         self.norms = dict(zip(layers, norms))
         for name, norm in self.norms.items():

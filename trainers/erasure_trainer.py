@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,19 +13,21 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, set_seed
+from transformers.utils.logging import get_logger
 
 from space_peft import distributed
 from space_peft._io import write_json
 from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.anchors.refine import name_probabilities
 from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
-from space_peft.canary import Canary, make_canary
+from space_peft.canary import CANARY_NAME, Canary, make_canary
 from space_peft.card_data import ErasureCardData
 from space_peft.certificate import CERTIFICATE_NAME, HeldOut, RetentionCertificate, measure_certificate
-from space_peft.config import SpaceLoraConfig
+from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.features import multimodal_core
 from space_peft.layers import deployed_model
 from space_peft.leaks import measure_leaks
+from space_peft.measured import note_measured, remove_results, saved_digest
 from space_peft.names import check_aliases, check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
@@ -41,8 +44,12 @@ from .deployed_answers import (
 )
 from .erasure_config import ErasureConfig
 from .forget_rows import ForgetRows, located_rows
+from .given_adapter import ADAPTER, adopt, check_bare
 from .pairs import PairCollator, PairedRows, retained_loader
 from .publishing import PublishingMixin
+
+
+logger = get_logger(__name__)
 
 
 class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
@@ -55,7 +62,8 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The multimodal model that shall forget, or its id. A `PeftModel` must carry the adapter to train.
+            The multimodal model that shall forget, or its id. A `PeftModel` must carry the adapter to train, called
+            "default"; other adapters that are on are part of the model.
         args ([`ErasureConfig`]):
             Configuration.
         forget (`list[dict]`):
@@ -70,7 +78,8 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             The model's processor; loaded from the model's id by default.
         peft_config ([`SpaceLoraConfig`], *optional*):
             The adapter. If it names no `target_modules`, `args.target` chooses them. A plain `LoraConfig` trains
-            without the constraint.
+            without the constraint. For a `PeftModel` whose adapter was loaded as a plain LoRA, the constraint that it
+            was trained under: `SpaceLoraConfig.from_pretrained(folder)`.
         concept (`str`):
             The name to forget.
         aliases (`list[str]`, *optional*):
@@ -94,8 +103,8 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             Optimiser and scheduler, as in [`~transformers.Trainer`].
 
     Raises:
-        ValueError: If the retained dataset is empty, the concept has no name, the model has no vision side, or the
-            processor has no image token.
+        ValueError: If the retained dataset is empty, the concept has no name, the model has no vision side, the
+            processor has no image token, or the model carries an adapter that cannot be trained on as it was trained.
     """
 
     _tag_names = ["space-peft", "unlearning", "machine-unlearning", "lora"]
@@ -179,7 +188,7 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             # Every layer is used in every step, but not in each of its two forward passes. DDP would look for unused
             # ones after each, and take those that the second does not use for done.
             args.ddp_find_unused_parameters = False
-        constrained = isinstance(model.peft_config[model.active_adapter], SpaceLoraConfig)
+        constrained = isinstance(model.peft_config[ADAPTER], SpaceLoraConfig)
         if protect and not constrained:
             raise ValueError("`protect` is kept by the null space; pass a SpaceLoraConfig as `peft_config`.")
         self.protect = list(protect)
@@ -210,6 +219,7 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         self.certificate: RetentionCertificate | None = None
         self.canary: Canary | None = None
         self.deployed_answers: DeployedAnswers | None = None
+        self._measured_on: str | None = None  # The digest of the adapter that both are of.
         self._probe_baseline = None
         self._metrics = defaultdict(list)  # Of training, since the last log.
         if hasattr(self.model, "add_model_tags"):
@@ -225,12 +235,8 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
     @staticmethod
     def _add_adapter(model, peft_config: LoraConfig | None, args: ErasureConfig) -> PeftModel:
         if isinstance(model, PeftModel):
-            if peft_config is not None:
-                raise ValueError(
-                    "`model` already carries an adapter and `peft_config` asks for another; pass the base model, or "
-                    "leave `peft_config` out to train the adapter that is there."
-                )
-            return model
+            return adopt(model, peft_config, args.output_dir)
+        check_bare(model)
         # The caller's stays as it is.
         peft_config = SpaceLoraConfig() if peft_config is None else copy.copy(peft_config)
         if peft_config.target_modules is None:
@@ -316,9 +322,13 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        if self.null_space is not None:
+            self.null_space.resumed_from = resume_from_checkpoint
         self.forget.find_rows(resume_from_checkpoint)
         self.deployed_answers = self._keep_deployed_answers()
+        self.certificate = self.canary = None  # They are of the adapter as it was.
         output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._measured_on = self._weights_now()
         if not self.probes and not self._uses_concept_images:
             warnings.warn(
                 f"no probes were given: {self._p_name} says what the anchors are called now, not what pictures of "
@@ -399,22 +409,42 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
 
     # Saving
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.null_space is not None:
+            self.null_space.note_weights()  # here, because all processes come by
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        replaced = saved_digest(folder) if self.args.should_save else None
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
         write_json(folder / ANCHORS_NAME, self.provenance())
-        if self.certificate is not None:
-            self.certificate.save(folder / CERTIFICATE_NAME)
-        if self.canary is not None:
-            self.canary.save(folder)
+        saved = saved_digest(folder)
+        if self._measured_on == saved:
+            if self.certificate is not None:
+                self.certificate.save(folder / CERTIFICATE_NAME)
+                note_measured(folder, {CERTIFICATE_NAME: saved})
+            if self.canary is not None:
+                self.canary.save(folder)
+                note_measured(folder, {CANARY_NAME: saved})
+        if self.null_space is None:
+            for name in (SPACE_CONFIG_NAME, NULL_SPACES_NAME):
+                if (folder / name).is_file():
+                    logger.warning("Removed %s: this adapter is trained without a constraint.", folder / name)
+                    (folder / name).unlink()
         if self.null_spaces and folder == Path(self.args.output_dir):
             # Checkpoints get theirs from the callback.
             save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
         if folder != Path(self.args.output_dir):
             self.forget.save(folder)
         self._save_public(folder)
+        # Results of an adapter that a former run left here must not pass for this one's.
+        before = self._training_began
+        if before is None and replaced not in (None, saved):
+            before = time.time()
+        remove_results(folder, saved, before)
 
     def provenance(self) -> dict:
         """What was erased, and with what; written to `space_anchors.json`. No images."""

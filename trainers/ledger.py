@@ -16,6 +16,7 @@ from space_peft.null_space import NullSpace, load_null_spaces, save_null_spaces
 from space_peft.safe_json import read_json
 
 from .erasure_trainer import ErasureTrainer
+from .given_adapter import ADAPTER
 from .pairs import forget_loader
 
 
@@ -156,7 +157,7 @@ def request_statistics(trainer: ErasureTrainer) -> dict[str, NullSpace]:
         `dict[str, NullSpace]`: By layer; the leading eigenpairs, as many as a constraint keeps by default.
     """
     loader = forget_loader(trainer.processing_class, trainer.train_dataset, trainer.args.fit_batch_size)
-    config = trainer.model.peft_config[trainer.model.active_adapter]
+    config = trainer.model.peft_config[ADAPTER]
     defaults = SpaceLoraConfig()
     fitters = collect_moments(
         trainer.model,

@@ -31,8 +31,12 @@ from space_peft.dataset_source import dataset_source
 from space_peft.evaluation import ProbeResults
 from space_peft.evaluation.probes import REPORT_KEYS
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport, collect_versions
+from space_peft.identity import adapter_digest
+from space_peft.measured import note_measured, saved_digest
 from space_peft.names import mentions
 from space_peft.null_space import save_null_spaces
+
+from .given_adapter import ADAPTER
 
 
 if TYPE_CHECKING:
@@ -90,7 +94,7 @@ class PublishingMixin:
             DatasetRecord(role, **dataset_source(rows)) for role, rows in given.items() if rows is not None
         ]
         self._training_began: float | None = None
-        self._measured = None  # Step, and the probes' results at that step.
+        self._evaluated = {}  # By the digest of the weights: step, and the probes' results before and after.
         if args.push_to_hub and data.redact:
             self._check_redaction(args)
 
@@ -110,7 +114,7 @@ class PublishingMixin:
         """Brings the card data up to date."""
         self._record_base()
         data, model = self.card_data, self.accelerator.unwrap_model(self.model)
-        adapter = model.peft_config[model.active_adapter]
+        adapter = model.peft_config[ADAPTER]
         data.add_settings(type(self.args).__name__, self.args, _defaults(self.args))
         data.add_settings(type(adapter).__name__, adapter, type(adapter)())
         data.steps, data.versions, data.hardware = self.state.global_step, collect_versions(), _hardware(self.args)
@@ -132,16 +136,23 @@ class PublishingMixin:
         finally:
             self.card_data.seconds["erase"] = round(time.time() - self._training_began, 1)
 
+    def _weights_now(self) -> str:
+        """The digest of the adapter as it is; all processes must ask."""
+        return adapter_digest(self.accelerator.unwrap_model(self.model), ADAPTER)
+
     def _note_probes(self, before: ProbeResults, after: ProbeResults) -> None:
-        """Keeps the latest evaluation: results of the adapter that is saved at the same step."""
+        """Keeps the latest evaluation, or every one where an earlier checkpoint may be loaded at the end."""
         if self.state.global_step > 0:
-            self._measured = self.state.global_step, before, after
+            if not self.args.load_best_model_at_end:
+                self._evaluated.clear()
+            self._evaluated[self._weights_now()] = self.state.global_step, before, after
 
     def _save_public(self, folder: Path) -> None:
-        """Writes card data and, if the adapter was evaluated as it is now, the report."""
+        """Writes card data and, if the adapter was evaluated as it is saved, the report."""
         self._fill_card().save(folder)
-        step, before, after = self._measured or (None, None, None)
-        if step == self.state.global_step and set(REPORT_KEYS) <= set(before.scores):
+        saved = saved_digest(folder)
+        step, before, after = self._evaluated.get(saved, (None, None, None))
+        if step is not None and set(REPORT_KEYS) <= set(before.scores):
             report = ErasureReport.from_results(
                 self.concept,
                 before,
@@ -151,12 +162,7 @@ class PublishingMixin:
                 seconds=self.card_data.seconds,
             )
             report.save(folder)
-        elif self._training_began is not None and (folder / REPORT_NAME).exists():
-            # Results of an adapter that a former run left here must not be published as this one's.
-            if (folder / REPORT_NAME).stat().st_mtime < self._training_began:
-                logger.warning("Removed %s: it was made before this training, evaluate again.", folder / REPORT_NAME)
-                for name in (REPORT_NAME, "report.md", "answers_before.jsonl", "answers_after.jsonl"):
-                    (folder / name).unlink(missing_ok=True)
+            note_measured(folder, {REPORT_NAME: saved})
 
     # The Hub
 
