@@ -1,6 +1,7 @@
 """`SpaceLoraConfig`: to PEFT a LoRA, on disk a stock LoRA, and refused where the constraint would not hold."""
 
 import copy
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -184,6 +185,42 @@ def test_fields_survive_copies_and_the_model():
 def test_refused_settings_say_what_to_change(settings, message):
     with pytest.raises(ValueError, match=message):
         SpaceLoraConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layer_replication": [(0, 2), (1, 2)]},
+        {"ensure_weight_tying": True},
+        {"megatron_config": {"a": 1}},
+        {"loftq_config": {"loftq_bits": 4}},
+        {"qalora_group_size": 4},
+    ],
+)
+def test_options_that_are_not_on_the_list_are_refused_by_name(settings):
+    """Whatever PEFT's own checks have to say to them comes after ours."""
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"`{name}` is .*leave it at its default"):
+        SpaceLoraConfig(**STOCK, **settings)
+
+
+def test_options_of_versions_to_come_are_refused_unless_at_their_default():
+    @dataclasses.dataclass
+    class Later(SpaceLoraConfig):
+        twist: float = 0.0
+        knots: list = dataclasses.field(default_factory=list)
+
+    Later(**STOCK)
+    for settings in ({"twist": 0.5}, {"knots": [1]}):
+        with pytest.raises(ValueError, match=f"`{next(iter(settings))}` is .*leave it at its default"):
+            Later(**STOCK, **settings)
+
+
+def test_custom_modules_are_refused():
+    config = SpaceLoraConfig(**STOCK)
+    config._register_custom_module({torch.nn.Linear: torch.nn.Linear})
+    with pytest.raises(ValueError, match="custom modules are registered"):
+        config.check()
 
 
 @pytest.mark.parametrize(
