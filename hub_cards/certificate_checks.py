@@ -13,12 +13,13 @@ from space_peft.callback import NULL_SPACES_NAME
 from space_peft.certificate import (
     CERTIFICATE_NAME,
     RetentionCertificate,
+    largest_counts,
     measure_changes,
     recompute_bounds,
     update_norms,
-    weights_digest,
 )
 from space_peft.config import CONSTRAINTS, SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.identity import adapter_digest
 from space_peft.layers import adapted_layers
 from space_peft.null_space import NullSpace, load_null_spaces
 from space_peft.retain import RetainedRows, retained_loader, split_retained
@@ -97,7 +98,7 @@ def check_certificate(source: AdapterSource, model: PeftModel) -> Check:
             f"this adapter in all {len(layers)} layers, which other weights may have as well",
             CERTIFICATE_NAME,
         )
-    if weights_digest(model) != certificate.weights_digest:
+    if adapter_digest(model) != certificate.weights_digest:
         return failed("is of other weights: their SHA-256 is not the one it was measured on")
     return Check(name, OK, f"is of these weights: {len(layers)} layers, {certificate.constraint} constraint")
 
@@ -164,10 +165,7 @@ def check_bound(source: AdapterSource, model: PeftModel) -> Check:
                 floor if allowed else _rounding(space.dim)
             ):
                 return failed(f"{what} of {key!r} is {wanted:.6g}, certified as {getattr(layer, what):.6g}")
-    counts = {
-        kind: max(spaces[key].counts.get(kind, 0) for key in adapted)
-        for kind in sorted({kind for key in adapted for kind in spaces[key].counts})
-    }
+    counts = largest_counts(spaces[key].counts for key in adapted)
     if counts != certificate.fitted_counts:
         return failed(f"fitted to {counts}, certified as {certificate.fitted_counts}")
     return Check(
@@ -245,18 +243,25 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
     with torch.no_grad():
         changes, counts = measure_changes(model, retained_loader(processor, rows, indices, 32), progress=False)
     layers = {layer.name: layer for layer in certificate.layers}
+
+    def failed(message: str) -> Check:
+        return Check(name, FAILED, message, CERTIFICATE_NAME)
+
+    def beyond_bound(measured: dict[str, tuple[float, float]], slack: float, where: str = "") -> str | None:
+        """Which layers change by more than their bound and its share of slack, if any do."""
+        beyond = {key: change for key, (change, _) in measured.items() if change > layers[key].bound * (1 + slack)}
+        if not beyond:
+            return None
+        key = max(beyond, key=lambda key: beyond[key] / max(layers[key].bound, 1e-30))
+        return (
+            f"{len(beyond)} of {len(measured)} layers change by more than their bound{where}, {key!r} by "
+            f"{beyond[key]:.4g}, bound {layers[key].bound:.4g}"
+        )
+
     if counts != certificate.measured_counts:
-        beyond = {key: change for key, (change, _) in changes.items() if change > layers[key].bound}
         seen = f"other rows than the certificate's ({counts} tokens, not {certificate.measured_counts})"
-        if beyond:
-            key = max(beyond, key=lambda key: beyond[key] / max(layers[key].bound, 1e-30))
-            return Check(
-                name,
-                FAILED,
-                f"{seen}: {len(beyond)} of {len(changes)} layers change by more than their bound, {key!r} by "
-                f"{beyond[key]:.4g}, bound {layers[key].bound:.4g}. The certificate does not hold for such data.",
-                CERTIFICATE_NAME,
-            )
+        if beyond := beyond_bound(changes, slack=0.0):
+            return failed(f"{seen}: {beyond}. The certificate does not hold for such data.")
         return Check(
             name,
             OK,
@@ -267,16 +272,8 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
         fitted = split_retained(held_out.rows, held_out.share, held_out.seed)[0] if indices is not every else every
         with torch.no_grad():
             on_fitted, _ = measure_changes(model, retained_loader(processor, rows, fitted, 32), progress=False)
-        beyond = {key: change for key, (change, _) in on_fitted.items() if change > layers[key].bound * (1 + TOLERANCE)}
-        if beyond:
-            key = max(beyond, key=lambda key: beyond[key] / max(layers[key].bound, 1e-30))
-            return Check(
-                name,
-                FAILED,
-                f"{len(beyond)} of {len(changes)} layers change by more than their bound on the rows it was proven for, "
-                f"{key!r} by {beyond[key]:.4g}, bound {layers[key].bound:.4g}; the statistics are not of these rows",
-                CERTIFICATE_NAME,
-            )
+        if beyond := beyond_bound(on_fitted, slack=TOLERANCE, where=" on the rows it was proven for"):
+            return failed(f"{beyond}; the statistics are not of these rows")
     largest = 0.0
     for place, what in enumerate(("change", "relative_change")):
         certified = {key: getattr(layer, what) for key, layer in layers.items()}
@@ -287,12 +284,9 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
         allowed = TOLERANCE * (1 + place)
         if off := {key: error for key, error in errors.items() if error > allowed * changes[key][place] + floor}:
             key = max(off, key=off.get)
-            return Check(
-                name,
-                FAILED,
+            return failed(
                 f"{len(off)} of {len(changes)} layers change otherwise than certified, by more than {allowed:.0%}: {key!r} by "
-                f"{changes[key][place]:.4g}, certified {certified[key]:.4g} ({what})",
-                CERTIFICATE_NAME,
+                f"{changes[key][place]:.4g}, certified {certified[key]:.4g} ({what})"
             )
         largest = max([largest, *(errors[key] / max(changes[key][place], floor, 1e-30) for key in errors)])
     return Check(

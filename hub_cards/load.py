@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import warnings
@@ -23,8 +22,9 @@ from transformers import AutoModelForImageTextToText
 from space_peft.base_commit import loaded_commit
 from space_peft.canary import CANARY_NAME, Canary, CanaryResult, check_canary
 from space_peft.card_data import is_local_path
-from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.config import ALLOWED_OPTIONS, INITIALISATIONS, SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.escape import plain_line
+from space_peft.identity import weight_content
 from space_peft.manifest import MANIFEST_NAME, check_manifest
 from space_peft.prompts import conversation
 from space_peft.safe_json import read_json
@@ -36,14 +36,10 @@ from .source import AdapterSource, RecordedBase, fetch, recorded_base, refuse_un
 
 # Of `adapter_config.json`: what may be anything, for it says where `s B A` is and how large. Everything else must be as a
 # plain LoRA has it, and a key that is not known here is refused: what it changes is not known either.
-_FREE_OPTIONS = {
-    "peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "lora_alpha",
-    "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "use_rslora", "layers_to_transform",
-    "layers_pattern", "rank_pattern", "alpha_pattern",
-}  # fmt: skip
+_FREE_OPTIONS = ALLOWED_OPTIONS - {"task_type", "init_lora_weights", "auto_mapping", "runtime_config"}
 _ALLOWED_OPTIONS = {
     "task_type": (None, "CAUSAL_LM"),  # Others have PEFT train and load whole modules.
-    "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # Others change the base's weights on loading.
+    "init_lora_weights": INITIALISATIONS,  # Others change the base's weights on loading.
 }
 _LORA_KEY = re.compile(r"base_model\.model\.[^\s]+\.lora_[AB]\.weight")
 _LORA_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -211,10 +207,7 @@ def attach_adapter(source: AdapterSource, base: nn.Module) -> PeftModel:
 
 def _contents(weights: Mapping[str, torch.Tensor]) -> list[tuple]:
     """What weights hold, whatever their names."""
-    return sorted(
-        (tuple(weight.shape), hashlib.sha256(weight.detach().to("cpu", torch.float32).contiguous().numpy()).hexdigest())
-        for weight in weights.values()
-    )
+    return sorted(map(weight_content, weights.values()))
 
 
 def adapter_keys(folder: Path) -> set[str]:

@@ -26,10 +26,7 @@ from space_peft.attacks.report import ATTACKS_NAME, AttackReport
 from space_peft.callback import NULL_SPACES_NAME
 from space_peft.canary import CANARY_NAME, MIN_MARGIN, Canary, check_canary
 from space_peft.card_data import CARD_DATA_NAME, ErasureCardData
-from space_peft.certificate import (
-    CERTIFICATE_NAME,
-    RetentionCertificate,
-)
+from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate
 from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.escape import plain_line
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport
@@ -38,7 +35,7 @@ from space_peft.manifest import LOADABLE, MANIFEST_NAME, check_manifest, publish
 from space_peft.names import check_concept
 from space_peft.null_space import load_null_spaces
 from space_peft.prompts import conversation
-from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
+from space_peft.questions import QuestionSet, questions_of
 from space_peft.retain import RetainedRows
 from space_peft.safe_json import read_json
 
@@ -159,11 +156,8 @@ def verify_erasure(
     rows = None if retain_dataset is None else RetainedRows(retain_dataset)
     searched = None
     if audit or images is not None:
-        questions = DEFAULT_QUESTIONS
-        if question is not None:
-            questions = QuestionSet(naming=(question,), naming_held_out=(), confirm=(), confirm_held_out=())
         concept = None if concept is None else check_concept(concept)
-        searched = _Audit(concept, tuple(images or ()), questions, steps if audit else None)
+        searched = _Audit(concept, tuple(images or ()), questions_of(question), steps if audit else None)
     checks = [_executable(source), *_hashes(source)]
     # Each stage trusts what the one before has found.
     stages = {

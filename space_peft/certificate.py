@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +13,7 @@ from torch import nn
 from . import distributed
 from ._io import write_json
 from .fitting import observe_inputs
+from .identity import adapter_digest
 from .layers import adapted_layers, lora_weights
 from .null_space import NullSpace
 from .safe_json import read_json
@@ -89,7 +88,7 @@ class RetentionCertificate:
         measured_counts (`dict[str, int]`): Largest number of tokens, per kind, a layer was measured on.
         layers (`tuple[LayerCertificate, ...]`): One per adapted layer.
         held_out (`HeldOut`, *optional*): Which rows it was measured on.
-        weights_digest (`str`, *optional*): Of the adapter it was measured on, see [`weights_digest`].
+        weights_digest (`str`, *optional*): Of the adapter it was measured on, see [`adapter_digest`].
     """
 
     constraint: str
@@ -258,7 +257,7 @@ def measure_certificate(
     """
     layers = adapted_layers(model, adapter_name)
     bounds, norms = recompute_bounds(model, null_spaces, adapter_name), update_norms(model, adapter_name)
-    digest = weights_digest(model, adapter_name)
+    digest = adapter_digest(model, adapter_name)
     meters = _measure(model, dataloader, layers, adapter_name, image_token_id, progress)
     rows = []
     for name in layers:
@@ -285,8 +284,8 @@ def measure_certificate(
         strength=first.strength,
         energy=first.energy,
         statistics=first.statistics,
-        fitted_counts=_largest(null_spaces[name].counts for name in layers),
-        measured_counts=_largest(meter.counts for meter in meters.values()),
+        fitted_counts=largest_counts(null_spaces[name].counts for name in layers),
+        measured_counts=largest_counts(meter.counts for meter in meters.values()),
         layers=tuple(rows),
         held_out=held_out,
         weights_digest=digest,
@@ -319,7 +318,7 @@ def measure_changes(
     """
     layers = adapted_layers(model, adapter_name)
     meters = _measure(model, dataloader, layers, adapter_name, image_token_id, progress)
-    return {name: meter.changes() for name, meter in meters.items()}, _largest(
+    return {name: meter.changes() for name, meter in meters.items()}, largest_counts(
         meter.counts for meter in meters.values()
     )
 
@@ -331,24 +330,6 @@ def update_norms(model: nn.Module, adapter_name: str = "default") -> dict[str, f
         a, b, scaling = lora_weights(layer, adapter_name)
         norms[name] = float(_same_norms(scaling * distributed.whole(b), distributed.whole(a)).norm())
     return norms
-
-
-def weights_digest(model: nn.Module, adapter_name: str = "default") -> str:
-    """A SHA-256 of an adapter's weights, layer by layer, the same before saving and after loading.
-
-    Args:
-        model (`PeftModel` or `PreTrainedModel`): The adapted model.
-        adapter_name (`str`, defaults to `"default"`): The adapter.
-    """
-    parts = []
-    for name, layer in adapted_layers(model, adapter_name).items():
-        a, b, _ = lora_weights(layer, adapter_name)
-        for kind, weight in (("lora_A", a), ("lora_B", b)):
-            # In float32, to which PEFT loads adapters of lower precision.
-            weight = distributed.whole(weight).detach().to("cpu", torch.float32, copy=True).contiguous()
-            content = hashlib.sha256(weight.numpy().tobytes()).hexdigest()
-            parts.append((f"{name}.{kind}.weight", tuple(weight.shape), content))
-    return hashlib.sha256(json.dumps(sorted(parts)).encode()).hexdigest()
 
 
 def recompute_bounds(
@@ -438,7 +419,8 @@ def _same_norms(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     return torch.linalg.qr(b.detach().double(), mode="r").R @ a.detach().double()
 
 
-def _largest(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+def largest_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """The largest number of each kind, over layers."""
     result: dict[str, int] = {}
     for count in counts:
         for group, number in count.items():

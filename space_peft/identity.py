@@ -250,12 +250,15 @@ def file_digest(path: str | os.PathLike) -> str:
         return _named_digest((key.removeprefix(PEFT_PREFIX), file.get_tensor(key)) for key in file.keys())
 
 
+def weight_content(weight: torch.Tensor) -> tuple[tuple[int, ...], str]:
+    """The shape of an adapter's weight and a digest of its values, in whatever precision it was saved."""
+    # In float32, to which PEFT loads adapters of lower precision.
+    content = weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+    return tuple(weight.shape), hashlib.sha256(content).hexdigest()
+
+
 def _named_digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    parts = []
-    for name, weight in weights:
-        # In float32, to which PEFT loads adapters of lower precision.
-        content = weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
-        parts.append((name, tuple(weight.shape), hashlib.sha256(content).hexdigest()))
+    parts = [(name, *weight_content(weight)) for name, weight in weights]
     return hashlib.sha256(json.dumps(sorted(parts)).encode()).hexdigest()
 
 

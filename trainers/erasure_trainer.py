@@ -439,7 +439,7 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
         if folder != Path(self.args.output_dir):
             self.forget.save(folder)
-        self._save_public(folder)
+        self._save_public(folder, saved)
         # Results of an adapter that a former run left here must not pass for this one's.
         before = self._training_began
         if before is None and replaced not in (None, saved):

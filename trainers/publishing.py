@@ -32,7 +32,7 @@ from space_peft.evaluation import ProbeResults
 from space_peft.evaluation.probes import REPORT_KEYS
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport, collect_versions
 from space_peft.identity import adapter_digest
-from space_peft.measured import note_measured, saved_digest
+from space_peft.measured import note_measured
 from space_peft.names import mentions
 from space_peft.null_space import save_null_spaces
 
@@ -147,10 +147,9 @@ class PublishingMixin:
                 self._evaluated.clear()
             self._evaluated[self._weights_now()] = self.state.global_step, before, after
 
-    def _save_public(self, folder: Path) -> None:
-        """Writes card data and, if the adapter was evaluated as it is saved, the report."""
+    def _save_public(self, folder: Path, saved: str | None) -> None:
+        """Writes card data and, if the adapter was evaluated as it is saved (`saved`: its digest), the report."""
         self._fill_card().save(folder)
-        saved = saved_digest(folder)
         step, before, after = self._evaluated.get(saved, (None, None, None))
         if step is not None and set(REPORT_KEYS) <= set(before.scores):
             report = ErasureReport.from_results(
