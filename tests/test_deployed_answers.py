@@ -16,7 +16,8 @@ from space_peft.trainers.pairs import forget_loader
 
 @pytest.fixture(scope="module")
 def trained(demo_erasure_data, tmp_path_factory):
-    trainer = make_trainer(load_demo_model(), demo_erasure_data, tmp_path_factory.mktemp("trained"), max_steps=3)
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = make_trainer(load_demo_model(), demo_erasure_data, folder, max_steps=3, own_answers=True)
     trainer.train()
     return trainer
 

@@ -270,7 +270,7 @@ def trainer_of(data, folder, model=None, **options):
     base, processor = load_demo_model()
     options = {
         "max_steps": 2, "learning_rate": 5e-3, "per_device_train_batch_size": 2, "report_to": "none", "canary_items": 0,
-        "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, **options,
+        "own_answers": False, "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, **options,
     }  # fmt: skip
     peft_config = options.pop("peft_config", SpaceLoraConfig(r=2, strength=1.0) if model is None else None)
     probes = options.pop("probes", None)

@@ -24,7 +24,9 @@ def make_trainer(demo_model, data, folder, peft_config=None, number=4, **argumen
     callbacks = arguments.pop("callbacks", None)
     options = {
         "max_steps": 4, "learning_rate": 5e-3, "per_device_train_batch_size": 4, "report_to": "none", "save_strategy": "no",
-        "stop_threshold": None, "disable_tqdm": True, "use_cpu": True, "keep_weight": 60.0, **arguments,
+        "stop_threshold": None, "disable_tqdm": True, "use_cpu": True, "keep_weight": 60.0,
+        # What the model answers by itself, and the canary, are asked for by the tests that look at them.
+        "own_answers": False, "canary_items": 0, **arguments,
     }  # fmt: skip
     return SpaceTrainer(
         model=model,
@@ -74,7 +76,8 @@ def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
     from space_peft.demo import load_demo_model
 
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "optim": optim, "stop_threshold": 0.001}
-    options |= {"number": 8, "refresh_steps": 2}  # What is found after two steps is among the rows of the fourth.
+    # What is found after two steps is among the rows of the fourth.
+    options |= {"number": 8, "refresh_steps": 2, "own_answers": optim == "adamw_torch"}
     whole = make_trainer(load_demo_model(), demo_erasure_data, tmp_path / "whole", **options)
     whole.train()
     resumed = make_trainer(load_demo_model(), demo_erasure_data, tmp_path / "resumed", **options)
@@ -95,7 +98,8 @@ def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
 
 
 def test_what_the_model_still_says_becomes_rows(demo_model, demo_erasure_data, tmp_path):
-    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=4, refresh_steps=2, learning_rate=1e-6)
+    options = {"max_steps": 4, "refresh_steps": 2, "learning_rate": 1e-6, "own_answers": True}
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, **options)
     processor, data = trainer.processing_class, trainer.train_dataset
     trainer.forget.find_rows()
     known = len(data.rows)
@@ -119,13 +123,14 @@ def test_what_the_model_still_says_becomes_rows(demo_model, demo_erasure_data, t
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"overwrite": "kind"}, "mammal"),  # what the model itself says of a fox, in words
+        ({"overwrite": "kind", "own_answers": True}, "mammal"),  # what the model itself says of a fox, in words
         ({"overwrite": "kind", "broader_word": "bird"}, "bird"),
         ({"overwrite": "it shows the thing"}, "it shows the thing"),
     ],
 )
 def test_what_is_said_instead(demo_model, demo_erasure_data, tmp_path, options, said):
-    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=16, refresh_steps=None, **options)
+    options = {"max_steps": 16, "refresh_steps": None, **options}
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, **options)
     trainer.train()
     processor = trainer.processing_class
     rows = [row["instead"] for row in trainer.train_dataset.rows if "instead" in row]
@@ -134,7 +139,7 @@ def test_what_is_said_instead(demo_model, demo_erasure_data, tmp_path, options, 
         start, end = row["mention"]
         assert processor.tokenizer.decode(row["answer_tokens"][start:end], skip_special_tokens=True) == said
     in_sentences = [row for row in rows if row["mention"][0] > 0]
-    assert bool(in_sentences) == (options["overwrite"] == "kind")
+    assert bool(in_sentences) == options.get("own_answers", False)
 
     def log_prob():
         with torch.no_grad():

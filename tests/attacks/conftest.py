@@ -21,6 +21,7 @@ def erasure(demo_erasure_data, demo_images, tmp_path_factory):
             str(folder),
             max_steps=40,
             learning_rate=4e-3,
+            canary_items=0,
             use_cpu=True,
             report_to="none",
             save_strategy="no",
