@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,13 @@ CONSTRAINTS = ("soft", "hard", "none")
 STATISTICS = ("token", "pooled")
 # The initialisations of PEFT that leave the base weights alone and need no data.
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal")
+# Options of `LoraConfig` that may be set: with them the update is s B A of a layer's own inputs, and nothing else of the
+# model changes. Every other one, those of versions of PEFT to come included, must stay at its default.
+_ALLOWED = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora",
+    "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "runtime_config",
+}  # fmt: skip
 # `max_rank="auto"`.
 _AUTO_RANK_SHARE, _LEAST_AUTO_RANK = 32, 16
 
@@ -169,6 +176,20 @@ class SpaceLoraConfig(LoraConfig):
                     f"`{option.name}` asks for a LoRA variant whose update is not s B A, so the constraint would not "
                     f"hold; leave {option.name} at its default."
                 )
+        for option in fields(self):
+            if option.name in _ALLOWED or option.name in _OWN_FIELDS:
+                continue
+            default = option.default if option.default_factory is MISSING else option.default_factory()
+            value = getattr(self, option.name)
+            if value != default:
+                raise ValueError(
+                    f"`{option.name}` is {value!r:.200}, an option of {LoraConfig.__name__} of which it is not known that the "
+                    f"constraint holds under it; leave it at its default, {default!r:.80}."
+                )
+        if getattr(self, "_custom_modules", None):
+            raise ValueError(
+                "custom modules are registered for some kinds of layers, whose update need not be s B A; use PEFT's own."
+            )
 
     def space_fields(self) -> dict:
         """Returns the fields that a stock `LoraConfig` does not have."""
@@ -181,11 +202,22 @@ class SpaceLoraConfig(LoraConfig):
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Writes `adapter_config.json` (stock keys) and `space_config.json` (the others) into a folder.
 
+        Warns where the adapter was never attached to null spaces: the constraint is then what was asked for, and not
+        what was done. With them, the digest of the weights that are in the null space is saved as well, and those that
+        were changed afterwards are not published.
+
         Args:
             save_directory (`str`): The folder; created if missing.
             kwargs: See [`~peft.PeftConfig.save_pretrained`].
         """
         super().save_pretrained(save_directory, **kwargs)
+        if self.projected is None and self.constraint != "none":
+            warnings.warn(
+                f"the adapter saved to {str(save_directory)!r} asks for the {self.constraint!r} constraint, but was never "
+                "attached to null spaces: if it was trained, then without the constraint. Train with SpaceTrainer, with a "
+                "NullSpaceCallback, or after attach_null_space.",
+                stacklevel=2,
+            )
         self.save_space_fields(save_directory)
 
     def save_space_fields(self, save_directory: str | os.PathLike) -> None:

@@ -17,7 +17,7 @@ from ._precision import exact_products
 from .features import attends_to_images
 from .fit_progress import FitProgress
 from .identity import DataDigest, FitIdentity, base_checksum, protect_digest
-from .layers import adapted_layers, adapter_config, base_model, deployed_model
+from .layers import adapted_layers, adapter_config, base_model, check_untied, deployed_model
 from .null_space import NullSpace, NullSpaceFitter
 from .prompts import takes_logits_to_keep, to_device
 from .token_sample import TokenSample
@@ -65,12 +65,13 @@ def fit_null_space(
         `dict[str, NullSpace]`: By the layer's name in the base model.
 
     Raises:
-        ValueError: If there are no batches, a layer saw no data or NaN, padding cannot be told from data, or a null
-            space is smaller than the layer's rank.
+        ValueError: If there are no batches, a layer saw no data or NaN, padding cannot be told from data, an adapted
+            layer's weight is tied to another module's, or a null space is smaller than the layer's rank.
         RuntimeError: If the batches are not those of the interrupted fit in `save_to`.
     """
     config = adapter_config(model, adapter_name)
     layers = adapted_layers(model, adapter_name)
+    check_untied(model, layers)
     digest = DataDigest()
     fitters = collect_moments(
         model,

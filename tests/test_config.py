@@ -1,6 +1,7 @@
 """`SpaceLoraConfig`: to PEFT a LoRA, on disk a stock LoRA, and refused where the constraint would not hold."""
 
 import copy
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -189,6 +190,63 @@ def test_refused_settings_say_what_to_change(settings, message):
 @pytest.mark.parametrize(
     "settings",
     [
+        {"layer_replication": [(0, 2), (1, 2)]},
+        {"ensure_weight_tying": True},
+        {"megatron_config": {"a": 1}},
+        {"loftq_config": {"loftq_bits": 4}},
+        {"qalora_group_size": 4},
+    ],
+)
+def test_options_that_are_not_on_the_list_are_refused_by_name(settings):
+    """Whatever PEFT's own checks have to say to them comes after ours."""
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"`{name}` is .*leave it at its default"):
+        SpaceLoraConfig(**STOCK, **settings)
+
+
+def test_options_of_versions_to_come_are_refused_unless_at_their_default():
+    @dataclasses.dataclass
+    class Later(SpaceLoraConfig):
+        twist: float = 0.0
+        knots: list = dataclasses.field(default_factory=list)
+
+    Later(**STOCK)
+    for settings in ({"twist": 0.5}, {"knots": [1]}):
+        with pytest.raises(ValueError, match=f"`{next(iter(settings))}` is .*leave it at its default"):
+            Later(**STOCK, **settings)
+
+
+def test_custom_modules_are_refused():
+    config = SpaceLoraConfig(**STOCK)
+    config._register_custom_module({torch.nn.Linear: torch.nn.Linear})
+    with pytest.raises(ValueError, match="custom modules are registered"):
+        config.check()
+
+
+@pytest.mark.parametrize("how", ["fresh", "weighted", "replaced"])
+def test_saving_what_was_never_in_a_null_space_warns(tmp_path, how):
+    model = get_peft_model(tiny_llama(), SpaceLoraConfig(**STOCK))
+    if how == "weighted":
+        model.add_adapter("other", SpaceLoraConfig(**STOCK))
+        model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mix", combination_type="linear")
+    elif how == "replaced":
+        config = SpaceLoraConfig(**STOCK)
+        config.projected = {"null_spaces": "a", "lora_A": "b"}
+        model.peft_config["default"] = dataclasses.replace(config, strength=0.5)
+    with pytest.warns(UserWarning, match="asks for the 'soft' constraint, but was never attached to null spaces"):
+        model.save_pretrained(tmp_path, selected_adapters=["mix" if how == "weighted" else "default"])
+
+
+def test_saving_without_a_constraint_does_not_warn(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        SpaceLoraConfig(**STOCK, constraint="none").save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layers_to_transform": [0], "target_modules": ["q_proj"]},
         {"use_rslora": True, "alpha_pattern": {"q_proj": 4}, "rank_pattern": {"q_proj": 2}},
         {"init_lora_weights": "gaussian"},
         {"init_lora_weights": "orthogonal"},

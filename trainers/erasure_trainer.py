@@ -240,6 +240,13 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         # The caller's stays as it is.
         peft_config = SpaceLoraConfig() if peft_config is None else copy.copy(peft_config)
         if peft_config.target_modules is None:
+            for name in ("layers_to_transform", "layers_pattern"):
+                if getattr(peft_config, name):
+                    raise ValueError(
+                        f"`{name}` is {getattr(peft_config, name)!r}, but `target_modules` is not set, and PEFT ignores the "
+                        f"one for the pattern that `target={args.target!r}` would put there. Set target_modules to a list of "
+                        "names as well, or leave it out."
+                    )
             peft_config.target_modules = default_target_modules(model, args.target)
         return get_peft_model(model, peft_config)
 
