@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import time
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,7 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, set_seed
 from transformers.utils.logging import get_logger
 
@@ -20,19 +18,18 @@ from space_peft._io import write_json
 from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.anchors.refine import name_probabilities
 from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
-from space_peft.canary import CANARY_NAME, Canary, make_canary
+from space_peft.canary import Canary, make_canary
 from space_peft.card_data import ErasureCardData
-from space_peft.certificate import CERTIFICATE_NAME, HeldOut, RetentionCertificate, measure_certificate
-from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.certificate import HeldOut, RetentionCertificate, measure_certificate
+from space_peft.config import SpaceLoraConfig
 from space_peft.features import multimodal_core
 from space_peft.layers import deployed_model
 from space_peft.leaks import measure_leaks
-from space_peft.measured import note_measured, remove_results, saved_digest
+from space_peft.measured import saved_digest
 from space_peft.names import check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows, split_retained
-from space_peft.targets import default_target_modules
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
 from .checkpoints import last_complete_checkpoint
@@ -44,7 +41,7 @@ from .deployed_answers import (
 )
 from .erasure_config import ErasureConfig
 from .forget_rows import ForgetRows, located_rows
-from .given_adapter import ADAPTER, adopt, check_bare
+from .given_adapter import ADAPTER, add_adapter
 from .pairs import PairCollator, PairedRows, retained_loader
 from .publishing import PublishingMixin
 
@@ -168,7 +165,7 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         multimodal_core(model)
         distributed.check_supported(model)
         set_seed(args.seed)  # Before the adapter is initialised.
-        model = self._add_adapter(model, peft_config, args)
+        model = add_adapter(model, peft_config, args.target, args.output_dir)
 
         self.own_answers = own_answers and args.own_answers
         forget = located_rows(processing_class, forget)
@@ -231,24 +228,6 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
     def _steps_on_retained(args: ErasureConfig) -> bool:
         """Whether a step runs retained rows at all; if not, none are encoded."""
         return True
-
-    @staticmethod
-    def _add_adapter(model, peft_config: LoraConfig | None, args: ErasureConfig) -> PeftModel:
-        if isinstance(model, PeftModel):
-            return adopt(model, peft_config, args.output_dir)
-        check_bare(model)
-        # The caller's stays as it is.
-        peft_config = SpaceLoraConfig() if peft_config is None else copy.copy(peft_config)
-        if peft_config.target_modules is None:
-            for name in ("layers_to_transform", "layers_pattern"):
-                if getattr(peft_config, name):
-                    raise ValueError(
-                        f"`{name}` is {getattr(peft_config, name)!r}, but `target_modules` is not set, and PEFT ignores the "
-                        f"one for the pattern that `target={args.target!r}` would put there. Set target_modules to a list of "
-                        "names as well, or leave it out."
-                    )
-            peft_config.target_modules = default_target_modules(model, args.target)
-        return get_peft_model(model, peft_config)
 
     def _own_callbacks(self, args: ErasureConfig, processor, fitted: list[int], constrained: bool) -> list:
         callbacks = [GradientHealthCallback()]
@@ -425,30 +404,12 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         if not self.args.should_save:
             return
         write_json(folder / ANCHORS_NAME, self.provenance())
-        saved = saved_digest(folder)
-        if self._measured_on == saved:
-            if self.certificate is not None:
-                self.certificate.save(folder / CERTIFICATE_NAME)
-                note_measured(folder, {CERTIFICATE_NAME: saved})
-            if self.canary is not None:
-                self.canary.save(folder)
-                note_measured(folder, {CANARY_NAME: saved})
-        if self.null_space is None:
-            for name in (SPACE_CONFIG_NAME, NULL_SPACES_NAME):
-                if (folder / name).is_file():
-                    logger.warning("Removed %s: this adapter is trained without a constraint.", folder / name)
-                    (folder / name).unlink()
         if self.null_spaces and folder == Path(self.args.output_dir):
             # Checkpoints get theirs from the callback.
             save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
         if folder != Path(self.args.output_dir):
             self.forget.save(folder)
-        self._save_public(folder)
-        # Results of an adapter that a former run left here must not pass for this one's.
-        before = self._training_began
-        if before is None and replaced not in (None, saved):
-            before = time.time()
-        remove_results(folder, saved, before)
+        self._save_public(folder, replaced)
 
     def provenance(self) -> dict:
         """What was erased, and with what; written to `space_anchors.json`. No images."""

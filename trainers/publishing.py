@@ -26,13 +26,16 @@ from transformers.utils.logging import get_logger
 from space_peft.anchors import anchor_info
 from space_peft.base_commit import loaded_commit
 from space_peft.callback import NULL_SPACES_NAME
+from space_peft.canary import CANARY_NAME
 from space_peft.card_data import DatasetRecord, ErasureCardData, is_local_path
+from space_peft.certificate import CERTIFICATE_NAME
+from space_peft.config import SPACE_CONFIG_NAME
 from space_peft.dataset_source import dataset_source
 from space_peft.evaluation import ProbeResults
 from space_peft.evaluation.probes import REPORT_KEYS
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport, collect_versions
 from space_peft.identity import adapter_digest
-from space_peft.measured import note_measured, saved_digest
+from space_peft.measured import note_measured, remove_results, saved_digest
 from space_peft.names import mentions
 from space_peft.null_space import save_null_spaces
 
@@ -147,10 +150,22 @@ class PublishingMixin:
                 self._evaluated.clear()
             self._evaluated[self._weights_now()] = self.state.global_step, before, after
 
-    def _save_public(self, folder: Path) -> None:
-        """Writes card data and, if the adapter was evaluated as it is saved, the report."""
+    def _save_public(self, folder: Path, replaced: str | None) -> None:
+        """Writes card data and the results that were measured on the adapter as it is saved; those of others go.
+
+        Args:
+            folder (`Path`): Where the adapter was saved.
+            replaced (`str`, *optional*): The digest of the adapter that was there before.
+        """
         self._fill_card().save(folder)
         saved = saved_digest(folder)
+        if self._measured_on == saved:
+            if self.certificate is not None:
+                self.certificate.save(folder / CERTIFICATE_NAME)
+                note_measured(folder, {CERTIFICATE_NAME: saved})
+            if self.canary is not None:
+                self.canary.save(folder)
+                note_measured(folder, {CANARY_NAME: saved})
         step, before, after = self._evaluated.get(saved, (None, None, None))
         if step is not None and set(REPORT_KEYS) <= set(before.scores):
             report = ErasureReport.from_results(
@@ -163,6 +178,16 @@ class PublishingMixin:
             )
             report.save(folder)
             note_measured(folder, {REPORT_NAME: saved})
+        # What a former run left here must not pass for this one's.
+        if self.null_space is None:
+            for name in (SPACE_CONFIG_NAME, NULL_SPACES_NAME):
+                if (folder / name).is_file():
+                    logger.warning("Removed %s: this adapter is trained without a constraint.", folder / name)
+                    (folder / name).unlink()
+        began = self._training_began
+        if began is None and replaced not in (None, saved):
+            began = time.time()
+        remove_results(folder, saved, began)
 
     # The Hub
 

@@ -66,7 +66,7 @@ def test_exactly_the_files_of_the_list_arrive_in_one_commit(hub, folder, tmp_pat
         name
         for name in before
         if name.startswith(("answers_", "checkpoint-", "canary/")) or name in ("notes.txt", "training_args.bin")
-    } | {"space_stats.safetensors"}
+    } | {"space_stats.safetensors", "space_measured.json"}
     assert {"training_args.bin", "answers_after.jsonl", "space_stats.safetensors", "canary/0.png"} <= left_out
     assert set(files) == set(before) - left_out | {"README.md", "space_manifest.json"}
     assert titles(hub) == ["Forget it", "initial commit"]
