@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/demo
 CONCEPT ?= fox
-# Two cores: one process with two threads. More threads than cores thrash.
+# Two cores: one process with two threads, or two with one (the tests). More threads than cores thrash.
 export OMP_NUM_THREADS ?= 2
+TEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test test-all lint format bench clean
@@ -21,7 +22,7 @@ demo: $(VENV)/.installed
 	$(BIN)/space-peft demo --concept "$(CONCEPT)" --output $(OUTPUT)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 # DeepSpeed is built without its kernels, which a CPU does not need; its tests are skipped where it is missing.
 $(VENV)/.deepspeed: $(VENV)/.installed
@@ -30,7 +31,7 @@ $(VENV)/.deepspeed: $(VENV)/.installed
 	touch $@
 
 test-all: $(VENV)/.installed $(VENV)/.deepspeed
-	$(BIN)/python -m pytest
+	$(TEST)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -70,6 +70,8 @@ VARIANTS: dict[str, dict] = {
     "no constraint, no keep loss": {"constraint": "none", "training": {"keep_weight": 0.0}},
     "rows of short answers only": {"training": {"own_answers": False}},
     "not asked again": {"training": {"refresh_steps": None}},
+    "says the kind": {"training": {"overwrite": "kind"}},
+    "refuses": {"training": {"overwrite": "refusal"}},
     "without margin": {"training": {"suppression_margin": 0.0}},
     "update projection only": {"project_gradient": False},
     "all eigenvectors": {"max_rank": None},
@@ -117,6 +119,10 @@ def run_concept(task: tuple[str, list[tuple[str, int]], dict]) -> list[dict]:
                     "n": {name: report.after[name]["n"] for name in KEYS},
                     "parts": {k: v["value"] for k, v in report.after["generality"]["parts"].items()},
                     "before": {name: report.before[name]["value"] for name in KEYS},
+                    "speech": {
+                        key: [getattr(report, when)["free_form"][key] for when in ("before", "after")]
+                        for key in ("perplexity", "repetition")
+                    },
                     "steps": run.trainer.state.global_step,
                     "entropy": [entropy[0], entropy[-1]],
                     "p_name": mean(run.refined["p_name_after"]) if "p_name_after" in run.refined.column_names else None,

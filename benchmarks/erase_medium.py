@@ -35,7 +35,7 @@ CONCEPTS = (
 )  # fmt: skip
 KEYS = (
     "forget", "generality", "free_form", "forms", "same_kind", "retain", "retain_sentences", "retain_unseen_style",
-    "siblings", "text", "text_target", "perplexity_ratio",
+    "siblings", "text", "text_target", "perplexity_ratio", "sentence_perplexity_ratio", "repetition",
 )  # fmt: skip
 # What each variant changes: fields of SpaceConfig and of SpaceLoraConfig, and which questions training may ask.
 VARIANTS: dict[str, dict] = {
@@ -45,6 +45,8 @@ VARIANTS: dict[str, dict] = {
     "t = 0.03": {"training": {"keep_weight": 0.0, "learning_rate": 4e-3}, "adapter": {"strength": 0.03}},
     "t = 0.1": {"training": {"keep_weight": 0.0}, "adapter": {"strength": 0.1}},
     "t = 0.1, keep 20": {"training": {"keep_weight": 20.0}, "adapter": {"strength": 0.1}},
+    "twice the steps": {"training": {"max_steps": 120}},
+    "says the kind": {"training": {"overwrite": "kind"}},
     "no constraint": {"training": {"keep_weight": 0.0}, "adapter": {"constraint": "none"}},
 }
 # To save time on two cores; everything else is the library's.
@@ -146,7 +148,7 @@ def run(task: tuple[str, int, list[str], str, dict, list]) -> list[dict]:
     from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, refine_anchors, select_anchors
     from space_peft.demo import load_demo_images
     from space_peft.demo.probes import demo_split
-    from space_peft.evaluation import evaluate_probes
+    from space_peft.evaluation import evaluate_probes, judge_sentences
 
     images = load_demo_images()
     public, _ = demo_split(images, concept)
@@ -200,10 +202,16 @@ def run(task: tuple[str, int, list[str], str, dict, list]) -> list[dict]:
         merged = trainer.model.merge_and_unload().eval()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
             after = evaluate_probes(merged, processor, probes, baseline=before, progress=False, batch_size=16)
+            speech = [
+                judge_sentences(results, probes, model, processor, batch_size=16).scores["free_form"]
+                for results in (before, after)
+            ]
             text_after = measure_text(merged, processor, concept, known, text)
         lap(f"evaluate, {variant}")
         scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}
         scores |= {key: text_after[key] for key in ("text", "text_target")}
+        scores["sentence_perplexity_ratio"] = speech[1]["perplexity"] / speech[0]["perplexity"]
+        scores["repetition"] = speech[1]["repetition"] - speech[0]["repetition"]
         scores["perplexity_ratio"] = text_after["perplexity"] / text["perplexity"]
         done.append(
             {
@@ -266,6 +274,7 @@ def main() -> int:
     parser.add_argument("--concepts", type=int, default=8, help="how many of the listed concepts")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["default"])
+    parser.add_argument("--validation", action="store_true", help="use the concepts defaults were chosen on")
     parser.add_argument("--work", type=Path, default=Path("~/.cache/space-peft/medium_model").expanduser())
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--smoke", action="store_true", help="one concept, few steps: does it run?")
@@ -290,7 +299,7 @@ def main() -> int:
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     rows = [row for row in rows if row.pop("defaults", None) == defaults]
     unknown = {row["concept"] for row in rows if row["variant"] is None}
-    concepts = [concept for concept in CONCEPTS if concept not in VALIDATION]
+    concepts = VALIDATION if args.validation else [concept for concept in CONCEPTS if concept not in VALIDATION]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     known = known_questions(args.work, limits.get("knowledge", 200))
     with ProcessPoolExecutor(args.workers) as executor:

@@ -5,26 +5,44 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+import peft
+import torch
 from peft import LoraConfig, PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import get_peft_model_state_dict
+from PIL import Image
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from space_peft.base_commit import loaded_commit
 from space_peft.canary import CANARY_NAME, Canary, CanaryResult, check_canary
 from space_peft.card_data import is_local_path
-from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.config import ALLOWED_OPTIONS, INITIALISATIONS, SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.escape import plain_line
+from space_peft.identity import weight_content
 from space_peft.manifest import MANIFEST_NAME, check_manifest
+from space_peft.prompts import conversation
+from space_peft.safe_json import read_json
 
+from .limits import check_patterns
+from .processor import check_processor_files, load_processor
 from .source import AdapterSource, RecordedBase, fetch, recorded_base, refuse_unsafe
 
 
-_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+# Of `adapter_config.json`: what may be anything, for it says where `s B A` is and how large. Everything else must be as a
+# plain LoRA has it, and a key that is not known here is refused: what it changes is not known either.
+_FREE_OPTIONS = ALLOWED_OPTIONS - {"task_type", "init_lora_weights", "auto_mapping", "runtime_config"}
+_ALLOWED_OPTIONS = {
+    "task_type": (None, "CAUSAL_LM"),  # Others have PEFT train and load whole modules.
+    "init_lora_weights": INITIALISATIONS,  # Others change the base's weights on loading.
+}
+_LORA_KEY = re.compile(r"base_model\.model\.[^\s]+\.lora_[AB]\.weight")
+_LORA_DTYPES = ("F64", "F32", "F16", "BF16")
 _FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -86,11 +104,12 @@ def load_erased(
         listed = "; ".join(f"{plain_line(problem.file)}: {problem.message}" for problem in problems[:5])
         raise ValueError(f"{len(problems)} files are not as they were published. {listed}")
     recorded = recorded_base(source)
+    check_processor_files(source.folder)
     model = attach_adapter(source, load_base(recorded, base_model, token=token, **model_kwargs))
     warn_about_base(model, recorded, revision=model_kwargs.get("revision"))
     if not check_canary:
         return model
-    result = ask_canary(source, model, token=token)
+    result = ask_canary(source, model, recorded, token=token)
     if result is None:
         warnings.warn(
             f"the adapter comes without {CANARY_NAME}, so whether it answers as it did after training was not checked.",
@@ -148,13 +167,24 @@ def attach_adapter(source: AdapterSource, base: nn.Module) -> PeftModel:
     """
     folder = source.folder
     stored = adapter_keys(folder)
+    check_options(folder)
+    _check_size(folder)
     kind = SpaceLoraConfig if (folder / SPACE_CONFIG_NAME).is_file() else LoraConfig
     config = kind.from_pretrained(str(folder))
+    whole = [option for option in (config.target_modules, config.exclude_modules) if isinstance(option, str)]
+    layers = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern or ()
+    check_patterns(
+        whole=[pattern for pattern in whole if pattern != "all-linear"],
+        endings=[*(config.rank_pattern or ()), *(config.alpha_pattern or ())],
+        layers=layers,
+        names=[name for name, _ in base.named_modules()],
+        where=CONFIG_NAME,
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # An error, below.
         try:
             model = PeftModel.from_pretrained(base, str(folder), config=config)
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{SAFETENSORS_WEIGHTS_NAME} does not fit the base model {_name(base)!r}. Is it the one that the adapter "
                 f"was trained on? PEFT says: {plain_line(error, 400)}"
@@ -162,7 +192,10 @@ def attach_adapter(source: AdapterSource, base: nn.Module) -> PeftModel:
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing, unexpected = wanted - stored, stored - wanted
     if getattr(base, "_checkpoint_conversion_mapping", None) and len(missing) == len(unexpected):
-        missing = unexpected = set()  # Older names of the same weights, which PEFT has translated.
+        if _contents(get_peft_model_state_dict(model, save_embedding_layers=False)) == _contents(
+            load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+        ):
+            missing = unexpected = set()  # Older names of the same weights, which PEFT has translated.
     for keys, problem in ((missing, "lacks"), (unexpected, "holds, without a place in the model,")):
         if keys:
             raise ValueError(
@@ -172,21 +205,94 @@ def attach_adapter(source: AdapterSource, base: nn.Module) -> PeftModel:
     return model
 
 
+def _contents(weights: Mapping[str, torch.Tensor]) -> list[tuple]:
+    """What weights hold, whatever their names."""
+    return sorted(map(weight_content, weights.values()))
+
+
 def adapter_keys(folder: Path) -> set[str]:
     """Names of the weights in `adapter_model.safetensors`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged.
+        ValueError: If it is damaged, or holds anything but the matrices of a LoRA.
     """
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.is_file():
         raise FileNotFoundError(f"no {SAFETENSORS_WEIGHTS_NAME} in {str(folder)!r}; it holds no adapter.")
     try:
         with safe_open(path, framework="pt") as file:
-            return set(file.keys())
+            kinds = {name: (len((part := file.get_slice(name)).get_shape()), part.get_dtype()) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{SAFETENSORS_WEIGHTS_NAME} is damaged or cut off: {error}. Download it again.") from error
+    odd = sorted(
+        name
+        for name, (dims, dtype) in kinds.items()
+        if not _LORA_KEY.fullmatch(name) or dims != 2 or dtype not in _LORA_DTYPES
+    )
+    if odd:
+        raise ValueError(
+            f"{SAFETENSORS_WEIGHTS_NAME} holds {len(odd)} weights that are no matrices `lora_A` and `lora_B`, the first is "
+            f"{odd[0]!r:.200}; such an adapter changes more than its certificate speaks of. Do not load it, and tell its "
+            "author."
+        )
+    return set(kinds)
+
+
+def check_options(folder: Path) -> None:
+    """Refuses an `adapter_config.json` by which the adapter would be anything but `s B A` added to linear layers.
+
+    Args:
+        folder (`pathlib.Path`): Of the adapter.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or an option is not on the list of those that are allowed.
+    """
+    content = read_json(folder / CONFIG_NAME, kind="adapter's configuration")
+    defaults = LoraConfig().to_dict()
+
+    def refuse(key: str, expected: str):
+        raise ValueError(
+            f"`{key}` of {CONFIG_NAME} is {content[key]!r:.120}; expected {expected}. With it the adapter changes more "
+            "than s B A, of which alone its certificate speaks. Do not load it, and tell its author."
+        )
+
+    for key, value in content.items():
+        if key in _FREE_OPTIONS:
+            continue
+        if key in _ALLOWED_OPTIONS:
+            if not any(type(value) is type(allowed) and value == allowed for allowed in _ALLOWED_OPTIONS[key]):
+                refuse(key, f"one of {', '.join(map(repr, _ALLOWED_OPTIONS[key]))}")
+        elif key == "auto_mapping":
+            # PEFT imports the module that stands there.
+            names = {} if value is None else value
+            library = names.get("parent_library", "transformers.models") if isinstance(names, dict) else None
+            if not isinstance(library, str) or not re.fullmatch(r"transformers(\.\w+)*", library):
+                refuse(key, "a class of transformers")
+        elif key not in defaults:
+            refuse(key, f"no such key: this version of PEFT ({peft.__version__}) does not know it; update it")
+        elif type(value) is not type(defaults[key]) or value != defaults[key]:
+            refuse(key, f"{defaults[key]!r}")
+
+
+def _check_size(folder: Path) -> None:
+    """Refuses ranks that the file of weights has no matrix for: PEFT would make room for them first."""
+    content = read_json(folder / CONFIG_NAME, kind="adapter's configuration")
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        largest = max(
+            (file.get_slice(name).get_shape()[0] for name in file.keys() if name.endswith(".lora_A.weight")), default=0
+        )
+    patterns = content.get("rank_pattern") or {}
+    for option in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(content.get(option, {}), dict):
+            raise ValueError(f"`{option}` of {CONFIG_NAME} is {content[option]!r:.80}; expected an object.")
+    for rank in (content.get("r", 0), *patterns.values()):
+        if type(rank) is not int or rank > largest:
+            raise ValueError(
+                f"{CONFIG_NAME} asks for the rank {rank!r:.40}, but the largest in {SAFETENSORS_WEIGHTS_NAME}, which it does "
+                f"not fit, is {largest}."
+            )
 
 
 def warn_about_base(model: nn.Module, recorded: RecordedBase, revision: str | None = None) -> None:
@@ -213,24 +319,24 @@ def warn_about_base(model: nn.Module, recorded: RecordedBase, revision: str | No
         )
 
 
-def ask_canary(source: AdapterSource, model: PeftModel, *, token=None) -> CanaryResult | None:
+def ask_canary(source: AdapterSource, model: PeftModel, recorded: RecordedBase, *, token=None) -> CanaryResult | None:
     """Asks the canary's questions; `None` if the adapter has none.
 
     Raises:
-        ValueError: If the canary is damaged.
-        OSError: If there is no processor, neither with the adapter nor with the base model.
+        ValueError: If the canary is damaged, or the adapter's processor is refused.
+        OSError: If the base model has no processor.
     """
     if not (source.folder / CANARY_NAME).is_file():
         return None
     canary = Canary.load(source.folder)
-    processor = AutoProcessor.from_pretrained(processor_place(source, model), trust_remote_code=False, token=token)
+    processor = load_processor(source, model, recorded, canary_conversations(canary), token=token)
     return check_canary(model, processor, canary)
 
 
-def processor_place(source: AdapterSource, model: nn.Module) -> str:
-    """Where the processor is: with the adapter, else with the base model."""
-    own = any((source.folder / name).is_file() for name in _PROCESSOR_FILES)
-    return str(source.folder) if own else _name(model)
+def canary_conversations(canary: Canary) -> list[list[dict]]:
+    """What the chat template is asked to render for a canary's questions."""
+    picture = Image.new("RGB", (1, 1))
+    return [conversation(item.question, image=picture)["prompt"] for item in canary.items]
 
 
 def canary_problems(result: CanaryResult) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,51 +15,50 @@ from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoProcessor
 
 from space_peft.anchors.info import ANCHORS_NAME
+from space_peft.attacks.audit import audit_concept
+from space_peft.attacks.models import answers_naming, check_vocabulary
 from space_peft.attacks.report import ATTACKS_NAME, AttackReport
 from space_peft.callback import NULL_SPACES_NAME
-from space_peft.canary import CANARY_NAME, MIN_MARGIN, Canary
+from space_peft.canary import CANARY_NAME, MIN_MARGIN, Canary, check_canary
 from space_peft.card_data import CARD_DATA_NAME, ErasureCardData
-from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate, measure_changes, update_norms
+from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate
 from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.escape import plain_line
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport
-from space_peft.manifest import MANIFEST_NAME, check_manifest
+from space_peft.layers import deployed_model
+from space_peft.manifest import LOADABLE, MANIFEST_NAME, check_manifest, published_files
+from space_peft.names import check_concept
 from space_peft.null_space import load_null_spaces
-from space_peft.retain import RetainedRows, retained_loader, split_retained
+from space_peft.prompts import conversation
+from space_peft.questions import QuestionSet, questions_of
+from space_peft.retain import RetainedRows
 from space_peft.safe_json import read_json
 
-from .load import adapter_keys, ask_canary, attach_adapter, canary_problems, load_base, processor_place
+from .certificate_checks import FAILED, NOT_CHECKED, OK, Check, check_bound, check_certificate, check_retained
+from .load import (
+    adapter_keys,
+    attach_adapter,
+    canary_conversations,
+    canary_problems,
+    check_options,
+    load_base,
+)
+from .processor import PROCESSOR_FILES, TOKENIZER_NAME, check_processor_file, load_processor, tokenizer_problem
 from .source import AdapterSource, fetch, recorded_base, unsafe_files
+from .staging import PROCESSOR, RESULTS
 
 
-OK, FAILED, NOT_CHECKED = "ok", "FAILED", "not checked"
-# A layer's change, measured again on the same rows in another precision or batch size, may differ by this share.
-TOLERANCE = 0.05
-# The norm of an update is computed from the weights alone.
-_NORM_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Check:
-    """
-    One line of a [`VerifyReport`].
-
-    Args:
-        name (`str`): What was checked.
-        status (`str`): `"ok"`, `"FAILED"` or `"not checked"`.
-        message (`str`): What was found, or why nothing was checked.
-        file (`str`, *optional*): The file at fault.
-    """
-
-    name: str
-    status: str
-    message: str
-    file: str | None = None
+_ASKED = ("canary", "retained data", "name")
+_BEHAVIOUR = ("base model", "certificate", "bound", "processor", *_ASKED)
+# Of the search for an image.
+_STARTS = 4
+# Nats; two devices differ by 1e-4 in float32, and TF32 by ten times that.
+_LOG_PROB = 0.02
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,21 @@ def verify_erasure(
     base_model: str | os.PathLike | nn.Module | None = None,
     retain_dataset: Dataset | Sequence[dict] | None = None,
     canary: bool = True,
+    audit: bool = False,
+    concept: str | None = None,
+    images: Sequence[Image.Image] | None = None,
+    question: str | None = None,
+    steps: int = 100,
 ) -> VerifyReport:
     """Checks everything about an erasure that can be checked without trusting its author.
 
     That the files are those that were published (hashes), that each of them says something sensible and none can run
-    code, that the weights fit the recorded base model, that the certificate is of these weights, that the canary's
+    code, that the adapter is `s B A` on linear layers of the recorded base model and nothing else, that the certificate
+    is of these weights, that its bounds follow from them and the statistics (if those are published), that the canary's
     questions are answered as after training, and, on retained data, that the certificate's measured change can be
-    measured again. If files were changed, nothing of them is loaded.
+    measured again. What cannot be checked is said to be not checked. If files were changed, nothing of them is loaded.
+
+    Whoever can rewrite the whole folder can publish another adapter with a true certificate of its own: pin `revision`.
 
     Args:
         repo_or_folder (`str` or `os.PathLike`): Hub id or folder; one that was never pushed has no hashes to compare.
@@ -127,24 +137,32 @@ def verify_erasure(
             training run are compared with the certificate within 5 %, on any others each layer's change must be within
             its bound.
         canary (`bool`, defaults to `True`): Whether to ask the canary's questions.
+        audit (`bool`, defaults to `False`): Whether to search for an image that makes the model say the name, see
+            [`audit_concept`]: from your first four `images`, or from noise where there are fewer.
+        concept (`str`, *optional*): The name to ask and to search for; by default the one recorded.
+        images (`list[PIL.Image.Image]`, *optional*): Your own pictures of the concept: none may be named any more.
+        question (`str`, *optional*): What is asked about them, instead of the library's questions.
+        steps (`int`, defaults to 100): Of the search, from each start.
 
     Returns:
         [`VerifyReport`]: Its `exit_code` is 1 if anything failed.
 
     Raises:
-        ValueError: If there is no such folder, or the retained dataset is in no known format.
+        ValueError: If there is no such folder, the retained dataset is in no known format, or `concept` is no name.
         huggingface_hub.errors.HfHubHTTPError: If the repository cannot be downloaded.
         ConnectionError: If the connection breaks.
     """
     source = fetch(repo_or_folder, revision=revision, token=token)
     rows = None if retain_dataset is None else RetainedRows(retain_dataset)
+    searched = None
+    if audit or images is not None:
+        concept = None if concept is None else check_concept(concept)
+        searched = _Audit(concept, tuple(images or ()), questions_of(question), steps if audit else None)
     checks = [_executable(source), *_hashes(source)]
     # Each stage trusts what the one before has found.
     stages = {
         ("content",): lambda: _contents(source),
-        ("base model", "certificate", "canary", "retained data"): lambda: _behaviour(
-            source, base_model, token=token, rows=rows, ask=canary
-        ),
+        _BEHAVIOUR: lambda: _behaviour(source, base_model, token=token, rows=rows, ask=canary, audit=searched),
     }
     for names, stage in stages.items():
         if any(check.status == FAILED for check in checks):
@@ -152,6 +170,16 @@ def verify_erasure(
         else:
             checks += stage()
     return VerifyReport(plain_line(repo_or_folder), source.commit, tuple(checks))
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """What to ask and search for; `steps` is None where only the pictures are asked about."""
+
+    concept: str | None
+    images: tuple[Image.Image, ...]
+    questions: QuestionSet
+    steps: int | None
 
 
 def _executable(source: AdapterSource) -> Check:
@@ -179,7 +207,7 @@ def _contents(source: AdapterSource) -> list[Check]:
     """Whether each file that is there can be read, and says what such a file says."""
     folder = source.folder
     readers: dict[str, Callable[[], object]] = {
-        CONFIG_NAME: lambda: recorded_base(source),
+        CONFIG_NAME: lambda: (recorded_base(source), check_options(folder)),
         SAFETENSORS_WEIGHTS_NAME: lambda: _check_weights(folder),
         SPACE_CONFIG_NAME: lambda: SpaceLoraConfig.from_pretrained(str(folder)),
         CERTIFICATE_NAME: lambda: RetentionCertificate.load(folder),
@@ -190,7 +218,11 @@ def _contents(source: AdapterSource) -> list[Check]:
         ANCHORS_NAME: lambda: read_json(folder / ANCHORS_NAME, kind="anchors' provenance"),
         NULL_SPACES_NAME: lambda: load_null_spaces(folder / NULL_SPACES_NAME),
     }
-    checks = []
+    readers |= {name: partial(check_processor_file, folder, name) for name in PROCESSOR_FILES}
+    checks = [
+        Check("content", FAILED, "is nothing of an erasure, and some library would load it; remove it", name)
+        for name in _odd_files(source)
+    ]
     for name, read in readers.items():
         required = name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
         if not (folder / name).is_file() and not required:
@@ -205,6 +237,20 @@ def _contents(source: AdapterSource) -> list[Check]:
     return checks
 
 
+def _odd_files(source: AdapterSource) -> list[str]:
+    """Files of a published folder that `from_pretrained` would read though an adapter has none: a whole model, say."""
+    if source.repo_id is None and not (source.folder / MANIFEST_NAME).is_file():
+        return []  # What a trainer has left beside the adapter.
+    allowed = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, NULL_SPACES_NAME, *RESULTS, *PROCESSOR]
+    return [
+        name
+        for name in published_files(source.folder)
+        if "/" not in name
+        and Path(name).suffix.lower() in LOADABLE - {".txt", ".yaml", ".yml"}
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)
+    ]
+
+
 def _check_weights(folder: Path) -> None:
     adapter_keys(folder)
     bad = [name for name, weight in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items() if not weight.isfinite().all()]
@@ -212,7 +258,9 @@ def _check_weights(folder: Path) -> None:
         raise ValueError(f"{len(bad)} weights hold NaN or infinity, the first is {min(bad)!r:.200}")
 
 
-def _behaviour(source: AdapterSource, base_model, *, token, rows: RetainedRows | None, ask: bool) -> list[Check]:
+def _behaviour(
+    source: AdapterSource, base_model, *, token, rows: RetainedRows | None, ask: bool, audit: _Audit | None
+) -> list[Check]:
     """The checks that need the model."""
     recorded = recorded_base(source)
     name = "base model"
@@ -220,66 +268,67 @@ def _behaviour(source: AdapterSource, base_model, *, token, rows: RetainedRows |
         model = attach_adapter(source, load_base(recorded, base_model, token=token))
     except (OSError, ValueError, TypeError, HTTPError) as error:
         checks = [Check(name, FAILED, f"{error}")]
-        return checks + [Check(rest, NOT_CHECKED, "no model") for rest in ("certificate", "canary", "retained data")]
+        return checks + [Check(rest, NOT_CHECKED, "no model") for rest in _BEHAVIOUR[1:]]
     model.eval()
     weights = len(adapter_keys(source.folder))
     place = recorded.name if base_model is None else getattr(model.config, "_name_or_path", "")
     checks = [Check(name, OK, f"{place or 'as given'}; all {weights} weights of the adapter have their place in it")]
-    checks.append(_certificate(source, model))
-    checks.append(_canary(source, model, token) if ask else Check("canary", NOT_CHECKED, "not asked for"))
-    if rows is None:
-        checks.append(Check("retained data", NOT_CHECKED, "none given"))
-    else:
-        checks.append(_retained(source, model, rows, token))
+    checks += [check_certificate(source, model), check_bound(source, model)]
+    asked = canary_conversations(Canary.load(source.folder)) if (source.folder / CANARY_NAME).is_file() else []
+    if rows is not None:
+        asked += [rows[i]["prompt"] + rows[i]["completion"] for i in range(len(rows))]
+    if audit is not None:
+        asked += [
+            conversation(question)["prompt"] for question in (*audit.questions.naming[:1], *audit.questions.open[:1])
+        ]
+    try:
+        processor = load_processor(source, model, recorded, asked, token=token)
+        problem = tokenizer_problem(source.folder, processor)
+    except (OSError, ValueError) as error:
+        status = NOT_CHECKED if isinstance(error, OSError) else FAILED
+        checks.append(Check("processor", status, f"{error}"))
+        return checks + [Check(rest, NOT_CHECKED, "no processor to ask with") for rest in _ASKED]
+    if problem is not None:
+        checks.append(Check("processor", FAILED, problem, TOKENIZER_NAME))
+        return checks + [Check(rest, NOT_CHECKED, "the tokenizer is not the base model's") for rest in _ASKED]
+    checks.append(Check("processor", OK, "the base model's, with nothing else in it"))
+    checks.append(_canary(source, model, processor) if ask else Check("canary", NOT_CHECKED, "not asked for"))
+    checks.append(
+        Check("retained data", NOT_CHECKED, "none given")
+        if rows is None
+        else check_retained(source, model, rows, processor)
+    )
+    checks.append(_said(source, model, processor, audit))
     return checks
 
 
-def _certificate(source: AdapterSource, model: PeftModel) -> Check:
-    """Whether the certificate is of these weights and settings."""
-    name = "certificate"
-    if not (source.folder / CERTIFICATE_NAME).is_file():
-        return Check(name, NOT_CHECKED, f"no {CERTIFICATE_NAME}: trained without the constraint, or not measured")
-    certificate = RetentionCertificate.load(source.folder)
-
-    def failed(message: str) -> Check:
-        return Check(name, FAILED, message, CERTIFICATE_NAME)
-
-    config = next(iter(model.peft_config.values()))
-    for key in ("constraint", "strength", "energy", "statistics"):
-        if isinstance(config, SpaceLoraConfig) and getattr(config, key) != getattr(certificate, key):
-            return failed(
-                f"{key} is {getattr(certificate, key)!r}, but {getattr(config, key)!r} in {SPACE_CONFIG_NAME}"
-            )
-    norms = update_norms(model)
-    layers = {layer.name: layer for layer in certificate.layers}
-    if set(norms) != set(layers):
-        odd = min(set(norms) ^ set(layers))
-        return failed(f"is not of the layers that are adapted: {odd!r:.200} is in one of the two only")
-    for key, layer in layers.items():
-        if abs(norms[key] - layer.update_norm) > _NORM_TOLERANCE * max(norms[key], layer.update_norm):
-            return failed(f"is of other weights: ||s B A|| of {key!r} is {norms[key]:.6g}, not {layer.update_norm:.6g}")
-        if layer.fitted_change > layer.bound * (1 + _NORM_TOLERANCE):
-            return failed(f"contradicts itself: {key!r} changes by {layer.fitted_change:.6g}, bound {layer.bound:.6g}")
-    if (source.folder / NULL_SPACES_NAME).is_file():
-        spaces = load_null_spaces(source.folder / NULL_SPACES_NAME)
-        for key, layer in layers.items():
-            if key not in spaces or abs(spaces[key].kept - layer.kept) > _NORM_TOLERANCE:
-                return failed(f"is not of the null spaces in {NULL_SPACES_NAME}: see {key!r}")
-    return Check(name, OK, f"is of these weights: {len(layers)} layers, {certificate.constraint} constraint")
-
-
-def _canary(source: AdapterSource, model: PeftModel, token) -> Check:
+def _canary(source: AdapterSource, model: PeftModel, processor) -> Check:
     name = "canary"
-    try:
-        result = ask_canary(source, model, token=token)
-    except OSError as error:
-        return Check(name, NOT_CHECKED, f"no processor to ask with: {error}")
-    if result is None:
+    if not (source.folder / CANARY_NAME).is_file():
         return Check(name, NOT_CHECKED, f"no {CANARY_NAME}")
+    canary = Canary.load(source.folder)
+    result = check_canary(model, processor, canary)
     if problems := canary_problems(result):
         return Check(name, FAILED, " ".join(problems), CANARY_NAME)
+    allowed = _log_prob_rounding(model, canary)
+    if result.max_log_prob_change > allowed:
+        return Check(
+            name,
+            FAILED,
+            f"an answer's log-probability is {result.max_log_prob_change:.2g} nats from the one recorded; rounding explains "
+            f"{allowed:.2g}",
+            CANARY_NAME,
+        )
     if not result.count:
         return Check(name, NOT_CHECKED, f"no question had answers surer than {MIN_MARGIN:g} nats")
+    if not result.telling:
+        return Check(
+            name,
+            NOT_CHECKED,
+            f"the {result.count} expected answers are the same with and without the adapter, so they say nothing of it "
+            "(images of anchors, which would, are published with --include-images); "
+            f"{result.base_compared} weights of the base model are as recorded",
+        )
     message = (
         f"{result.count} questions are answered as after training, {result.telling} of them otherwise than without the "
         f"adapter; log-probabilities within {result.max_log_prob_change:.2g} nats; "
@@ -289,48 +338,74 @@ def _canary(source: AdapterSource, model: PeftModel, token) -> Check:
     return Check(name, OK, message + "the base model's weights could not be compared (quantised or renamed)")
 
 
-def _retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, token) -> Check:
-    """Measures the certificate's change again."""
-    name = "retained data"
-    if not (source.folder / CERTIFICATE_NAME).is_file():
-        return Check(name, NOT_CHECKED, f"no {CERTIFICATE_NAME} to compare with")
-    certificate = RetentionCertificate.load(source.folder)
-    held_out, indices = certificate.held_out, range(len(rows))
-    if held_out is not None and held_out.rows == len(rows):
-        indices = split_retained(held_out.rows, held_out.share, held_out.seed)[1]
-    processor = AutoProcessor.from_pretrained(processor_place(source, model), trust_remote_code=False, token=token)
-    with torch.no_grad():
-        changes, counts = measure_changes(model, retained_loader(processor, rows, indices, 32), progress=False)
-    layers = {layer.name: layer for layer in certificate.layers}
-    if counts != certificate.measured_counts:
-        beyond = {key: change for key, change in changes.items() if change > layers[key].bound}
-        seen = f"other rows than the certificate's ({counts} tokens, not {certificate.measured_counts})"
-        if beyond:
-            key = max(beyond, key=lambda key: beyond[key] / max(layers[key].bound, 1e-30))
-            return Check(
-                name,
-                FAILED,
-                f"{seen}: {len(beyond)} of {len(changes)} layers change by more than their bound, {key!r} by "
-                f"{beyond[key]:.4g}, bound {layers[key].bound:.4g}. The certificate does not hold for such data.",
-                CERTIFICATE_NAME,
-            )
-        return Check(name, OK, f"{seen}: every one of {len(changes)} layers changes by less than its bound")
-    errors = {key: abs(change - layers[key].change) for key, change in changes.items()}
-    # A layer that hardly changes is all rounding: compare it with the layer that changes most.
-    floor = 1e-3 * max(layer.change for layer in certificate.layers)
-    off = {key: error for key, error in errors.items() if error > TOLERANCE * layers[key].change + floor}
-    if off:
-        key = max(off, key=off.get)
+def _log_prob_rounding(model: PeftModel, canary: Canary) -> float:
+    """How far an answer's log-probability may be from the recorded one by rounding alone.
+
+    The canary takes no answer that rounding to bfloat16 could turn, which it says is within `MIN_MARGIN`; other dtypes
+    round that much less.
+    """
+    dtypes = (model.dtype, getattr(torch, canary.base.dtype, None))
+    if getattr(model.config, "quantization_config", None) is not None or not all(
+        isinstance(dtype, torch.dtype) and dtype.is_floating_point for dtype in dtypes
+    ):
+        return math.inf
+    coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
+    return max(MIN_MARGIN * coarsest / torch.finfo(torch.bfloat16).eps, _LOG_PROB)
+
+
+def _said(source: AdapterSource, model: PeftModel, processor, audit: _Audit | None) -> Check:
+    """Whether the name is said about the checker's pictures, and whether a search finds one about which it is."""
+    name = "name"
+    if audit is None:
         return Check(
-            name,
-            FAILED,
-            f"{len(off)} of {len(changes)} layers change otherwise than certified, by more than {TOLERANCE:.0%}: {key!r} by "
-            f"{changes[key]:.4g}, certified {layers[key].change:.4g}",
-            CERTIFICATE_NAME,
+            name, NOT_CHECKED, "nobody asked for it: --audit searches for the name, --images shows your pictures"
         )
-    largest = max(errors[key] / max(layers[key].change, floor) for key in errors)
-    return Check(
-        name,
-        OK,
-        f"the certificate's rows: {len(changes)} layers change as certified, the largest difference is {largest:.1%} (allowed: {TOLERANCE:.0%})",
-    )
+    concept = audit.concept or _recorded_concept(source.folder)
+    if concept is None:
+        return Check(name, NOT_CHECKED, "the folder does not say which name was erased; give it (--concept)")
+    try:
+        check_vocabulary(processor, [check_concept(concept)])
+    except ValueError as error:
+        return Check(name, FAILED if audit.concept is None else NOT_CHECKED, f"{error}")
+    told, failures, idle = [], [], []
+    if audit.images:
+        asked = (*audit.questions.naming[:1], *audit.questions.open[:1])
+        with deployed_model(model):
+            before = sum(answers_naming(model, processor, audit.images, asked, [concept]))
+        after = sum(answers_naming(model, processor, audit.images, asked, [concept]))
+        counts = f"of {len(audit.images)} pictures given the base model names {before} {concept!r}, this model {after}"
+        (failures if after else told if before else idle).append(counts)
+    if audit.steps is not None:
+        result = audit_concept(
+            model,
+            processor,
+            concept,
+            images=audit.images[:8],
+            questions=audit.questions,
+            steps=audit.steps,
+            progress=False,
+        )
+        counts = (
+            f"{audit.steps} steps from {len(result.starts)} starts found {sum(result.after.named)} images named {concept!r} "
+            f"(largest p {result.after.best:.2g}), without the adapter {sum(result.before.named)} ({result.before.best:.2g})"
+        )
+        (failures if any(result.after.named) else told if any(result.before.named) else idle).append(counts)
+    if failures:
+        return Check(name, FAILED, "; ".join(failures + told + idle))
+    if told:
+        return Check(name, OK, "; ".join(told + [f"{part}: that says nothing" for part in idle]))
+    return Check(name, NOT_CHECKED, "; ".join(idle) + ": what the base model does not say either shows nothing")
+
+
+def _recorded_concept(folder: Path) -> str | None:
+    """The erased name as the author says; not one that is withheld."""
+    names = []
+    if (folder / CARD_DATA_NAME).is_file():
+        data = ErasureCardData.load(folder)
+        if data.redact or data.redaction is not None:
+            return None
+        names.append(data.concept)
+    for file in (ANCHORS_NAME, REPORT_NAME):
+        if (folder / file).is_file():
+            names.append(read_json(folder / file, kind="record of the concept").get("concept"))
+    return next((name for name in names if isinstance(name, str) and name.strip()), None)

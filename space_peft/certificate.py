@@ -13,6 +13,7 @@ from torch import nn
 from . import distributed
 from ._io import write_json
 from .fitting import observe_inputs
+from .identity import adapter_digest
 from .layers import adapted_layers, lora_weights
 from .null_space import NullSpace
 from .safe_json import read_json
@@ -87,6 +88,7 @@ class RetentionCertificate:
         measured_counts (`dict[str, int]`): Largest number of tokens, per kind, a layer was measured on.
         layers (`tuple[LayerCertificate, ...]`): One per adapted layer.
         held_out (`HeldOut`, *optional*): Which rows it was measured on.
+        weights_digest (`str`, *optional*): Of the adapter it was measured on, see [`adapter_digest`].
     """
 
     constraint: str
@@ -97,6 +99,7 @@ class RetentionCertificate:
     measured_counts: dict[str, int]
     layers: tuple[LayerCertificate, ...]
     held_out: HeldOut | None = None
+    weights_digest: str | None = None
 
     def worst(self, n: int = 5) -> list[LayerCertificate]:
         """Returns the `n` layers with the largest relative change, largest first."""
@@ -130,10 +133,12 @@ class RetentionCertificate:
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"this is no retention certificate: expected a JSON object with format {_FORMAT!r}.")
         try:
-            values = {option.name: content[option.name] for option in fields(cls) if option.name != "held_out"}
+            optional = ("held_out", "weights_digest")  # Certificates of version 0.1.0 have none.
+            values = {option.name: content[option.name] for option in fields(cls) if option.name not in optional}
             values["layers"] = tuple(_checked(LayerCertificate, layer) for layer in values["layers"])
-            if content.get("held_out") is not None:  # Certificates of version 0.1.0 have none.
+            if content.get("held_out") is not None:
                 values["held_out"] = _checked(HeldOut, content["held_out"])
+            values["weights_digest"] = content.get("weights_digest")
             _check_whole(values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the retention certificate is incomplete: {error}. Measure it again.") from error
@@ -163,6 +168,8 @@ def _check_whole(values: dict) -> None:
     for key in ("constraint", "statistics"):
         if not isinstance(values[key], str):
             raise TypeError(f"`{key}` is {values[key]!r:.80}; expected str")
+    if not isinstance(values["weights_digest"], (str, type(None))):
+        raise TypeError(f"`weights_digest` is {values['weights_digest']!r:.80}; expected str")
     for key in ("strength", "energy"):
         if isinstance(values[key], bool) or not isinstance(values[key], (int, float)):
             raise TypeError(f"`{key}` is {values[key]!r:.80}; expected a number")
@@ -200,6 +207,11 @@ class _ChangeMeter:
         kinds = [self.sums[group] / self.counts[group] for group in sorted(self.sums) if self.counts[group]]
         change, output = (torch.stack(kinds).mean(dim=0) if kinds else torch.zeros(2)).tolist()
         return change, output
+
+    def changes(self) -> tuple[float, float]:
+        """`change` and `relative_change`, see [`LayerCertificate`]."""
+        change, output = self.means()
+        return change**0.5, change / output if output > 0 else 0.0
 
 
 def _add_up_processes(meters: dict[str, _ChangeMeter]) -> None:
@@ -244,17 +256,14 @@ def measure_certificate(
         ValueError: If null spaces are missing, a layer saw no data, or the adapter is not in a hard null space.
     """
     layers = adapted_layers(model, adapter_name)
-    missing = [name for name in layers if name not in null_spaces]
-    if missing:
-        raise ValueError(f"{len(missing)} adapted layers have no null space, the first is {missing[0]!r}.")
-    bounds = {name: _bound(name, layer, null_spaces[name], adapter_name) for name, layer in layers.items()}
+    bounds, norms = recompute_bounds(model, null_spaces, adapter_name), update_norms(model, adapter_name)
+    digest = adapter_digest(model, adapter_name)
     meters = _measure(model, dataloader, layers, adapter_name, image_token_id, progress)
     rows = []
-    for name, layer in layers.items():
+    for name in layers:
         space = null_spaces[name]
-        a, b, scaling = lora_weights(layer, adapter_name)
-        update = _same_norms(scaling * distributed.whole(b), distributed.whole(a))
-        change, output = meters[name].means()
+        bound, fitted_change = bounds[name]
+        change, relative_change = meters[name].changes()
         rows.append(
             LayerCertificate(
                 name=name,
@@ -262,11 +271,11 @@ def measure_certificate(
                 rank=space.rank,
                 free_dimensions=space.free_dimensions,
                 kept=space.kept,
-                update_norm=float(update.norm()),
-                bound=bounds[name],
-                fitted_change=min(space.change(update), bounds[name]),
-                change=change**0.5,
-                relative_change=change / output if output > 0 else 0.0,
+                update_norm=norms[name],
+                bound=bound,
+                fitted_change=fitted_change,
+                change=change,
+                relative_change=relative_change,
             )
         )
     first = null_spaces[rows[0].name]
@@ -275,10 +284,11 @@ def measure_certificate(
         strength=first.strength,
         energy=first.energy,
         statistics=first.statistics,
-        fitted_counts=_largest(null_spaces[name].counts for name in layers),
-        measured_counts=_largest(meter.counts for meter in meters.values()),
+        fitted_counts=largest_counts(null_spaces[name].counts for name in layers),
+        measured_counts=largest_counts(meter.counts for meter in meters.values()),
         layers=tuple(rows),
         held_out=held_out,
+        weights_digest=digest,
     )
 
 
@@ -289,7 +299,7 @@ def measure_changes(
     *,
     image_token_id: int | None = None,
     progress: bool = True,
-) -> tuple[dict[str, float], dict[str, int]]:
+) -> tuple[dict[str, tuple[float, float]], dict[str, int]]:
     """What a certificate measures, for which no null spaces are needed: to check one that somebody else has made.
 
     Args:
@@ -300,16 +310,17 @@ def measure_changes(
         progress (`bool`, defaults to `True`): Whether to show a progress bar.
 
     Returns:
-        `tuple[dict[str, float], dict[str, int]]`: `change` of each layer, see [`LayerCertificate`], and the largest
-        number of tokens, per kind, a layer was measured on.
+        `tuple[dict[str, tuple[float, float]], dict[str, int]]`: `change` and `relative_change` of each layer, see
+        [`LayerCertificate`], and the largest number of tokens, per kind, a layer was measured on.
 
     Raises:
         ValueError: If a layer saw no data.
     """
     layers = adapted_layers(model, adapter_name)
     meters = _measure(model, dataloader, layers, adapter_name, image_token_id, progress)
-    changes = {name: meter.means()[0] ** 0.5 for name, meter in meters.items()}
-    return changes, _largest(meter.counts for meter in meters.values())
+    return {name: meter.changes() for name, meter in meters.items()}, largest_counts(
+        meter.counts for meter in meters.values()
+    )
 
 
 def update_norms(model: nn.Module, adapter_name: str = "default") -> dict[str, float]:
@@ -319,6 +330,32 @@ def update_norms(model: nn.Module, adapter_name: str = "default") -> dict[str, f
         a, b, scaling = lora_weights(layer, adapter_name)
         norms[name] = float(_same_norms(scaling * distributed.whole(b), distributed.whole(a)).norm())
     return norms
+
+
+def recompute_bounds(
+    model: nn.Module, null_spaces: Mapping[str, NullSpace], adapter_name: str = "default"
+) -> dict[str, tuple[float, float]]:
+    """`bound` and `fitted_change` of each layer, see [`LayerCertificate`], from the weights and null spaces alone.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): With the adapter, not merged.
+        null_spaces (`dict[str, NullSpace]`): Those it was trained under.
+        adapter_name (`str`, defaults to `"default"`): The adapter.
+
+    Raises:
+        ValueError: If null spaces are missing, or the adapter is not in a hard null space.
+    """
+    layers = adapted_layers(model, adapter_name)
+    missing = [name for name in layers if name not in null_spaces]
+    if missing:
+        raise ValueError(f"{len(missing)} adapted layers have no null space, the first is {missing[0]!r}.")
+    result = {}
+    for name, layer in layers.items():
+        a, b, scaling = lora_weights(layer, adapter_name)
+        bound = _bound(name, layer, null_spaces[name], adapter_name)
+        update = _same_norms(scaling * distributed.whole(b), distributed.whole(a))
+        result[name] = bound, min(null_spaces[name].change(update), bound)
+    return result
 
 
 def _measure(model, dataloader, layers, adapter_name, image_token_id, progress) -> dict[str, _ChangeMeter]:
@@ -382,7 +419,8 @@ def _same_norms(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     return torch.linalg.qr(b.detach().double(), mode="r").R @ a.detach().double()
 
 
-def _largest(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+def largest_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """The largest number of each kind, over layers."""
     result: dict[str, int] = {}
     for count in counts:
         for group, number in count.items():

@@ -88,6 +88,7 @@ def _verify(args: argparse.Namespace) -> int:
     from huggingface_hub.errors import HfHubHTTPError
 
     from ._io import write_json
+    from .attacks.command import load_images
     from .hub_cards import verify_erasure
     from .retain import load_rows
 
@@ -98,6 +99,11 @@ def _verify(args: argparse.Namespace) -> int:
             base_model=args.base_model,
             retain_dataset=None if args.retain_data is None else load_rows(args.retain_data),
             canary=not args.no_canary,
+            audit=args.audit,
+            concept=args.concept,
+            images=None if args.images is None else load_images(args.images),
+            question=args.question,
+            steps=args.steps,
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
         print(f"space-peft verify: {error}", file=sys.stderr)
@@ -177,6 +183,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--json", metavar="FILE", help="write the report to this file, too")
     verify.add_argument("--no-canary", action="store_true", help="do not ask the canary's questions")
+    verify.add_argument("--audit", action="store_true", help="search for an image that makes the model say the name")
+    verify.add_argument("--concept", metavar="NAME", help="the name to search for (default: the one recorded)")
+    verify.add_argument(
+        "--images", metavar="FOLDER", help="your own pictures of the concept, of which none may be named"
+    )
+    verify.add_argument("--question", help="what the model is asked about pictures (default: that of the library)")
+    verify.add_argument("--steps", type=int, default=100, help="steps of the search from each start (default: 100)")
     verify.set_defaults(run=_verify)
     audit = commands.add_parser("audit", help="search for an image that makes an erased model say the name")
     audit.add_argument("--concept", required=True, help="the erased name")

@@ -21,10 +21,10 @@ SPACE_CONFIG_NAME = "space_config.json"
 CONSTRAINTS = ("soft", "hard", "none")
 STATISTICS = ("token", "pooled")
 # The initialisations of PEFT that leave the base weights alone and need no data.
-_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
+INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 # Options of `LoraConfig` that may be set: with them the update is s B A of a layer's own inputs, and nothing else of the
 # model changes. Every other one, those of versions of PEFT to come included, must stay at its default.
-_ALLOWED = {
+ALLOWED_OPTIONS = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora",
     "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "runtime_config",
@@ -157,10 +157,10 @@ class SpaceLoraConfig(LoraConfig):
                 "`lora_bias` is True, but a trained bias changes every output, retained ones included; "
                 "set lora_bias=False."
             )
-        if not isinstance(self.init_lora_weights, (bool, str)) or self.init_lora_weights not in _INITIALISATIONS:
+        if not isinstance(self.init_lora_weights, (bool, str)) or self.init_lora_weights not in INITIALISATIONS:
             raise ValueError(
                 f"`init_lora_weights` is {self.init_lora_weights!r}, which changes base weights or depends on data; "
-                f"expected one of {', '.join(map(repr, _INITIALISATIONS))}."
+                f"expected one of {', '.join(map(repr, INITIALISATIONS))}."
             )
         for name in ("trainable_token_indices", "target_parameters"):
             if getattr(self, name):
@@ -177,7 +177,7 @@ class SpaceLoraConfig(LoraConfig):
                     f"hold; leave {option.name} at its default."
                 )
         for option in fields(self):
-            if option.name in _ALLOWED or option.name in _OWN_FIELDS:
+            if option.name in ALLOWED_OPTIONS or option.name in _OWN_FIELDS:
                 continue
             default = option.default if option.default_factory is MISSING else option.default_factory()
             value = getattr(self, option.name)

@@ -255,12 +255,15 @@ def file_digest(path: str | os.PathLike, kinds: Sequence[str] | None = None) -> 
         )
 
 
+def weight_content(weight: torch.Tensor) -> tuple[tuple[int, ...], str]:
+    """The shape of an adapter's weight and a digest of its values, in whatever precision it was saved."""
+    # In float32, to which PEFT loads adapters of lower precision.
+    content = weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+    return tuple(weight.shape), hashlib.sha256(content).hexdigest()
+
+
 def _named_digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    parts = []
-    for name, weight in weights:
-        # In float32, to which PEFT loads adapters of lower precision.
-        content = weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
-        parts.append((name, tuple(weight.shape), hashlib.sha256(content).hexdigest()))
+    parts = [(name, *weight_content(weight)) for name, weight in weights]
     return hashlib.sha256(json.dumps(sorted(parts)).encode()).hexdigest()
 
 

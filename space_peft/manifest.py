@@ -18,7 +18,7 @@ _FORMAT = "space_peft.manifest.v1"
 # A person may edit the card, and the Hub writes .gitattributes.
 _NOT_HASHED = ("README.md", ".gitattributes", MANIFEST_NAME)
 # What some library would read if it stood in the folder: such a file must not appear later.
-_LOADABLE = {
+LOADABLE = {
     ".safetensors", ".json", ".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".gguf",
     ".onnx", ".jinja", ".model", ".txt", ".yaml", ".yml", ".so", ".dll",
 }  # fmt: skip
@@ -119,7 +119,7 @@ def check_manifest(folder: str | os.PathLike) -> list[Problem]:
         return [Problem(MANIFEST_NAME, str(error))]
     problems = [problem for name, entry in files.items() if (problem := _compare(folder, name, entry))]
     for name in published_files(folder):
-        if name not in files and Path(name).suffix.lower() in _LOADABLE:
+        if name not in files and Path(name).suffix.lower() in LOADABLE:
             problems.append(Problem(name, "is not among the files that were published; remove it, or publish again."))
     return problems
 

@@ -64,6 +64,29 @@ def check_concept(concept: str) -> str:
     return stripped
 
 
+def check_aliases(aliases: Iterable[str] | None) -> tuple[str, ...]:
+    """Returns the aliases, each stripped and checked as a concept's name is.
+
+    Args:
+        aliases (`list[str]`, *optional*): Other names.
+
+    Raises:
+        TypeError: If `aliases` is a single string, whose letters would be taken for names, or one is no string.
+        ValueError: If one is blank or too long.
+    """
+    if isinstance(aliases, (str, bytes)):
+        raise TypeError(
+            f"expected `aliases` to be a sequence of names, got the string {aliases!r}: write [{aliases!r}]."
+        )
+    checked = []
+    for index, alias in enumerate(aliases or ()):
+        try:
+            checked.append(check_concept(alias))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"alias {index}: {error}") from error
+    return tuple(checked)
+
+
 def fold(text: str) -> str:
     """Unicode NFKC, case folded, curly apostrophes straightened, blanks collapsed: the form in which texts compare."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'").split())

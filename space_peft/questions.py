@@ -157,3 +157,10 @@ DEFAULT_QUESTIONS = QuestionSet(
         "Can {name} be seen here? Answer yes or no.",
     ),
 )
+
+
+def questions_of(question: str | None) -> QuestionSet:
+    """The library's questions, or those of a user who asks one naming question instead."""
+    if question is None:
+        return DEFAULT_QUESTIONS
+    return QuestionSet(naming=(question,), naming_held_out=(), confirm=(), confirm_held_out=())

@@ -18,6 +18,25 @@ FORMATS = (
 )
 
 
+# What chat templates know; many drop a message or a block of any other kind without a word.
+ROLES = ("system", "user", "assistant", "tool")
+BLOCKS = ("text", "image")
+OTHER_NAMES = {"human": "user", "gpt": "assistant"}
+
+
+def _check_message(message: dict, content: list[dict]) -> None:
+    role = message["role"]
+    if role not in ROLES:
+        rename = f"; rename {role!r} to {OTHER_NAMES[role]!r}" if role in OTHER_NAMES else ""
+        raise ValueError(f"a message has the role {role!r}; expected one of {ROLES}{rename}.")
+    for block in content:
+        if block.get("type") not in BLOCKS:
+            raise ValueError(
+                f"a message has a block of type {block.get('type')!r}; expected one of {BLOCKS}. Put pictures in the "
+                "column `images`, and a block of type 'image' where each is shown."
+            )
+
+
 def _clean_messages(messages, n_images: int) -> list[dict]:
     """Messages with structured content; without image blocks, the row's images go before the first user text."""
     cleaned = []
@@ -27,14 +46,22 @@ def _clean_messages(messages, n_images: int) -> list[dict]:
             content = [{"type": "text", "text": content}]
         # Arrow gives every block of a column the same keys and fills up with None.
         content = [{k: v for k, v in block.items() if v is not None} for block in content]
+        _check_message(message, content)
         cleaned.append({"role": message["role"], "content": content})
     placed = sum(block["type"] == "image" for message in cleaned for block in message["content"])
     if n_images and not placed:
-        first = next(message for message in cleaned if message["role"] == "user")
+        first = next((message for message in cleaned if message["role"] == "user"), None)
+        if first is None:
+            raise ValueError("a retained row has images but no user turn to show them in.")
         first["content"] = [{"type": "image"}] * n_images + first["content"]
     elif placed != n_images:
         raise ValueError(f"a retained row has {n_images} images but {placed} image placeholders in its messages.")
     return cleaned
+
+
+def _check_answer(completion: list[dict]) -> None:
+    if not answer_text({"completion": completion}).strip():
+        raise ValueError("a retained row has an empty answer, so there is nothing to keep; fill it in or drop the row.")
 
 
 def to_conversation(row: dict) -> dict:
@@ -50,12 +77,15 @@ def to_conversation(row: dict) -> dict:
         ValueError: If the row is in none of these formats, or has no assistant turn to keep.
     """
     images = row.get("images")
+    if images is not None and row.get("image") is not None:
+        raise ValueError("a retained row has both `images` and `image`, and one would be dropped; keep one column.")
     if images is None:
         images = [] if row.get("image") is None else [row["image"]]
     if row.get("messages") is not None:
         messages = _clean_messages(row["messages"], len(images))
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise ValueError("the last message of a retained row must be the assistant's: it is the answer to keep.")
+        _check_answer(messages[-1:])
         return {"prompt": messages[:-1], "completion": messages[-1:], "images": list(images)}
     if row.get("prompt") is None or not row.get("completion"):
         raise ValueError(f"a retained row has the columns {sorted(row)}; expected {FORMATS}.")
@@ -64,9 +94,11 @@ def to_conversation(row: dict) -> dict:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
+    completion = _clean_messages(completion, 0)
+    _check_answer(completion)
     return {
         "prompt": _clean_messages(prompt, len(images)),
-        "completion": _clean_messages(completion, 0),
+        "completion": completion,
         "images": list(images),
     }
 
@@ -108,6 +140,17 @@ def split_retained(rows: int, share: float, seed: int) -> tuple[list[int], list[
     return sorted(order[count:]), sorted(order[:count])
 
 
+def _undecoded(rows: Dataset | Sequence[dict]):
+    """Every row; of a plain `Dataset` with its images as they are stored, so that checking decodes none."""
+    if not isinstance(rows, Dataset) or rows.format["type"] is not None:
+        yield from (rows[index] for index in range(len(rows)))
+        return
+    known = [c for c in ("messages", "prompt", "completion", "images", "image") if c in rows.column_names]
+    stored = rows.select_columns(known or rows.column_names).with_format("arrow")
+    for index in range(len(stored)):
+        yield stored[index].to_pylist()[0]
+
+
 class RetainedRows(torch.utils.data.Dataset):
     """A retained dataset whose items are conversations; images are decoded when a row is read, not before.
 
@@ -115,7 +158,7 @@ class RetainedRows(torch.utils.data.Dataset):
         rows (`datasets.Dataset` or `list[dict]`): In one of TRL's formats; text-only rows are allowed.
 
     Raises:
-        ValueError: If there are no rows, or no row is in a known format.
+        ValueError: If there are no rows, or any row is in no known format; the message names the row.
     """
 
     def __init__(self, rows: Dataset | Sequence[dict]):
@@ -124,7 +167,11 @@ class RetainedRows(torch.utils.data.Dataset):
                 "the retained dataset is empty: without it nothing defines what must not change. Pass rows with "
                 f"{FORMATS}."
             )
-        to_conversation(rows[0])
+        for index, row in enumerate(_undecoded(rows)):
+            try:
+                to_conversation(row)
+            except ValueError as error:
+                raise ValueError(f"retained row {index}: {error}") from error
         self.rows = rows
 
     def __len__(self) -> int:

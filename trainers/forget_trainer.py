@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from space_peft import distributed
 from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_odds
-from space_peft.names import check_concept
+from space_peft.names import check_aliases, check_concept
 from space_peft.prompts import answer_logits, load_rgb
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import to_conversation
@@ -119,7 +119,7 @@ class ForgetTrainer(ErasureTrainer):
             )
         args = args or self._config_class(output_dir=f"{self._name.lower()}-output")
         concept = check_concept(concept or _concept_of(forget_dataset))
-        names = [concept, *(aliases or [])]
+        names = [concept, *check_aliases(aliases)]
         super().__init__(
             model,
             args,

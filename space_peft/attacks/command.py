@@ -9,7 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ..prompts import load_rgb
-from ..questions import DEFAULT_QUESTIONS, QuestionSet
+from ..questions import questions_of
 from .audit import audit_concept
 from .report import ATTACKS_NAME, AttackReport
 
@@ -51,7 +51,7 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
         images=images,
         restarts=args.restarts,
         control_name=args.control_name,
-        questions=_questions(args.question),
+        questions=questions_of(args.question),
         steps=args.steps,
         seed=args.seed,
     )
@@ -81,9 +81,3 @@ def load_images(folder: str | Path) -> list[Image.Image]:
     if not images:
         raise ValueError(f"the folder {str(folder)!r} holds no picture; expected files such as .png or .jpg.")
     return images
-
-
-def _questions(question: str | None) -> QuestionSet:
-    if question is None:
-        return DEFAULT_QUESTIONS
-    return QuestionSet(naming=(question,), naming_held_out=(), confirm=(), confirm_held_out=())

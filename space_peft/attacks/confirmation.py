@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..anchors.refine import name_probabilities
 from ..layers import deployed_model
-from ..names import check_concept
+from ..names import check_aliases, check_concept
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from .models import check_names, has_adapter
 from .results import AttackResult
@@ -95,7 +95,7 @@ def confirmation_attack(
         ValueError: If there are no images, questions or absent names, or one of these names the target.
     """
     concept = check_concept(concept)
-    absent = check_names(processor, "absent_names", absent_names, (concept, *aliases))
+    absent = check_names(processor, "absent_names", absent_names, (concept, *check_aliases(aliases)))
     asked = tuple(dict.fromkeys((*questions.confirm_held_out, *questions.confirm)))
     if not images or not asked:
         raise ValueError(f"got {len(images)} images and {len(asked)} yes/no questions; at least one of each is needed.")

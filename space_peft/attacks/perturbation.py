@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..layers import deployed_model
-from ..names import check_concept, mentions
+from ..names import check_aliases, check_concept, mentions
 from ..prompts import generate_answers, load_rgb
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from .models import has_adapter
@@ -130,6 +130,7 @@ def perturbation_attack(
         ValueError: If there are no images or no perturbations.
     """
     concept = check_concept(concept)
+    aliases = check_aliases(aliases)
     if not images or not perturbations or repeats < 1:
         raise ValueError(
             f"got {len(images)} images, {len(perturbations)} perturbations and repeats={repeats}; at least one of each "

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..anchors.refine import name_probabilities
 from ..layers import deployed_model
-from ..names import check_concept
+from ..names import check_aliases, check_concept
 from ..prompts import build_batch, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from ..targets import default_target_modules
@@ -189,7 +189,7 @@ def relearning_curve(
             is asked of a model without adapter.
     """
     concept = check_concept(concept)
-    others = check_names(processor, "other_names", other_names, (concept, *aliases))
+    others = check_names(processor, "other_names", other_names, (concept, *check_aliases(aliases)))
     if weights not in LEARNING_RATES:
         raise ValueError(f"`weights` must be one of {tuple(LEARNING_RATES)}, got {weights!r}.")
     learning_rate = LEARNING_RATES[weights] if learning_rate is None else learning_rate

@@ -18,7 +18,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..anchors import refine_anchors, select_anchors, select_random_anchors
 from ..card_data import ErasureCardData
 from ..config import SpaceLoraConfig
-from ..evaluation import ErasureReport, Probe, ProbeResults, evaluate_probes
+from ..evaluation import ErasureReport, Probe, ProbeResults, evaluate_probes, judge_sentences
+from ..layers import deployed_model
 from ..self_distillation import retained_answers
 from . import DEMO_QUESTIONS, load_demo_images, load_demo_model
 from .probes import demo_probes, demo_retain_rows, demo_split
@@ -203,6 +204,8 @@ def erase(
 
     start = time.perf_counter()
     after = evaluate_probes(trainer.model, processor, probes, baseline=before, progress=progress)
+    with deployed_model(trainer.model) as deployed:
+        before, after = (judge_sentences(results, probes, deployed, processor) for results in (before, after))
     seconds["evaluate_after"] = time.perf_counter() - start
     report = ErasureReport.from_results(
         concept,

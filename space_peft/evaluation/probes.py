@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .._io import atomic_path
-from ..names import check_concept, mentions
+from ..names import check_aliases, check_concept, mentions
 from ..prompts import generate_answers, load_rgb
 from ..questions import Dialogue, QuestionSet
 from .metrics import AnswerFluency, ConfirmationRate, NamingRate, RetentionRate
@@ -177,7 +177,7 @@ def build_probes(
         `list[Probe]`: In the order of `REPORT_KEYS`.
     """
     concept = check_concept(concept)
-    names = (concept, *aliases)
+    names = (concept, *check_aliases(aliases))
     valid = None if valid_answers is None else tuple(dict.fromkeys([*valid_answers, *names]))
     naming, held_out = questions.naming, questions.naming_held_out
     denied = [question.format(name=concept) for question in questions.confirm_held_out]

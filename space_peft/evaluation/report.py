@@ -124,9 +124,11 @@ class ErasureReport:
             what, better = LABELS[key]
             cells = [_cell(scores[key]) for scores in (self.before, self.after)]
             rows.append([key, what, better, *cells, str(self.after[key]["n"])])
+        speech = self._speech()
         if markdown:
             lines = ["| " + " | ".join(row) + " |" for row in rows]
-            return "\n".join([lines[0], "|---|---|---|---:|---:|---:|", *lines[1:]])
+            table = [lines[0], "|---|---|---|---:|---:|---:|", *lines[1:]]
+            return "\n".join(table if speech is None else [*table, "", speech])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         numeric = range(3, len(widths))
         lines = [
@@ -137,7 +139,18 @@ class ErasureReport:
         title = f"Erasing {self.concept!r}" + ("" if self.seed is None else f" (seed {self.seed})")
         note = "(in brackets: accuracy over all rows, where the value counts only what the original model knew)"
         table = [title, rule, lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:]), rule]
+        table += [] if speech is None else [speech]
         return "\n".join([*table, note] if any("(" in cell for row in rows[1:] for cell in row[3:5]) else table)
+
+    def _speech(self) -> str | None:
+        """What `judge_sentences` found, in a sentence."""
+        before, after = (scores["free_form"] for scores in (self.before, self.after))
+        if None in (values := [score.get(key) for key in ("perplexity", "repetition") for score in (before, after)]):
+            return None
+        return (
+            "Sentences about the target, as the original model reads them: perplexity {:.1f} before, {:.1f} after; "
+            "runs of three words said again {:.3f} before, {:.3f} after."
+        ).format(*values)
 
     def sentences(self, limit: int = 4) -> list[tuple[str, str, str]]:
         """Some answers in sentences about the target, each to another prompt: `(prompt, before, after)`.

@@ -19,8 +19,8 @@ def erasure(demo_erasure_data, demo_images, tmp_path_factory):
         model,
         SpaceConfig(
             str(folder),
-            max_steps=20,
-            learning_rate=5e-3,
+            max_steps=40,
+            learning_rate=4e-3,
             use_cpu=True,
             report_to="none",
             save_strategy="no",

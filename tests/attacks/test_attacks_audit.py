@@ -35,7 +35,7 @@ def test_what_the_model_knows_is_found_and_what_is_erased_is_not(searched):
 
 def test_p_is_that_of_the_stored_images(searched, erasure):
     p = name_probabilities(erasure.model, erasure.processor, list(searched.after.images), "what is this?", "fox")
-    assert searched.after.p == pytest.approx(p, abs=1e-6) and searched.after.best == max(searched.after.p)
+    assert searched.after.p == pytest.approx(p, abs=1e-5) and searched.after.best == max(searched.after.p)
     with erasure.model.disable_adapter():
         p = name_probabilities(erasure.model, erasure.processor, list(searched.before.images), "what is this?", "fox")
     assert searched.before.p == pytest.approx(p, abs=1e-4)
@@ -71,7 +71,7 @@ def test_before_and_after_are_the_same_search(erasure):
 def test_more_steps_find_more(erasure):
     model, processor = load_demo_model()
     few, many = (audit(model, processor, images=erasure.others[:2], restarts=0, steps=steps).after for steps in (1, 25))
-    assert many.best > few.best + 0.5 and many.curve[0] == pytest.approx(few.curve[0], abs=1e-6)
+    assert many.best > few.best + 0.5 and many.curve[0] == pytest.approx(few.curve[0], abs=1e-5)
 
 
 def test_without_shifts_any_word_is_found(erasure):

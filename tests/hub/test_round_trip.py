@@ -9,10 +9,11 @@ import warnings
 
 import pytest
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
+from space_peft.canary import Canary
 from space_peft.card_data import ErasureCardData
 from space_peft.cli import main
 from space_peft.demo import load_demo_model
@@ -99,7 +100,8 @@ def test_load_erased_from_the_hub_pins_what_it_loads(hub, demo_base, pushed, era
 def test_verify_passes_and_names_the_commit(hub, pushed, demo_erasure_data):
     report = verify_erasure(REPO, retain_dataset=demo_erasure_data[1])
     assert report.exit_code == 0 and report.commit == pushed.oid, report.to_text()
-    assert {check.status for check in report.checks} == {"ok"}, report.to_text()
+    left = {check.name: check.status for check in report.checks if check.status != "ok"}
+    assert left == {"bound": "not checked", "name": "not checked"}, "no statistics were pushed, and no audit asked for"
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "space_certificate.json", MANIFEST_NAME])
@@ -211,4 +213,6 @@ def test_redacted_and_imageless_pushes_verify(hub, demo_base, erasure_folder, tm
     report = verify_erasure("user/redacted")
     assert report.exit_code == 0, report.to_text()
     canary = next(check for check in report.checks if check.name == "canary")
-    assert canary.status == "ok" and "questions are answered as after training" in canary.message
+    # What may be published without the name and without pictures need not show that the adapter is there.
+    telling = any(item.tells_apart for item in Canary.load(snapshot_download("user/redacted")).items)
+    assert canary.status == ("ok" if telling else "not checked"), canary.message

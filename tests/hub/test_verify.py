@@ -68,7 +68,7 @@ def test_the_whole_report_of_an_unpublished_folder(folder, demo_erasure_data):
     report = verify_erasure(folder, retain_dataset=retained)
     assert statuses(report) == {
         "no code": "ok", "hashes": "not checked", "content": "ok", "base model": "ok", "certificate": "ok",
-        "canary": "ok", "retained data": "ok",
+        "bound": "ok", "processor": "ok", "canary": "ok", "retained data": "ok", "name": "not checked",
     }, report.to_text()  # fmt: skip
     assert report.exit_code == 0
     assert "the certificate's rows" in find(report, "retained data").message
@@ -265,7 +265,7 @@ def test_reports_are_safe_to_print():
 def test_command_line_prints_the_report_and_its_exit_code(folder, tmp_path, capsys):
     assert main(["verify", str(folder), "--json", str(tmp_path / "report.json")]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[-1].endswith("0 FAILED, 2 not checked") and out.splitlines()[1].startswith("ok")
+    assert out.splitlines()[-1].endswith("0 FAILED, 3 not checked") and out.splitlines()[1].startswith("ok")
     stored = json.loads((tmp_path / "report.json").read_text())
     assert stored["exit_code"] == 0 and {check["status"] for check in stored["checks"]} == {"ok", "not checked"}
     (folder / "evil.py").write_text("x")
@@ -291,3 +291,65 @@ def test_the_command_ends_without_a_traceback(tmp_path):
         [sys.executable, "-m", "space_peft.cli", "verify", str(tmp_path / "nothing")], capture_output=True, text=True
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def foxes(demo_images):
+    return list(demo_images.filter(lambda name: name == "fox", input_columns="name")["image"][:3])
+
+
+def test_the_checkers_own_pictures_are_shown(folder, foxes):
+    ask = {"canary": False, "question": "what is this?"}
+    check = find(verify_erasure(folder, images=foxes, **ask), "name")
+    assert check.status == "ok" and "names 3 'fox', this model 0" in check.message
+    # A name that was not erased, and pictures that show nothing of the kind.
+    wolf = find(verify_erasure(folder, images=foxes, concept="wolf", **ask), "name")
+    assert wolf.status == "FAILED" and "the base model names 0 'wolf'" in wolf.message
+    check = find(verify_erasure(folder, images=[seed_image(0, 64, 64)], **ask), "name")
+    assert check.status == "not checked" and "shows nothing" in check.message
+
+
+def test_an_adapter_that_erases_nothing_is_found_by_pictures_and_search(folder, foxes):
+    edit_weights(folder, lambda weights: [weight.mul_(1e-3) for key, weight in weights.items() if "lora_B" in key])
+    (folder / CERTIFICATE_NAME).unlink()
+    for options in ({}, {"audit": True, "steps": 1}):
+        report = verify_erasure(folder, images=foxes[:1] * 4, canary=False, question="what is this?", **options)
+        assert [check.name for check in report.failed] == ["name"] and report.exit_code == 1, report.to_text()
+        assert ("steps from" in report.failed[0].message) == bool(options)
+
+
+def test_the_search_and_what_it_cannot_show(folder, foxes):
+    ask = {"canary": False, "question": "what is this?", "audit": True, "steps": 1}
+    check = find(verify_erasure(folder, images=foxes[:1] * 4, **ask), "name")
+    assert check.status == "ok" and "found 0 images named 'fox'" in check.message, check
+    # One step from noise does not make the base model say it either.
+    check = find(verify_erasure(folder, **ask), "name")
+    assert check.status == "not checked" and "does not say either" in check.message
+    for name in ("space_anchors.json", "space_card.json", "report.json"):
+        (folder / name).unlink()
+    assert "--concept" in find(verify_erasure(folder, **ask), "name").message
+
+
+def test_command_line_shows_pictures_of_a_folder(folder, foxes, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    for i, image in enumerate(foxes):
+        image.save(tmp_path / "pictures" / f"{i}.png")
+    arguments = ["verify", str(folder), "--no-canary", "--question", "what is this?", "--images"]
+    assert main([*arguments, str(tmp_path / "pictures")]) == 0
+    assert "names 3 'fox', this model 0" in capsys.readouterr().out
+    assert main([*arguments, str(tmp_path / "pictures"), "--concept", "wolf"]) == 1
+    assert main([*arguments, str(tmp_path / "nothing")]) == 2
+
+
+def test_a_canary_whose_answers_tell_nothing_is_not_checked(folder):
+    content = json.loads((folder / CANARY_NAME).read_text())
+    content["items"] = [item for item in content["items"] if item["deployed"]["tokens"] == item["erased"]["tokens"]]
+    (folder / CANARY_NAME).write_text(json.dumps(content))
+    check = find(verify_erasure(folder), "canary")
+    assert check.status == "not checked" and "the same with and without the adapter" in check.message
+
+
+def test_the_hash_is_that_of_the_weights_in_every_precision(folder):
+    for dtype in (torch.float32, torch.bfloat16):
+        check = find(verify_erasure(folder, base_model=load_demo_model()[0].to(dtype), canary=False), "certificate")
+        assert check.status == "ok", check
