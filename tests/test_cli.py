@@ -45,7 +45,7 @@ def test_demo_writes_everything(tmp_path):
         "adapter_model.safetensors", "adapter_config.json", "space_config.json", "space_certificate.json",
         "space_anchors.json", "report.json", "README.md", "pictures",
     } <= names  # fmt: skip
-    assert len(list((output / "pictures").glob("*.png"))) == 4
+    assert len(list((output / "pictures").glob("*.png"))) == 5
     assert [path for path in tmp_path.iterdir()] == [output]
     # A second run replaces the first; a folder of something else is left alone.
     (tmp_path / "mine").mkdir()

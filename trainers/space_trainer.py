@@ -16,7 +16,7 @@ from space_peft.card_data import ErasureCardData
 from space_peft.evaluation.metrics import normalize_answer
 from space_peft.features import tap_image_features
 from space_peft.layers import adapted_layers, deployed_model
-from space_peft.names import check_concept, mentions
+from space_peft.names import check_aliases, check_concept, mentions
 from space_peft.prompts import answer_logits, generate_answers
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
@@ -105,7 +105,7 @@ class SpaceTrainer(ErasureTrainer):
             raise ValueError("`anchors` is empty: make them with `select_anchors` and `refine_anchors`.")
         info = anchor_info(anchors)
         concept = check_concept(concept or info.get("concept") or "")
-        aliases = list(info.get("aliases") or [] if aliases is None else aliases)
+        aliases = check_aliases(info.get("aliases") if aliases is None else aliases)
         self.anchors = anchors
         super().__init__(
             model,
