@@ -39,6 +39,7 @@ from space_peft.measured import note_measured, remove_results, saved_digest
 from space_peft.names import mentions
 from space_peft.null_space import save_null_spaces
 
+from .erasure_config import RESOLVED
 from .given_adapter import ADAPTER
 
 
@@ -53,7 +54,7 @@ _NOT_METHOD = {
     "accelerator_config", "bf16_full_eval", "dataloader_num_workers", "dataloader_pin_memory", "ddp_backend",
     "ddp_find_unused_parameters", "disable_tqdm", "do_eval", "do_train", "eval_strategy", "fit_save_steps",
     "hub_private_repo", "hub_revision", "hub_strategy", "local_rank", "log_level", "logging_steps", "logging_strategy",
-    "push_to_hub", "report_to", "save_steps", "save_strategy", "save_total_limit", "seed", "use_cpu",
+    "per_device_eval_batch_size", "push_to_hub", "report_to", "save_steps", "save_strategy", "save_total_limit", "seed", "use_cpu",
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ class PublishingMixin:
         args,
         *,
         retain_dataset: Dataset | Sequence[dict],
-        eval_dataset: Dataset | Sequence[dict] | None,
+        eval_dataset: Dataset | Sequence[dict] | dict | None,
     ) -> None:
         """Takes the author's card data and the data sets; before Trainer's constructor, which may make a repository."""
         if card_data is not None and not isinstance(card_data, ErasureCardData):
@@ -94,7 +95,10 @@ class PublishingMixin:
             data.datasets.append(_pool_record(self.anchors))
         given = {"retained": retain_dataset, "evaluation": eval_dataset}
         data.datasets += [
-            DatasetRecord(role, **dataset_source(rows)) for role, rows in given.items() if rows is not None
+            DatasetRecord(role, **dataset_source(rows))
+            for role, several in given.items()
+            for rows in (several.values() if isinstance(several, dict) else [several])
+            if rows is not None
         ]
         self._training_began: float | None = None
         self._evaluated = {}  # By the digest of the weights: step, and the probes' results before and after.
@@ -379,7 +383,7 @@ def _defaults(args) -> SimpleNamespace:
             defaults[option.name] = option.default_factory()
         else:
             defaults[option.name] = None
-    return SimpleNamespace(**defaults)
+    return SimpleNamespace(**defaults | RESOLVED)
 
 
 def _hardware(args) -> dict[str, Any]:
