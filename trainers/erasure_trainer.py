@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 
 from space_peft import distributed
@@ -335,6 +336,7 @@ class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Tra
 
     def _prepare_run(self, resume_from_checkpoint: str | None) -> None:
         """Looks at what the deployed model says, before the first step."""
+        self._record_base()  # Now: later the cache may hold another commit as well.
         before = self._paired_for
         paired = self._pair_rows(self.args)
         if self._paired_for != before:  # A trial, or who changed `args`, asks for others.
@@ -388,16 +390,18 @@ class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Tra
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        output = Path(self.args.output_dir)
+        folder = Path(output_dir or output)
         replaced = saved_digest(folder) if self.args.should_save else None
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
         write_json(folder / ANCHORS_NAME, self.provenance())
-        if self.null_spaces and folder == Path(self.args.output_dir):
-            # Checkpoints get theirs from the callback.
+        checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        if self.null_spaces and (folder == output or checkpoint and folder.parent != output):
+            # Checkpoints get theirs from the callback, but for those of a search: it does not know their folders.
             save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
-        if folder != Path(self.args.output_dir):
+        if folder != output:
             self.forget.save(folder)
         self._save_public(folder, replaced)
 

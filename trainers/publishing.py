@@ -136,7 +136,6 @@ class PublishingMixin:
             data.base_revision = loaded_commit(name, (self.args.model_init_kwargs or {}).get("revision"))
 
     def train(self, *args, **kwargs):
-        self._record_base()  # Now: later the cache may hold another commit as well.
         self._training_began = time.time()
         try:
             return super().train(*args, **kwargs)
