@@ -202,9 +202,9 @@ class SpaceLoraConfig(LoraConfig):
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Writes `adapter_config.json` (stock keys) and `space_config.json` (the others) into a folder.
 
-        Warns where the adapter was never attached to null spaces: the constraint is then what was asked for, and not
-        what was done. With them, the digest of the weights that are in the null space is saved as well, and those that
-        were changed afterwards are not published.
+        Warns where the adapter was never attached to null spaces, or is a mix of others: the constraint is then what was
+        asked for, and not what was done; the file says so (`projected` is null), and no card or push takes it. With them,
+        the digest of the weights that are in the null space is saved, and those changed afterwards are refused, too.
 
         Args:
             save_directory (`str`): The folder; created if missing.
@@ -223,8 +223,8 @@ class SpaceLoraConfig(LoraConfig):
     def save_space_fields(self, save_directory: str | os.PathLike) -> None:
         """Writes `space_config.json` alone."""
         content = self.space_fields()
-        if self.projected is not None:
-            content["projected"] = self.projected
+        if self.projected is not None or self.constraint != "none":
+            content["projected"] = self.projected  # None: asked for, never done. Version 0.1.0 has no such key.
         write_json(os.path.join(save_directory, SPACE_CONFIG_NAME), content)
 
     @classmethod

@@ -88,12 +88,20 @@ def check_projected(folder: str | os.PathLike) -> None:
     Folders whose config notes nothing (of version 0.1.0) are taken as they are.
 
     Raises:
-        ValueError: If `lora_A` was changed after training under the constraint, e.g. by further training without it.
+        ValueError: If the adapter was never attached to null spaces, or `lora_A` was changed after training under the
+            constraint, e.g. by further training without it, or by mixing adapters.
     """
     path, weights = Path(folder, SPACE_CONFIG_NAME), Path(folder, ADAPTER_NAME)
-    noted = read_json(path, kind="configuration of the constraint").get("projected") if path.is_file() else None
-    if noted is None or not weights.is_file():
+    content = read_json(path, kind="configuration of the constraint") if path.is_file() else {}
+    if "projected" not in content or not weights.is_file():
         return
+    noted = content["projected"]
+    if noted is None:
+        raise ValueError(
+            f"{SPACE_CONFIG_NAME} in {str(folder)!r} asks for the {content.get('constraint')!r} constraint, but the adapter was "
+            "never in the null space of retained data: it was trained without NullSpaceCallback, or is a mix of others. Train "
+            f"it under the constraint, or remove {SPACE_CONFIG_NAME} and publish it as a plain LoRA."
+        )
     if not isinstance(noted, dict) or noted.get("lora_A") != file_digest(weights, kinds=("lora_A",)):
         raise ValueError(
             f"{SPACE_CONFIG_NAME} in {str(folder)!r} says that the adapter is in the null space of retained data, but the "
