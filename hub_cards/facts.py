@@ -19,7 +19,7 @@ from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate
 from space_peft.config import SPACE_CONFIG_NAME
 from space_peft.escape import plain_line
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport
-from space_peft.measured import check_measured
+from space_peft.measured import check_measured, check_projected
 from space_peft.safe_json import read_json
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
@@ -110,6 +110,7 @@ def read_facts(
     if license is not None and license != data.license:
         data = replace(data, license=license, license_name=None, license_link=None)
     check_measured(folder)
+    check_projected(folder)
     layers, parameters = _weights(folder / WEIGHTS_NAME)
     certificate, report = folder / CERTIFICATE_NAME, folder / REPORT_NAME
     if attacks is None and (folder / ATTACKS_NAME).is_file():

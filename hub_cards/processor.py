@@ -189,6 +189,7 @@ def load_processor(
     conversations: Sequence[Sequence[dict]],
     *,
     token=None,
+    kind=AutoProcessor,
 ):
     """The base model's processor, with the adapter's own chat template and scaling of pictures where they differ.
 
@@ -201,6 +202,7 @@ def load_processor(
         recorded (`RecordedBase`): What the adapter says of its base model.
         conversations (`Sequence[list[dict]]`): Messages that the processor will be asked to render.
         token (`str` or `bool`, *optional*): See [`load_erased`].
+        kind (`type`, defaults to `AutoProcessor`): What loads it; `AutoTokenizer` for a text model.
 
     Raises:
         OSError: If the base model has no processor, or it is not known where that would be.
@@ -211,12 +213,11 @@ def load_processor(
     if not place:
         raise OSError("the base model says neither a repository nor a folder to load its processor from")
     options = {"revision": recorded.revision} if place == recorded.name and recorded.revision else {}
-    processor = AutoProcessor.from_pretrained(place, trust_remote_code=False, token=token, **options)
+    processor = kind.from_pretrained(place, trust_remote_code=False, token=token, **options)
     template = own_template(source.folder)
     if template is not None and template != getattr(processor, "chat_template", None):
-        tokens = {
-            key: str(value) for key, value in processor.tokenizer.special_tokens_map.items() if isinstance(value, str)
-        }
+        tokenizer = getattr(processor, "tokenizer", processor)  # A text model's is its processor.
+        tokens = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
         check_template(template, [_texts_only(messages) for messages in conversations], tokens, where="the adapter")
         processor.chat_template = template
     images = getattr(processor, "image_processor", None)

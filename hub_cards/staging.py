@@ -24,7 +24,7 @@ from space_peft.canary import CANARY_NAME, Canary
 from space_peft.card_data import CARD_DATA_NAME, ErasureCardData, is_local_path
 from space_peft.evaluation.report import REPORT_NAME
 from space_peft.manifest import CHECKPOINT, write_manifest
-from space_peft.measured import check_measured
+from space_peft.measured import check_measured, check_projected
 from space_peft.names import mentions
 from space_peft.safe_json import member_path, read_json
 
@@ -105,13 +105,14 @@ def stage(
     Raises:
         FileNotFoundError: If the folder holds no adapter.
         ValueError: If the adapter is a pickle or no safetensors file, results in the folder were measured on other
-            weights, the folder holds a pickle that Trainer did not write, a file is a link out of the folder, the base
+            weights, the weights were changed after they had been in the null space, the folder holds a pickle that Trainer did not write, a file is a link out of the folder, the base
             model has no Hub id, or what would be published holds a local path, a token, or, when redacting, the
             concept's name.
     """
     folder, staged = Path(folder), Path(staged)
     _check_adapter(folder)
     check_measured(folder)  # The copy has no notes.
+    check_projected(folder)
     data = ErasureCardData.load(folder) if (folder / CARD_DATA_NAME).exists() else None
     redact = redact or data is not None and data.redact
     adapter = read_json(folder / ADAPTER_CONFIG_NAME, kind="adapter configuration")

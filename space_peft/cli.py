@@ -42,7 +42,7 @@ def _merge(args: argparse.Namespace) -> int:
 
     try:
         folder = merge_adapter(args.adapter, args.output, base_model=args.base_model)
-    except (FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"space-peft merge: {error}", file=sys.stderr)
         return 2
     print(f"The model with the adapter in its weights is in {folder}")

@@ -176,7 +176,6 @@ class SpaceLoraConfig(LoraConfig):
                     f"`{option.name}` asks for a LoRA variant whose update is not s B A, so the constraint would not "
                     f"hold; leave {option.name} at its default."
                 )
-
         for option in fields(self):
             if option.name in ALLOWED_OPTIONS or option.name in _OWN_FIELDS:
                 continue
@@ -203,18 +202,29 @@ class SpaceLoraConfig(LoraConfig):
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Writes `adapter_config.json` (stock keys) and `space_config.json` (the others) into a folder.
 
+        Warns where the adapter was never attached to null spaces, or is a mix of others: the constraint is then what was
+        asked for, and not what was done; the file says so (`projected` is null), and no card or push takes it. With them,
+        the digest of the weights that are in the null space is saved, and those changed afterwards are refused, too.
+
         Args:
             save_directory (`str`): The folder; created if missing.
             kwargs: See [`~peft.PeftConfig.save_pretrained`].
         """
         super().save_pretrained(save_directory, **kwargs)
+        if self.projected is None and self.constraint != "none":
+            warnings.warn(
+                f"the adapter saved to {str(save_directory)!r} asks for the {self.constraint!r} constraint, but was never "
+                "attached to null spaces: if it was trained, then without the constraint. Train with SpaceTrainer, with a "
+                "NullSpaceCallback, or after attach_null_space.",
+                stacklevel=2,
+            )
         self.save_space_fields(save_directory)
 
     def save_space_fields(self, save_directory: str | os.PathLike) -> None:
         """Writes `space_config.json` alone."""
         content = self.space_fields()
-        if self.projected is not None:
-            content["projected"] = self.projected
+        if self.projected is not None or self.constraint != "none":
+            content["projected"] = self.projected  # None: asked for, never done. Version 0.1.0 has no such key.
         write_json(os.path.join(save_directory, SPACE_CONFIG_NAME), content)
 
     @classmethod

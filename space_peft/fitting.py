@@ -17,7 +17,7 @@ from ._precision import exact_products
 from .features import attends_to_images
 from .fit_progress import FitProgress
 from .identity import DataDigest, FitIdentity, base_checksum, protect_digest
-from .layers import adapted_layers, adapter_config, base_model, deployed_model
+from .layers import adapted_layers, adapter_config, base_model, check_untied, deployed_model
 from .null_space import NullSpace, NullSpaceFitter
 from .prompts import takes_logits_to_keep, to_device
 from .token_sample import TokenSample
@@ -42,9 +42,9 @@ def fit_null_space(
     """Fits the null space of every adapted layer to retained data, in one pass.
 
     The statistics are those of the deployed model: our adapter off, evaluation mode. The settings are those of the
-    adapter's [`SpaceLoraConfig`]. Each null space carries what it was fitted for, see [`FitIdentity`]. Layers that are given the same input (q/k/v, gate/up) share one `NullSpace`. In a
-    distributed run every process must call it with the same data: each sees a share of the batches and decomposes a
-    share of the layers, and all return the same null spaces.
+    adapter's [`SpaceLoraConfig`]; each null space carries what it was fitted for ([`FitIdentity`]), and layers of the
+    same input (q/k/v, gate/up) share one. In a distributed run every process must call it with the same data: each sees
+    a share of the batches and decomposes a share of the layers, and all return the same null spaces.
 
     Args:
         model (`PeftModel` or `PreTrainedModel`): With the adapter, from `get_peft_model` or `add_adapter`.
@@ -65,12 +65,13 @@ def fit_null_space(
         `dict[str, NullSpace]`: By the layer's name in the base model.
 
     Raises:
-        ValueError: If there are no batches, a layer saw no data or NaN, padding cannot be told from data, or a null
-            space is smaller than the layer's rank.
+        ValueError: If there are no batches, a layer saw no data or NaN, padding cannot be told from data, an adapted
+            layer's weight is tied to another module's, or a null space is smaller than the layer's rank.
         RuntimeError: If the batches are not those of the interrupted fit in `save_to`.
     """
     config = adapter_config(model, adapter_name)
     layers = adapted_layers(model, adapter_name)
+    check_untied(model, layers)
     digest = DataDigest()
     fitters = collect_moments(
         model,
@@ -93,13 +94,8 @@ def fit_null_space(
                 f"is {missing[0]!r}; use the `target_modules` they were made with."
             )
     settings = {"strength": config.strength, "energy": config.energy}
-    identity = FitIdentity(
-        base=base_checksum(model, adapter_name),
-        data=digest.value(),
-        tokens_per_row=config.tokens_per_row,
-        image_token_id=image_token_id,
-        protect=protect_digest(protect),
-    )
+    base = base_checksum(model, adapter_name)
+    identity = FitIdentity(base, digest.value(), config.tokens_per_row, image_token_id, protect_digest(protect))
     owned = {id(fitter): name for name, fitter in reversed(fitters.items())}  # a layer that holds each fitter
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
     with tqdm(total=len(unique), desc="null spaces", disable=not _shows_progress(progress), leave=False) as bar:
@@ -108,8 +104,8 @@ def fit_null_space(
             for number, spaces in enumerate(protect, start=1):
                 fitter.add_moment(spaces[owned[id(fitter)]].second_moment(), f"request {number}")
             space = fitter.fit(config.constraint, max_rank=config.rank_limit(fitter.dim), **settings)
-            space = dataclasses.replace(space, identity=identity)
             bar.update()
+            space = dataclasses.replace(space, identity=identity)
             return space.to("cpu") if distributed.rank_and_size()[1] > 1 else space  # it is sent to the others
 
         spaces = distributed.divide(unique, decompose)
@@ -240,8 +236,7 @@ def observe_inputs(
         progress (`bool`, defaults to `True`): Whether to show a progress bar.
         desc (`str`, *optional*): Its label.
         adapted (`bool`, defaults to `False`): Whether adapters are on while it runs.
-        on_batch (`Callable`, *optional*): Called before every forward pass with the model's inputs, and whether they
-            count in this process; says whether to make it.
+        on_batch (`Callable`, *optional*): Given the inputs and whether they count here; says whether to run them.
         after_batch (`Callable`, *optional*): Called after every forward pass.
 
     Returns:

@@ -237,17 +237,22 @@ def adapter_digest(model: nn.Module, adapter_name: str = "default", kinds: Seque
     )
 
 
-def file_digest(path: str | os.PathLike) -> str:
+def file_digest(path: str | os.PathLike, kinds: Sequence[str] | None = None) -> str:
     """The digest of the weights in an `adapter_model.safetensors`, see [`adapter_digest`].
 
     Args:
         path (`str` or `os.PathLike`): The file.
+        kinds (`Sequence[str]`, *optional*): Which of its weights; by default whatever it holds.
 
     Raises:
         safetensors.SafetensorError: If it is none, or damaged.
     """
     with safe_open(path, framework="pt") as file:
-        return _named_digest((key.removeprefix(PEFT_PREFIX), file.get_tensor(key)) for key in file.keys())
+        return _named_digest(
+            (key.removeprefix(PEFT_PREFIX), file.get_tensor(key))
+            for key in file.keys()
+            if kinds is None or key.split(".")[-2] in kinds
+        )
 
 
 def weight_content(weight: torch.Tensor) -> tuple[tuple[int, ...], str]:

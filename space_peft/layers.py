@@ -145,6 +145,28 @@ def deployed_weights(model: nn.Module, adapter_name: str = "default") -> dict[st
     return {names[name]: weight for name, weight in weights.items()} | scalings
 
 
+def check_untied(model: nn.Module, layers: dict[str, LoraLayer]) -> None:
+    """Refuses adapted layers whose weight serves another module as well: merging the adapter would change that one, too.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): The adapted model.
+        layers (`dict[str, LoraLayer]`): By name, from [`adapted_layers`].
+
+    Raises:
+        ValueError: If there is one, e.g. an output layer tied to the embeddings.
+    """
+    places: dict[int, set[str]] = {}
+    for name, weight in base_model(model).named_parameters(remove_duplicate=False):
+        places.setdefault(id(weight), set()).add(name.rpartition(".")[0].removesuffix(".base_layer"))
+    for name, layer in layers.items():
+        others = sorted(places.get(id(layer.get_base_layer().weight), {name}) - {name})
+        if others:
+            raise ValueError(
+                f"layer {name!r} shares its weight with {others[0]!r} (tied weights), which no null space constrains and "
+                f"which would change with it once the adapter is merged; leave {name!r} out of target_modules."
+            )
+
+
 def lora_weights(layer: LoraLayer, adapter_name: str = "default") -> tuple[nn.Parameter, nn.Parameter, float]:
     """Returns `A` `(r, d)`, `B` `(m, r)` and the scaling `s` of `dW = s B A`."""
     return layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight, layer.scaling[adapter_name]

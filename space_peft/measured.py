@@ -11,6 +11,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_NAME
 from transformers.utils.logging import get_logger
 
 from ._io import write_json
+from .config import SPACE_CONFIG_NAME
 from .identity import file_digest
 from .safe_json import read_json
 
@@ -78,6 +79,34 @@ def check_measured(folder: str | os.PathLike) -> None:
             f"{', '.join(other)} in {str(folder)!r} {'was' if len(other) == 1 else 'were'} measured on other weights than "
             f"those in {ADAPTER_NAME}, so {'it says' if len(other) == 1 else 'they say'} nothing of this adapter. Evaluate "
             "this one (`trainer.evaluate()`, then `save_model()`), or move the files out of the folder."
+        )
+
+
+def check_projected(folder: str | os.PathLike) -> None:
+    """Refuses an adapter whose weights are not those that its config notes to be in the null space.
+
+    Folders whose config notes nothing (of version 0.1.0) are taken as they are.
+
+    Raises:
+        ValueError: If the adapter was never attached to null spaces, or `lora_A` was changed after training under the
+            constraint, e.g. by further training without it, or by mixing adapters.
+    """
+    path, weights = Path(folder, SPACE_CONFIG_NAME), Path(folder, ADAPTER_NAME)
+    content = read_json(path, kind="configuration of the constraint") if path.is_file() else {}
+    if "projected" not in content or not weights.is_file():
+        return
+    noted = content["projected"]
+    if noted is None:
+        raise ValueError(
+            f"{SPACE_CONFIG_NAME} in {str(folder)!r} asks for the {content.get('constraint')!r} constraint, but the adapter was "
+            "never in the null space of retained data: it was trained without NullSpaceCallback, or is a mix of others. Train "
+            f"it under the constraint, or remove {SPACE_CONFIG_NAME} and publish it as a plain LoRA."
+        )
+    if not isinstance(noted, dict) or noted.get("lora_A") != file_digest(weights, kinds=("lora_A",)):
+        raise ValueError(
+            f"{SPACE_CONFIG_NAME} in {str(folder)!r} says that the adapter is in the null space of retained data, but the "
+            f"lora_A in {ADAPTER_NAME} is not the one that was: it was trained on without the constraint, or mixed. Train it "
+            f"under the constraint again, or remove {SPACE_CONFIG_NAME} and publish it as a plain LoRA."
         )
 
 

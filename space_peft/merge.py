@@ -6,10 +6,18 @@ import os
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from ._io import atomic_path
+from .prompts import conversation
 
 
 @torch.no_grad()
@@ -22,6 +30,10 @@ def merge_adapter(
 ) -> Path:
     """Adds an adapter to its base model's weights, and writes model and processor to a folder.
 
+    The base model is loaded at the commit that the adapter records, as one for images and text or, if it is none, as
+    one for text. The processor (a text model's tokenizer) is the base model's, with the chat template and the scaling of
+    pictures that the adapter was trained with.
+
     An adapter can be ignored by a server (some leave out the vision tower's) and switched off by whoever holds it;
     merged weights cannot. They are added up in float32 and rounded once, to the base model's dtype.
 
@@ -30,22 +42,43 @@ def merge_adapter(
         output (`str` or `os.PathLike`): Folder to write; must not exist, and appears only when it is complete.
         base_model (`str` or `os.PathLike`, *optional*): Folder or Hub id of the base model; by default the one that
             the adapter was trained on, as its config says.
-        model_kwargs: Arguments of the base model's `from_pretrained`, e.g. `revision`.
+        model_kwargs: Arguments of the base model's `from_pretrained`, e.g. `revision` (by default the recorded one).
 
     Returns:
         `Path`: `output`.
 
     Raises:
         FileExistsError: If `output` exists.
-        ValueError: If the adapter does not say what its base model is and none is given, or weights of the base model
-            are quantised, so that the sum cannot be stored.
+        ValueError: If the adapter does not say what its base model is and none is given, it does not fit the base model
+            or changes more than linear layers, or weights of the base model are quantised, so that the sum cannot be
+            stored.
+        FileNotFoundError: If there is no adapter.
     """
+    from .hub_cards.load import attach_adapter
+    from .hub_cards.processor import load_processor
+    from .hub_cards.source import RecordedBase, fetch, recorded_base, refuse_unsafe
+
     output = Path(output)
     if output.exists():
         raise FileExistsError(f"{str(output)!r} exists; choose a new folder for the merged model.")
-    if base_model is None:
-        base_model = _base_of(adapter)
-    model = AutoModelForImageTextToText.from_pretrained(base_model, **{"dtype": "auto", **model_kwargs})
+    source = fetch(adapter)
+    refuse_unsafe(source)
+    recorded = recorded_base(source)
+    name = recorded.name if base_model is None else os.fspath(base_model)
+    if not name:
+        raise ValueError(
+            f"the adapter in {os.fspath(adapter)!r} does not say what its base model is; give `base_model`."
+        )
+    if name == recorded.name and recorded.revision:
+        model_kwargs.setdefault("revision", recorded.revision)
+    # Another base model's processor is not at that commit.
+    base = RecordedBase(name, model_kwargs.get("revision"))
+    places = {
+        key: model_kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in model_kwargs
+    }
+    shows_images = type(AutoConfig.from_pretrained(name, **places)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = AutoModelForImageTextToText if shows_images else AutoModelForCausalLM
+    model = kind.from_pretrained(name, **{"dtype": "auto", **model_kwargs})
     dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
     quantised = next((name for name, dtype in dtypes.items() if not dtype.is_floating_point), None)
     if quantised is not None:
@@ -53,20 +86,17 @@ def merge_adapter(
             f"weight {quantised!r} of the base model is {dtypes[quantised]}, and rounding to it would undo part of the "
             "erasure; merge into the base model in bfloat16 or float32, and quantise the result."
         )
-    merged = PeftModel.from_pretrained(model.float(), os.fspath(adapter)).merge_and_unload()
+    adapted = attach_adapter(source, model.float())
+    # Images and text as a list of parts, text alone as it is: as templates of either kind expect it.
+    question = conversation("What is this?", image=Image.new("RGB", (1, 1)))["prompt"]
+    asked = question if shows_images else [{"role": "user", "content": "What is this?"}]
+    loads = AutoProcessor if shows_images else AutoTokenizer
+    processor = load_processor(source, model, base, [asked], token=model_kwargs.get("token"), kind=loads)
+    merged = adapted.merge_and_unload()
     for name, weight in merged.named_parameters():
         weight.data = weight.data.to(dtypes[name])
     merged.config.dtype = next(iter(dtypes.values()))
     with atomic_path(output) as temporary:
         merged.save_pretrained(temporary)
-        AutoProcessor.from_pretrained(base_model).save_pretrained(temporary)
+        processor.save_pretrained(temporary)
     return output
-
-
-def _base_of(adapter: str | os.PathLike) -> str:
-    name = PeftConfig.from_pretrained(os.fspath(adapter)).base_model_name_or_path
-    if not name:
-        raise ValueError(
-            f"the adapter in {os.fspath(adapter)!r} does not say what its base model is; give `base_model`."
-        )
-    return name

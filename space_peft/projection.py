@@ -20,7 +20,7 @@ from torch import nn
 from ._precision import exact_products
 from .distributed import check_supported, local_rows, reshard
 from .identity import adapter_digest, fit_differences, fit_digest, warn_without_identity
-from .layers import adapted_layers, adapter_config, lora_weights, quantised_4bit
+from .layers import adapted_layers, adapter_config, check_untied, lora_weights, quantised_4bit
 from .null_space import NullSpace
 from .zero import CutRows, partitioned_rows, zero_optimizer
 
@@ -314,7 +314,9 @@ def _constrained_weights(
     """Every `A` of the adapter by layer name, once all of them are known to train under their null space."""
     held = {id(parameter) for parameter in parameters}
     weights, ours = {}, set()
-    for name, layer in adapted_layers(model, adapter_name).items():
+    layers = adapted_layers(model, adapter_name)
+    check_untied(model, layers)
+    for name, layer in layers.items():
         a, b, _ = lora_weights(layer, adapter_name)
         ours |= {id(a), id(b)}
         if name not in null_spaces:

@@ -14,7 +14,9 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tiny_models import text_batch, tiny_llama
 
 from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.identity import adapter_digest
 from space_peft.layers import adapter_config
+from space_peft.measured import check_projected
 
 
 OWN = {
@@ -223,9 +225,61 @@ def test_custom_modules_are_refused():
         config.check()
 
 
+@pytest.mark.parametrize("how", ["fresh", "weighted", "replaced"])
+def test_saving_what_was_never_in_a_null_space_warns(tmp_path, how):
+    model = get_peft_model(tiny_llama(), SpaceLoraConfig(**STOCK))
+    if how == "weighted":
+        model.add_adapter("other", SpaceLoraConfig(**STOCK))
+        model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mix", combination_type="linear")
+    elif how == "replaced":
+        config = SpaceLoraConfig(**STOCK)
+        config.projected = {"null_spaces": "a", "lora_A": "b"}
+        model.peft_config["default"] = dataclasses.replace(config, strength=0.5)
+    with pytest.warns(UserWarning, match="asks for the 'soft' constraint, but was never attached to null spaces"):
+        model.save_pretrained(tmp_path, selected_adapters=["mix" if how == "weighted" else "default"])
+
+
+@pytest.mark.parametrize("kind", ["cat", "linear", "svd", "ties", "dare_linear", "magnitude_prune"])
+def test_a_mix_of_constrained_adapters_is_not_one(tmp_path, kind):
+    """Its note is gone: the file says that the constraint was asked for, and no card or push takes the folder."""
+    model = get_peft_model(tiny_llama(), SpaceLoraConfig(**STOCK))
+    model.add_adapter("other", SpaceLoraConfig(**STOCK))
+    for name in ("default", "other"):
+        model.peft_config[name].projected = {"null_spaces": "a", "lora_A": adapter_digest(model, name, ("lora_A",))}
+    options = {"density": 0.5} if kind in ("ties", "dare_linear", "magnitude_prune") else {}
+    model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mix", combination_type=kind, **options)
+    model.save_pretrained(tmp_path / "own", selected_adapters=["default"])
+    check_projected(tmp_path / "own")
+    with pytest.warns(UserWarning, match="never attached"):
+        model.save_pretrained(tmp_path, selected_adapters=["mix"])
+    assert json.loads((tmp_path / "mix" / SPACE_CONFIG_NAME).read_text())["projected"] is None
+    with pytest.raises(ValueError, match="never in the null space.*mix of others"):
+        check_projected(tmp_path / "mix")
+    assert SpaceLoraConfig.from_pretrained(str(tmp_path / "mix")).projected is None
+
+
+def test_folders_of_version_0_1_0_say_nothing_of_it(tmp_path):
+    with pytest.warns(UserWarning, match="never attached"):
+        get_peft_model(tiny_llama(), SpaceLoraConfig(**STOCK)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="never in the null space"):
+        check_projected(tmp_path)
+    path = tmp_path / SPACE_CONFIG_NAME
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "projected"})
+    )
+    check_projected(tmp_path)
+
+
+def test_saving_without_a_constraint_does_not_warn(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        SpaceLoraConfig(**STOCK, constraint="none").save_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
+        {"layers_to_transform": [0], "target_modules": ["q_proj"]},
         {"use_rslora": True, "alpha_pattern": {"q_proj": 4}, "rank_pattern": {"q_proj": 2}},
         {"init_lora_weights": "gaussian"},
         {"init_lora_weights": "orthogonal"},

@@ -27,7 +27,7 @@ from space_peft.measured import (
     saved_digest,
 )
 from space_peft.targets import default_target_modules
-from space_peft.trainers.given_adapter import adopt, check_bare
+from space_peft.trainers.given_adapter import add_adapter, adopt, check_bare
 
 
 TARGETS = ["q_proj", "v_proj"]
@@ -193,6 +193,17 @@ def test_models_with_an_adapter_inside_are_refused(tmp_path, how):
         check_bare(model)
     check_bare(tiny_llava())
     check_bare(get_peft_model(tiny_llama(), space()).unload())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layers_to_transform": [0]}, {"layers_pattern": "layers", "layers_to_transform": 1}]
+)
+@pytest.mark.parametrize("kind", [SpaceLoraConfig, LoraConfig])
+def test_layers_without_modules_are_refused(kind, settings):
+    with pytest.raises(ValueError, match="`layers_to_transform` is .*`target_modules` is not set"):
+        add_adapter(tiny_llava(), kind(r=2, **settings), "language", "out")
+    model = add_adapter(tiny_llava(), kind(r=2, target_modules=["q_proj"], layers_to_transform=[0]), "language", "out")
+    assert adapted_layers(model) and all("layers.0." in name for name in adapted_layers(model))
 
 
 def test_the_adapter_to_train_is_the_default_one():

@@ -18,6 +18,7 @@ from space_peft.certificate import measure_certificate
 from space_peft.config import SPACE_CONFIG_NAME
 from space_peft.identity import adapter_digest, base_checksum, data_digest, file_digest, fit_differences, same_base
 from space_peft.layers import adapted_layers, lora_weights
+from space_peft.measured import check_projected
 from space_peft.null_space import NullSpaceFitter, load_null_spaces, save_null_spaces
 from space_peft.projection import attach_null_space
 
@@ -420,6 +421,39 @@ def test_the_digest_of_a_file_is_that_of_the_adapter(tmp_path, how):
     assert digest == adapter_digest(model)
     lora_weights(next(iter(adapted_layers(model).values())))[1].data[0, 0] += 1e-3
     assert digest != adapter_digest(model)
+
+
+def test_weights_that_left_the_null_space_are_not_published_as_constrained(tmp_path):
+    model = adapted()
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    with attach_null_space(model, optimizer, spaces_of(model)):
+        train(model, optimizer, FORGET, steps=2)
+    model.save_pretrained(tmp_path)
+    check_projected(tmp_path)
+    train(model, optimizer, FORGET, steps=2)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="lora_A in adapter_model.safetensors is not the one that was"):
+        check_projected(tmp_path)
+    (tmp_path / SPACE_CONFIG_NAME).write_text('{"projected": 3}')
+    with pytest.raises(ValueError, match="is not the one that was"):
+        check_projected(tmp_path)
+
+
+def test_layers_of_tied_weights_are_refused():
+    model = tiny_llama()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model = get_peft_model(model, SpaceLoraConfig(r=2, target_modules=["lm_head", "q_proj"]))
+    message = "layer 'lm_head' shares its weight with 'model.embed_tokens'"
+    with pytest.raises(ValueError, match=message):
+        spaces_of(model)
+    spaces = fit_null_space(
+        untied := get_peft_model(tiny_llama(), model.peft_config["default"]), RETAINED, progress=False
+    )
+    assert fit_differences(untied, spaces) == []
+    with pytest.raises(ValueError, match=message):
+        attach_null_space(model, torch.optim.SGD(trainable(model), lr=0.1), spaces)
 
 
 # Optimisers that keep two versions of the weights

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
-from tiny_models import text_batch, tiny_llama
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import image_batch, text_batch, tiny_llama, tiny_llava
 
 from space_peft import ErasureLedger, SpaceConfig, SpaceLoraConfig, SpaceTrainer, fit_null_space
 from space_peft.anchors import set_anchor_info
@@ -245,3 +245,43 @@ def test_bad_input_is_refused(demo_model, demo_images, served, tmp_path):
     (tmp_path / "space_ledger.json").write_text('{"format": "other"}')
     with pytest.raises(ValueError, match="no ledger of erasures"):
         ErasureLedger(tmp_path)
+
+
+# The stack of adapters with other settings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [{"use_rslora": True}, {"use_rslora": True}],
+        [{"use_rslora": True}, {}, {"use_rslora": True, "r": 3}],
+        [{"alpha_pattern": {"q_proj": 5}}, {"rank_pattern": {r"layers\.1\.self_attn\.v_proj": 1}}],
+        [{"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"v_proj": 1}, "use_rslora": True}, {"r": 1}],
+        [{"target_modules": ["q_proj"]}, {"target_modules": ["fc1", "v_proj"], "rank_pattern": {"fc1": 4}}],
+    ],
+)
+def test_the_stack_of_any_settings_is_the_folded_model(settings, tmp_path):
+    torch.manual_seed(0)
+    model = tiny_llava()
+    for number, setting in enumerate(settings, start=1):
+        config = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], **setting}
+        adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**config))
+        with torch.no_grad():
+            for name, weight in adapted.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(std=0.3)
+        adapted.save_pretrained(tmp_path / "ledger" / f"{number:03d}")
+        model = adapted.merge_and_unload()
+    requests = [{"concept": str(number)} for number in range(len(settings))]
+    (tmp_path / "ledger" / "space_ledger.json").write_text(
+        json.dumps({"format": "space_peft.ledger.v1", "requests": requests})
+    )
+    ledger, batch = ErasureLedger(tmp_path / "ledger"), image_batch()
+    stacked = ledger.stack(tiny_llava()).eval()
+    stacked.save_pretrained(tmp_path / "stack")
+    loaded = PeftModel.from_pretrained(tiny_llava(), tmp_path / "stack").eval()
+    with torch.no_grad():
+        folded = ledger.fold(tiny_llava()).eval()(**batch).logits
+        assert (tiny_llava()(**batch).logits - folded).abs().max() > 0.1
+        for other in (stacked, loaded, model.eval(), stacked.merge_and_unload()):
+            assert (other(**batch).logits - folded).abs().max() < 1e-4

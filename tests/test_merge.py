@@ -1,11 +1,14 @@
 """A merged model says what base and adapter say together, has nothing to switch off, and is written whole or not at all."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from tiny_models import text_batch, tiny_llama
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from space_peft import merge_adapter
+from space_peft import SpaceLoraConfig, merge_adapter
 from space_peft.cli import main
 from space_peft.demo import demo_model_path, load_demo_images, load_demo_model
 from space_peft.prompts import build_batch
@@ -69,10 +72,79 @@ def test_a_failure_leaves_nothing(adapter, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("space_peft.merge.AutoProcessor.from_pretrained", fail)
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", fail)
     with pytest.raises(OSError, match="disk full"):
         merge_adapter(adapter, tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+
+
+def test_the_trained_chat_template_comes_along(adapter, tmp_path):
+    _, processor = load_demo_model()
+    trained = processor.chat_template.replace("\n", "\n{# trained #}", 1) + "{# of the adapter #}"
+    processor.chat_template = trained
+    processor.save_pretrained(adapter)
+    merged = AutoProcessor.from_pretrained(merge_adapter(adapter, tmp_path / "merged"))
+    assert merged.chat_template == trained != AutoProcessor.from_pretrained(demo_model_path()).chat_template
+    processor.chat_template = "{% for i in range(10 ** 9) %}{{ i }}{% endfor %}"
+    processor.save_pretrained(adapter)
+    with pytest.raises(ValueError, match="chat template of the adapter"):
+        merge_adapter(adapter, tmp_path / "endless")
+    assert not (tmp_path / "endless").exists()
+
+
+@pytest.fixture
+def text_adapter(tmp_path):
+    """A text-only base with a tokenizer, and an adapter with a chat template of its own."""
+    tokenizer = load_demo_model()[1].tokenizer
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
+    tiny_llama().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = get_peft_model(model, SpaceLoraConfig(r=2, target_modules=["q_proj"], constraint="none"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.5)
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.chat_template = "{{ messages[0]['content'] + '!' }}"
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_a_text_only_model_is_merged(text_adapter, tmp_path):
+    folder = merge_adapter(text_adapter, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    batch = text_batch()
+    with torch.no_grad():
+        before = base(**batch).logits
+        expected = PeftModel.from_pretrained(base, text_adapter).eval()(**batch).logits
+        found = merged(**batch).logits
+    assert (expected - before).abs().max() > 0.1 and torch.allclose(found, expected, atol=1e-4)
+    told = AutoTokenizer.from_pretrained(folder).apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    assert told == "a!"
+
+
+def test_an_adapter_of_another_model_is_refused(adapter, text_adapter, tmp_path):
+    """PEFT would warn, and merge the base model as it is."""
+    with pytest.raises(ValueError, match="weights|does not fit"):
+        merge_adapter(text_adapter, tmp_path / "merged", base_model=demo_model_path())
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("given, asked", [(None, "a" * 40), ("main", "main")])
+def test_the_recorded_commit_is_what_is_loaded(adapter, tmp_path, monkeypatch, given, asked):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "revision": "a" * 40}))
+    loaded = {}
+    for place in (AutoModelForImageTextToText, AutoProcessor, AutoConfig):
+
+        def load(name, *args, real=place.from_pretrained, kind=place.__name__, **kwargs):
+            loaded[kind] = kwargs.get("revision")
+            return real(name, *args, **kwargs)
+
+        monkeypatch.setattr(place, "from_pretrained", load)
+    merge_adapter(adapter, tmp_path / "merged", **({} if given is None else {"revision": given}))
+    assert set(loaded.values()) == {asked} and len(loaded) == 3
 
 
 def test_command(adapter, tmp_path, capsys):

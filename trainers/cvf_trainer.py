@@ -94,10 +94,9 @@ class CVFTrainer(ForgetTrainer):
         self.reference_model = reference_model
         self._features: dict[str, torch.Tensor] = {}  # of the deployed model, by kind of row: (rows, d)
 
-    def train(self, *args, **kwargs):
-        """As [`ErasureTrainer.train`]; first looks where the deployed model puts all images."""
-        self._look()
-        return super().train(*args, **kwargs)
+    def _prepare_run(self, resume_from_checkpoint: str | None) -> None:
+        super()._prepare_run(resume_from_checkpoint)
+        self._look()  # Where the deployed model puts all images.
 
     def _look(self) -> None:
         forget = forget_loader(self.processing_class, self.train_dataset, self.args.fit_batch_size)

@@ -10,6 +10,19 @@ from transformers import TrainingArguments
 from space_peft.canary_items import MOST_ITEMS
 
 
+# What `None` stands for; `num_train_epochs` is Trainer's own default, which `max_steps` overrides.
+RESOLVED = {"max_steps": 60, "num_train_epochs": 3.0}
+# Options of `TrainingArguments` that would do nothing here, or not what they say.
+_WITHOUT_EFFECT = {
+    "remove_unused_columns": (False, "rows are conversations, whose columns no model's `forward` names"),
+    "label_smoothing_factor": (0.0, "the losses are the method's own and smooth no labels"),
+    "train_sampling_strategy": ("random", "the order of the rows is fixed by `seed`, so that runs can be resumed"),
+    "group_by_length": (False, "the order of the rows is fixed by `seed`, so that runs can be resumed"),
+    "fp16_full_eval": (False, "`evaluate` compares with the deployed model in the precision it is loaded in"),
+    "bf16_full_eval": (False, "`evaluate` compares with the deployed model in the precision it is loaded in"),
+}
+
+
 @dataclass
 class ErasureConfig(TrainingArguments):
     r"""
@@ -17,7 +30,9 @@ class ErasureConfig(TrainingArguments):
 
     Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 2e-3 (there are few steps, and the
     projection shortens every update), `max_steps` 60, `per_device_train_batch_size` 16, `lr_scheduler_type` "constant"
-    (so that stopping early does not depend on `max_steps`), `logging_steps` 1 and `remove_unused_columns` `False`.
+    (so that stopping early does not depend on `max_steps`), `logging_steps` 1, `remove_unused_columns` `False` and
+    `per_device_eval_batch_size` that of `fit_batch_size`. With `num_train_epochs` and without `max_steps` training goes on
+    for as many epochs; one is every row to forget once. With both `max_steps` counts, as in Trainer.
 
     Args:
         target (`str`, defaults to `"language"`):
@@ -57,7 +72,13 @@ class ErasureConfig(TrainingArguments):
     """
 
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
-    max_steps: int = field(default=60, metadata={"help": "Most optimiser steps; a stopping rule may end earlier."})
+    max_steps: int | None = field(
+        default=None, metadata={"help": "Most optimiser steps; None: 60, or as many as `num_train_epochs` takes."}
+    )
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Epochs, where `max_steps` is not set."})
+    per_device_eval_batch_size: int | None = field(
+        default=None, metadata={"help": "Retained rows a pass in `evaluate` and `predict`; None: `fit_batch_size`."}
+    )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows to forget a device and step."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
     logging_steps: float = field(default=1, metadata={"help": "Log every so many optimiser steps."})
@@ -107,7 +128,16 @@ class ErasureConfig(TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
     def __post_init__(self):
+        if self.max_steps is None:
+            self.max_steps = RESOLVED["max_steps"] if self.num_train_epochs is None else -1
+        if self.num_train_epochs is None:
+            self.num_train_epochs = RESOLVED["num_train_epochs"]
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.fit_batch_size
         super().__post_init__()
+        for name, (allowed, why) in _WITHOUT_EFFECT.items():
+            if getattr(self, name, allowed) != allowed:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, but {why}; leave it at {allowed!r}.")
         if self.target not in ("vision", "language", "all"):
             raise ValueError(f"`target` must be 'vision', 'language' or 'all', got {self.target!r}.")
         if self.stop_threshold is not None and not 0 < self.stop_threshold < 1:

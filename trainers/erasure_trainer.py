@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-import copy
-import time
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 
 from space_peft import distributed
 from space_peft._io import write_json
 from space_peft.anchors.info import ANCHORS_NAME
-from space_peft.anchors.refine import name_probabilities
 from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
-from space_peft.canary import CANARY_NAME, Canary, make_canary
+from space_peft.canary import Canary, make_canary
 from space_peft.card_data import ErasureCardData
-from space_peft.certificate import CERTIFICATE_NAME, HeldOut, RetentionCertificate, measure_certificate
-from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.certificate import HeldOut, RetentionCertificate, measure_certificate
+from space_peft.config import SpaceLoraConfig
 from space_peft.features import multimodal_core
-from space_peft.layers import deployed_model
 from space_peft.leaks import measure_leaks
-from space_peft.measured import note_measured, remove_results, saved_digest
+from space_peft.measured import saved_digest
 from space_peft.names import check_aliases, check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows, split_retained
-from space_peft.targets import default_target_modules
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
 from .checkpoints import last_complete_checkpoint
-from .deployed_answers import (
-    DeployedAnswers,
-    DeployedAnswersCallback,
-    DeployedAnswersMixin,
-    compare_with_deployed,
-)
+from .deployed_answers import DeployedAnswers, DeployedAnswersCallback, DeployedAnswersMixin
 from .erasure_config import ErasureConfig
+from .evaluating import EvaluationMixin, check_args, check_optimizer, refuse_arguments, retained_sets
 from .forget_rows import ForgetRows, located_rows
-from .given_adapter import ADAPTER, adopt, check_bare
+from .given_adapter import ADAPTER, add_adapter
 from .pairs import PairCollator, PairedRows, retained_loader
 from .publishing import PublishingMixin
 
@@ -52,7 +44,7 @@ from .publishing import PublishingMixin
 logger = get_logger(__name__)
 
 
-class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
+class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Trainer):
     """
     Base of the erasure trainers: adapter, retained rows, null space, certificate, evaluation and saving.
 
@@ -61,9 +53,9 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
     `_record`, which is also what feeds the stopping rule.
 
     Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             The multimodal model that shall forget, or its id. A `PeftModel` must carry the adapter to train, called
-            "default"; other adapters that are on are part of the model.
+            "default"; other adapters that are on are part of the model. Either this or `model_init`.
         args ([`ErasureConfig`]):
             Configuration.
         forget (`list[dict]`):
@@ -72,7 +64,7 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             Whether the model may be asked `questions` about the images of `forget` (see `ErasureConfig.own_answers`).
         retain_dataset ([`~datasets.Dataset`] or `list[dict]`):
             What must not change, in TRL's formats: `messages`, or `prompt` and `completion`, with `images` or `image`.
-        eval_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*):
+        eval_dataset ([`~datasets.Dataset`], `list[dict]`, or a `dict` of them, *optional*):
             Retained rows for `evaluate`; by default those held out for the certificate.
         processing_class ([`~transformers.ProcessorMixin`], *optional*):
             The model's processor; loaded from the model's id by default.
@@ -100,15 +92,23 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         callbacks (`list[TrainerCallback]`, *optional*):
             Added to the stopping rule, the null space and the gradient check.
         optimizers (`tuple`, *optional*):
-            Optimiser and scheduler, as in [`~transformers.Trainer`].
+            Optimiser and scheduler, as in [`~transformers.Trainer`]; the optimiser must hold the adapter's weights, so
+            pass the `PeftModel` it was made for.
+        model_init (`Callable`, *optional*):
+            Makes the model without an adapter, of nothing or of the trial; called again by every `train`, which then
+            begins anew, also in `hyperparameter_search`. As in [`~transformers.Trainer`].
+        unsupported (*optional*):
+            Other arguments of [`~transformers.Trainer`]: refused, with what to do instead.
 
     Raises:
         ValueError: If the retained dataset is empty, the concept has no name, the model has no vision side, the
             processor has no image token, or the model carries an adapter that cannot be trained on as it was trained.
+        TypeError: If `args` is not of the method's own class, or there is an argument that the trainer does not have.
     """
 
     _tag_names = ["space-peft", "unlearning", "machine-unlearning", "lora"]
     _name: str
+    _config_class: type[ErasureConfig] = ErasureConfig
     _paper: dict | None = None
     # Whether training sees images of the concept itself; a card must say it.
     _uses_concept_images = True
@@ -121,14 +121,14 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: str | PreTrainedModel | PeftModel | None,
         args: ErasureConfig,
         *,
         forget: Sequence[dict],
         own_answers: bool = False,
         retain_dataset: Dataset | Sequence[dict] | None,
         concept: str,
-        eval_dataset: Dataset | Sequence[dict] | None = None,
+        eval_dataset: Dataset | Sequence[dict] | dict[str, Dataset | Sequence[dict]] | None = None,
         processing_class=None,
         peft_config: LoraConfig | None = None,
         aliases: Sequence[str] | None = None,
@@ -139,7 +139,17 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         card_data: ErasureCardData | None = None,
         callbacks: list | None = None,
         optimizers: tuple = (None, None),
+        model_init: Callable | None = None,
+        **unsupported,
     ):
+        refuse_arguments(type(self), unsupported)
+        check_args(args, self._config_class, type(self))
+        if (model is None) == (model_init is None):
+            raise ValueError("give either `model` or `model_init`, and not both.")
+        if model_init is not None and any(part is not None for part in optimizers):
+            raise ValueError(
+                "`optimizers` are of one model, and `model_init` makes others; set `optim` in the configuration."
+            )
         if keep_model is not None and keep_model is model:
             raise ValueError(
                 "`keep_model` is `model` itself, which gets the adapter; pass a copy of the original model."
@@ -155,6 +165,10 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
                 stacklevel=3,
             )
 
+        self.model_init = model_init
+        if model_init is not None:
+            set_seed(args.seed)
+            model = Trainer.call_model_init(self)
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoProcessor.from_pretrained(name)
@@ -168,20 +182,15 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         multimodal_core(model)
         distributed.check_supported(model)
         set_seed(args.seed)  # Before the adapter is initialised.
-        model = self._add_adapter(model, peft_config, args)
+        self._adapter_of = lambda model: add_adapter(model, peft_config, args.target, args.output_dir)
+        model = self._adapter_of(model)
+        check_optimizer(optimizers[0], model)
 
         self.own_answers = own_answers and args.own_answers
         forget = located_rows(processing_class, forget)
         fitted, held_out = split_retained(len(self.retained), args.certificate_share, args.seed)
-        length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        train_dataset = PairedRows(
-            forget,
-            self.retained,
-            fitted,
-            length if length > 0 else len(forget),
-            args.retain_per_forget if self._steps_on_retained(args) else 0,
-            args.seed,
-        )
+        self._training_rows = forget, fitted
+        train_dataset = self._pair_rows(args)
         self.held_out = retained_loader(processing_class, self.retained, held_out, args.fit_batch_size)
 
         if args.ddp_find_unused_parameters is None:
@@ -198,7 +207,7 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             args=args,
             data_collator=PairCollator(processing_class),
             train_dataset=train_dataset,
-            eval_dataset=self.retained if eval_dataset is None else RetainedRows(eval_dataset),
+            eval_dataset=self.retained if eval_dataset is None else retained_sets(eval_dataset),
             processing_class=processing_class,
             callbacks=self._own_callbacks(args, processing_class, fitted, constrained) + (callbacks or []),
             optimizers=optimizers,
@@ -207,11 +216,13 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         distributed.check_saves_whole(self.accelerator)
         # The loss is a mean over rows already: Trainer must divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
-        if eval_dataset is not None:
-            everything = range(len(self.eval_dataset))
-            self.eval_rows = retained_loader(processing_class, self.eval_dataset, everything, args.fit_batch_size)
+        self.model_init = model_init  # Trainer takes no model beside it.
+        if eval_dataset is None:
+            self.eval_rows = self._loader_of(self.retained, held_out)
+        elif isinstance(self.eval_dataset, dict):
+            self.eval_rows = {name: self._loader_of(rows) for name, rows in self.eval_dataset.items()}
         else:
-            self.eval_rows = self.held_out
+            self.eval_rows = self._loader_of(self.eval_dataset)
         if keep_model is not None:
             keep_model = self.accelerator.prepare_model(keep_model, evaluation_mode=True).eval()
         self.keep_model = keep_model
@@ -227,21 +238,26 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
 
     # Setting up
 
+    def _pair_rows(self, args: ErasureConfig) -> PairedRows:
+        """The items to train on, as many and of such rows as the arguments say."""
+        forget, fitted = self._training_rows
+        length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self._paired_for = (
+            length if length > 0 else len(forget),
+            args.retain_per_forget if self._steps_on_retained(args) else 0,
+            args.seed,
+        )
+        return PairedRows(forget, self.retained, fitted, *self._paired_for)
+
+    def call_model_init(self, trial=None):
+        # By `train` where there is a `model_init`: what was known of the model before is of another one.
+        self._probe_baseline = None
+        return self._adapter_of(super().call_model_init(trial))
+
     @staticmethod
     def _steps_on_retained(args: ErasureConfig) -> bool:
         """Whether a step runs retained rows at all; if not, none are encoded."""
         return True
-
-    @staticmethod
-    def _add_adapter(model, peft_config: LoraConfig | None, args: ErasureConfig) -> PeftModel:
-        if isinstance(model, PeftModel):
-            return adopt(model, peft_config, args.output_dir)
-        check_bare(model)
-        # The caller's stays as it is.
-        peft_config = SpaceLoraConfig() if peft_config is None else copy.copy(peft_config)
-        if peft_config.target_modules is None:
-            peft_config.target_modules = default_target_modules(model, args.target)
-        return get_peft_model(model, peft_config)
 
     def _own_callbacks(self, args: ErasureConfig, processor, fitted: list[int], constrained: bool) -> list:
         callbacks = [GradientHealthCallback()]
@@ -311,6 +327,26 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         model = self.accelerator.unwrap_model(self.model)
         return measure_leaks(model, self.null_spaces) if self.null_spaces else {}
 
+    def _inner_training_loop(
+        self, batch_size=None, args=None, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None
+    ):
+        # Here, and not in `train`: model and arguments are those of this run, of a trial, too.
+        self._prepare_run(resume_from_checkpoint)
+        return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _prepare_run(self, resume_from_checkpoint: str | None) -> None:
+        """Looks at what the deployed model says, before the first step."""
+        self._record_base()  # Now: later the cache may hold another commit as well.
+        before = self._paired_for
+        paired = self._pair_rows(self.args)
+        if self._paired_for != before:  # A trial, or who changed `args`, asks for others.
+            self.train_dataset = paired
+        if self.null_space is not None:
+            self.null_space.resumed_from = resume_from_checkpoint
+        self.forget.find_rows(resume_from_checkpoint)
+        self.deployed_answers = self._keep_deployed_answers()
+        self.certificate = self.canary = None  # They are of the adapter as it was.
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """Trains, then measures the certificate and makes the canary.
 
@@ -322,11 +358,6 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-        if self.null_space is not None:
-            self.null_space.resumed_from = resume_from_checkpoint
-        self.forget.find_rows(resume_from_checkpoint)
-        self.deployed_answers = self._keep_deployed_answers()
-        self.certificate = self.canary = None  # They are of the adapter as it was.
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._measured_on = self._weights_now()
         if not self.probes and not self._uses_concept_images:
@@ -351,62 +382,6 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             )  # fmt: skip
         return output
 
-    # Evaluating
-
-    @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Retained rows, images of the concept (or their anchors) and probes, as the model is now.
-
-        Args:
-            eval_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*):
-                Retained rows to use instead of the trainer's own.
-            ignore_keys (`list[str]`, *optional*):
-                Unused; part of Trainer's signature.
-            metric_key_prefix (`str`, defaults to `"eval"`):
-                Put before every key.
-
-        Returns:
-            `dict[str, float]`: `loss` (L_keep), `keep_agreement` (share of answer tokens whose most likely token is
-            the deployed model's), `p_name_on_anchors` and its `_max` (`p_name_on_images` for methods that see the concept:
-            p of any form of the name at the beginning of the answer to the first naming question), and the value of
-            every probe.
-        """
-        loader = self.eval_rows
-        if eval_dataset is not None:
-            rows = RetainedRows(eval_dataset)
-            loader = retained_loader(self.processing_class, rows, range(len(rows)), self.args.fit_batch_size)
-        model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        try:
-            metrics = compare_with_deployed(model, loader, self.keep_model)
-            images, question = self.train_dataset.images, self.questions.naming[0]
-            names = [self.concept, *self.aliases]
-            probabilities = name_probabilities(model, self.processing_class, images, question, names)
-            metrics[self._p_name] = sum(probabilities) / len(probabilities)
-            metrics[f"{self._p_name}_max"] = max(probabilities)
-            if self.probes:
-                from space_peft.evaluation import evaluate_probes, judge_sentences
-
-                options = {"probes": self.probes, "progress": not self.args.disable_tqdm}
-                if self._probe_baseline is None:
-                    # What the original model knew; asked once, it does not change.
-                    with deployed_model(model) as deployed:
-                        known = evaluate_probes(model, self.processing_class, **options)
-                        self._probe_baseline = judge_sentences(known, self.probes, deployed, self.processing_class)
-                result = evaluate_probes(model, self.processing_class, baseline=self._probe_baseline, **options)
-                with deployed_model(model) as deployed:
-                    result = judge_sentences(result, self.probes, deployed, self.processing_class)
-                self._note_probes(self._probe_baseline, result)
-                scores = {key: score["value"] for key, score in result.scores.items()}
-                metrics.update({key: value for key, value in scores.items() if value is not None})
-            metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
-            self.log(dict(metrics))
-        finally:
-            model.train(was_training)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -415,36 +390,20 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        output = Path(self.args.output_dir)
+        folder = Path(output_dir or output)
         replaced = saved_digest(folder) if self.args.should_save else None
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
         write_json(folder / ANCHORS_NAME, self.provenance())
-        saved = saved_digest(folder)
-        if self._measured_on == saved:
-            if self.certificate is not None:
-                self.certificate.save(folder / CERTIFICATE_NAME)
-                note_measured(folder, {CERTIFICATE_NAME: saved})
-            if self.canary is not None:
-                self.canary.save(folder)
-                note_measured(folder, {CANARY_NAME: saved})
-        if self.null_space is None:
-            for name in (SPACE_CONFIG_NAME, NULL_SPACES_NAME):
-                if (folder / name).is_file():
-                    logger.warning("Removed %s: this adapter is trained without a constraint.", folder / name)
-                    (folder / name).unlink()
-        if self.null_spaces and folder == Path(self.args.output_dir):
-            # Checkpoints get theirs from the callback.
+        checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        if self.null_spaces and (folder == output or checkpoint and folder.parent != output):
+            # Checkpoints get theirs from the callback, but for those of a search: it does not know their folders.
             save_null_spaces(folder / NULL_SPACES_NAME, self.null_spaces)
-        if folder != Path(self.args.output_dir):
+        if folder != output:
             self.forget.save(folder)
-        self._save_public(folder, saved)
-        # Results of an adapter that a former run left here must not pass for this one's.
-        before = self._training_began
-        if before is None and replaced not in (None, saved):
-            before = time.time()
-        remove_results(folder, saved, before)
+        self._save_public(folder, replaced)
 
     def provenance(self) -> dict:
         """What was erased, and with what; written to `space_anchors.json`. No images."""

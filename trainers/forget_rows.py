@@ -121,7 +121,8 @@ class ForgetRows:
         if not rows:
             return
         # Trainer has fetched one batch ahead.
-        batch = trainer.args.train_batch_size * trainer.args.world_size
+        # Not that of the arguments: `auto_find_batch_size` may have made it smaller.
+        batch = trainer._train_batch_size * trainer.args.world_size
         item = (step * trainer.args.gradient_accumulation_steps + 1) * batch % len(data)
         known = len(data.rows)
         data.add_rows(self._whole(rows), item)

@@ -104,7 +104,7 @@ class ForgetTrainer(ErasureTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: str | PreTrainedModel | PeftModel | None = None,
         args: ForgetConfig | None = None,
         forget_dataset: Dataset | Sequence[dict] | None = None,
         retain_dataset: Dataset | Sequence[dict] | None = None,
@@ -117,7 +117,8 @@ class ForgetTrainer(ErasureTrainer):
             raise ValueError(
                 "`forget_dataset` is empty: this method needs images of the concept; SpaceTrainer does not."
             )
-        args = args or self._config_class(output_dir=f"{self._name.lower()}-output")
+        if args is None:
+            args = self._config_class(output_dir=f"{self._name.lower()}-output")
         concept = check_concept(concept or _concept_of(forget_dataset))
         names = [concept, *check_aliases(aliases)]
         super().__init__(

@@ -6,7 +6,7 @@ import copy
 import warnings
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils.logging import get_logger
 
@@ -14,6 +14,7 @@ from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.identity import adapter_digest
 from space_peft.layers import adapted_layers, lora_weights
 from space_peft.measured import saved_digest
+from space_peft.targets import Target, default_target_modules
 
 
 logger = get_logger(__name__)
@@ -30,6 +31,35 @@ _NOT_THE_ADAPTER = {
     "peft_version",
     "task_type",
 }
+
+
+def add_adapter(model, peft_config: LoraConfig | None, target: Target, output_dir: str) -> PeftModel:
+    """Returns the model with the adapter to train: a new one, or that of a `PeftModel`, see [`adopt`].
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        peft_config (`LoraConfig`, *optional*): The adapter's; stays as it is. A [`SpaceLoraConfig`] by default.
+        target (`str`): Where the adapter goes if the config names no `target_modules`.
+        output_dir (`str`): Of the trainer.
+
+    Raises:
+        ValueError: If the model carries an adapter that cannot be trained on as it was trained, or the config chooses
+            layers without naming modules.
+    """
+    if isinstance(model, PeftModel):
+        return adopt(model, peft_config, output_dir)
+    check_bare(model)
+    peft_config = SpaceLoraConfig() if peft_config is None else copy.copy(peft_config)
+    if peft_config.target_modules is None:
+        for name in ("layers_to_transform", "layers_pattern"):
+            if getattr(peft_config, name):
+                raise ValueError(
+                    f"`{name}` is {getattr(peft_config, name)!r}, but `target_modules` is not set, and PEFT ignores the one "
+                    f"for the pattern that `target={target!r}` would put there. Set target_modules to a list of names as "
+                    "well, or leave it out."
+                )
+        peft_config.target_modules = default_target_modules(model, target)
+    return get_peft_model(model, peft_config)
 
 
 def check_bare(model) -> None:

@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from space_peft._io import write_json
 from space_peft.config import SpaceLoraConfig
 from space_peft.fitting import collect_moments
+from space_peft.layers import adapted_layers, lora_weights
 from space_peft.null_space import NullSpace, load_null_spaces, save_null_spaces
 from space_peft.safe_json import read_json
 
@@ -135,14 +136,28 @@ class ErasureLedger:
             raise ValueError(
                 f"no request was added to the ledger in {str(self.folder)!r}, so there is nothing to stack."
             )
-        names = [f"request {number}" for number in range(1, len(self) + 1)]
-        stacked = PeftModel.from_pretrained(model, self._place(1), adapter_name=names[0])
-        for number, name in enumerate(names[1:], start=2):
-            stacked.load_adapter(self._place(number), adapter_name=name)
-        stacked.add_weighted_adapter(names, [1.0] * len(names), adapter_name="default", combination_type="cat")
-        for name in names:
-            stacked.delete_adapter(name)
-        stacked.set_adapter("default")
+        # Not PEFT's `add_weighted_adapter`: it takes the first adapter's use_rslora, rank and alpha patterns over to the sum.
+        first, parts = None, {}  # its config, and by layer the matrices of each request
+        for number in range(1, len(self) + 1):
+            request = PeftModel.from_pretrained(model, self._place(number))
+            first = first or request.peft_config[ADAPTER]
+            for name, layer in adapted_layers(request).items():
+                a, b, scaling = lora_weights(layer)
+                parts.setdefault(name, []).append((scaling * a.detach(), b.detach()))
+            model = request.unload()
+        ranks = {name: sum(len(a) for a, _ in own) for name, own in parts.items()}
+        most = max(ranks.values())
+        patterns = {name: rank for name, rank in ranks.items() if rank != most}
+        config = LoraConfig(
+            r=most, lora_alpha=most, rank_pattern=patterns, alpha_pattern=dict(patterns), target_modules=sorted(parts),
+            fan_in_fan_out=first.fan_in_fan_out, revision=first.revision, task_type=first.task_type, inference_mode=True,
+        )  # fmt: skip
+        stacked = get_peft_model(model, config)
+        with torch.no_grad():
+            for name, layer in adapted_layers(stacked).items():
+                a, b, _ = lora_weights(layer)
+                a.copy_(torch.cat([part for part, _ in parts[name]]))
+                b.copy_(torch.cat([part for _, part in parts[name]], dim=1))
         return stacked
 
 

@@ -26,16 +26,20 @@ from transformers.utils.logging import get_logger
 from space_peft.anchors import anchor_info
 from space_peft.base_commit import loaded_commit
 from space_peft.callback import NULL_SPACES_NAME
+from space_peft.canary import CANARY_NAME
 from space_peft.card_data import DatasetRecord, ErasureCardData, is_local_path
+from space_peft.certificate import CERTIFICATE_NAME
+from space_peft.config import SPACE_CONFIG_NAME
 from space_peft.dataset_source import dataset_source
 from space_peft.evaluation import ProbeResults
 from space_peft.evaluation.probes import REPORT_KEYS
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport, collect_versions
 from space_peft.identity import adapter_digest
-from space_peft.measured import note_measured
+from space_peft.measured import note_measured, remove_results, saved_digest
 from space_peft.names import mentions
 from space_peft.null_space import save_null_spaces
 
+from .erasure_config import RESOLVED
 from .given_adapter import ADAPTER
 
 
@@ -50,7 +54,7 @@ _NOT_METHOD = {
     "accelerator_config", "bf16_full_eval", "dataloader_num_workers", "dataloader_pin_memory", "ddp_backend",
     "ddp_find_unused_parameters", "disable_tqdm", "do_eval", "do_train", "eval_strategy", "fit_save_steps",
     "hub_private_repo", "hub_revision", "hub_strategy", "local_rank", "log_level", "logging_steps", "logging_strategy",
-    "push_to_hub", "report_to", "save_steps", "save_strategy", "save_total_limit", "seed", "use_cpu",
+    "per_device_eval_batch_size", "push_to_hub", "report_to", "save_steps", "save_strategy", "save_total_limit", "seed", "use_cpu",
 }  # fmt: skip
 
 
@@ -79,7 +83,7 @@ class PublishingMixin:
         args,
         *,
         retain_dataset: Dataset | Sequence[dict],
-        eval_dataset: Dataset | Sequence[dict] | None,
+        eval_dataset: Dataset | Sequence[dict] | dict | None,
     ) -> None:
         """Takes the author's card data and the data sets; before Trainer's constructor, which may make a repository."""
         if card_data is not None and not isinstance(card_data, ErasureCardData):
@@ -91,7 +95,10 @@ class PublishingMixin:
             data.datasets.append(_pool_record(self.anchors))
         given = {"retained": retain_dataset, "evaluation": eval_dataset}
         data.datasets += [
-            DatasetRecord(role, **dataset_source(rows)) for role, rows in given.items() if rows is not None
+            DatasetRecord(role, **dataset_source(rows))
+            for role, several in given.items()
+            for rows in (several.values() if isinstance(several, dict) else [several])
+            if rows is not None
         ]
         self._training_began: float | None = None
         self._evaluated = {}  # By the digest of the weights: step, and the probes' results before and after.
@@ -129,7 +136,6 @@ class PublishingMixin:
             data.base_revision = loaded_commit(name, (self.args.model_init_kwargs or {}).get("revision"))
 
     def train(self, *args, **kwargs):
-        self._record_base()  # Now: later the cache may hold another commit as well.
         self._training_began = time.time()
         try:
             return super().train(*args, **kwargs)
@@ -147,9 +153,22 @@ class PublishingMixin:
                 self._evaluated.clear()
             self._evaluated[self._weights_now()] = self.state.global_step, before, after
 
-    def _save_public(self, folder: Path, saved: str | None) -> None:
-        """Writes card data and, if the adapter was evaluated as it is saved (`saved`: its digest), the report."""
+    def _save_public(self, folder: Path, replaced: str | None) -> None:
+        """Writes card data and the results that were measured on the adapter as it is saved; those of others go.
+
+        Args:
+            folder (`Path`): Where the adapter was saved.
+            replaced (`str`, *optional*): The digest of the adapter that was there before.
+        """
         self._fill_card().save(folder)
+        saved = saved_digest(folder)
+        if self._measured_on == saved:
+            if self.certificate is not None:
+                self.certificate.save(folder / CERTIFICATE_NAME)
+                note_measured(folder, {CERTIFICATE_NAME: saved})
+            if self.canary is not None:
+                self.canary.save(folder)
+                note_measured(folder, {CANARY_NAME: saved})
         step, before, after = self._evaluated.get(saved, (None, None, None))
         if step is not None and set(REPORT_KEYS) <= set(before.scores):
             report = ErasureReport.from_results(
@@ -162,6 +181,16 @@ class PublishingMixin:
             )
             report.save(folder)
             note_measured(folder, {REPORT_NAME: saved})
+        # What a former run left here must not pass for this one's.
+        if self.null_space is None:
+            for name in (SPACE_CONFIG_NAME, NULL_SPACES_NAME):
+                if (folder / name).is_file():
+                    logger.warning("Removed %s: this adapter is trained without a constraint.", folder / name)
+                    (folder / name).unlink()
+        began = self._training_began
+        if began is None and replaced not in (None, saved):
+            began = time.time()
+        remove_results(folder, saved, began)
 
     # The Hub
 
@@ -353,7 +382,7 @@ def _defaults(args) -> SimpleNamespace:
             defaults[option.name] = option.default_factory()
         else:
             defaults[option.name] = None
-    return SimpleNamespace(**defaults)
+    return SimpleNamespace(**defaults | RESOLVED)
 
 
 def _hardware(args) -> dict[str, Any]:

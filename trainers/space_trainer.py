@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from datasets import Dataset
@@ -22,6 +22,7 @@ from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
 from .erasure_trainer import ErasureTrainer
+from .evaluating import refuse_arguments
 from .pairs import forget_rows
 from .space_config import REFUSAL, SpaceConfig
 
@@ -44,7 +45,7 @@ class SpaceTrainer(ErasureTrainer):
         retain_dataset ([`~datasets.Dataset`] or `list[dict]`):
             What must not change, in TRL's formats: `messages`, or `prompt` and `completion`, with `images` or `image`.
             Text-only rows are welcome, also about the concept: they keep what the model knows of it in words.
-        eval_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*):
+        eval_dataset ([`~datasets.Dataset`], `list[dict]`, or a `dict` of them, *optional*):
             Retained rows for `evaluate`; by default those held out for the certificate.
         processing_class ([`~transformers.ProcessorMixin`], *optional*):
             The model's processor; loaded from the model's id by default.
@@ -69,7 +70,11 @@ class SpaceTrainer(ErasureTrainer):
         callbacks (`list[TrainerCallback]`, *optional*):
             Added to the stopping rule, the null space and the gradient check.
         optimizers (`tuple`, *optional*):
-            Optimiser and scheduler, as in [`~transformers.Trainer`].
+            Optimiser and scheduler, as in [`~transformers.Trainer`]; see [`ErasureTrainer`].
+        model_init (`Callable`, *optional*):
+            Instead of `model`: makes it anew for every `train`, see [`ErasureTrainer`].
+        unsupported (*optional*):
+            Other arguments of [`~transformers.Trainer`]: refused, with what to do instead.
 
     Raises:
         ValueError: If the retained dataset or the anchors are empty, the concept is unknown, the model has no vision
@@ -78,17 +83,18 @@ class SpaceTrainer(ErasureTrainer):
 
     _tag_names = ["space-peft", "unlearning", "machine-unlearning", "null-space", "lora"]
     _name = "SPACE"
+    _config_class = SpaceConfig
     _paper = {"title": "Source-free Proxy Anchor Concept Erasure for MLLMs", "id": "2606.09868"}
     _uses_concept_images = False
     _p_name = "p_name_on_anchors"
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: str | PreTrainedModel | PeftModel | None = None,
         args: SpaceConfig | None = None,
         anchors: Dataset | None = None,
         retain_dataset: Dataset | Sequence[dict] | None = None,
-        eval_dataset: Dataset | Sequence[dict] | None = None,
+        eval_dataset: Dataset | Sequence[dict] | dict[str, Dataset | Sequence[dict]] | None = None,
         processing_class=None,
         peft_config: LoraConfig | None = None,
         concept: str | None = None,
@@ -100,7 +106,10 @@ class SpaceTrainer(ErasureTrainer):
         card_data: ErasureCardData | None = None,
         callbacks: list | None = None,
         optimizers: tuple = (None, None),
+        model_init: Callable | None = None,
+        **unsupported,
     ):
+        refuse_arguments(type(self), unsupported)
         if anchors is None or len(anchors) == 0:
             raise ValueError("`anchors` is empty: make them with `select_anchors` and `refine_anchors`.")
         info = anchor_info(anchors)
@@ -109,7 +118,7 @@ class SpaceTrainer(ErasureTrainer):
         self.anchors = anchors
         super().__init__(
             model,
-            args or SpaceConfig(output_dir="space-output"),
+            SpaceConfig(output_dir="space-output") if args is None else args,
             forget=forget_rows(anchors["image"], [concept, *aliases], questions or DEFAULT_QUESTIONS),
             own_answers=True,
             retain_dataset=retain_dataset,
@@ -125,14 +134,24 @@ class SpaceTrainer(ErasureTrainer):
             card_data=card_data,
             callbacks=callbacks,
             optimizers=optimizers,
+            model_init=model_init,
         )
-        # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.
-        self.concept_embedding = distributed.divide(
-            [self.concept], lambda concept: text_anchor(self.model, self.processing_class, concept, info).cpu()
-        )[0]
+        self.concept_embedding = self._embed_concept()
         # Only an adapter on the vision side moves image features; elsewhere L_orth and L_div would be constants.
         vision = {*VISION_PARTS, *PROJECTOR_PARTS}
         self.moves_features = any(vision & set(name.split(".")) for name in adapted_layers(self.model))
+
+    def _embed_concept(self):
+        # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.
+        info = anchor_info(self.anchors)
+        return distributed.divide(
+            [self.concept], lambda concept: text_anchor(self.model, self.processing_class, concept, info).cpu()
+        )[0]
+
+    def _prepare_run(self, resume_from_checkpoint: str | None) -> None:
+        if self.model_init is not None:
+            self.concept_embedding = self._embed_concept()
+        super()._prepare_run(resume_from_checkpoint)
 
     @staticmethod
     def _steps_on_retained(args: SpaceConfig) -> bool:
