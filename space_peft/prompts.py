@@ -15,36 +15,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PaliGemmaProcessor
 
+from .pictures import load_rgb
 from .questions import Dialogue, Question
 
 
 IGNORE_INDEX = -100
-
-
-def load_rgb(image) -> Image.Image:
-    """Returns a decoded RGB image, transparent parts on white.
-
-    Args:
-        image (`PIL.Image.Image`): In any mode (L, P, RGBA, CMYK, ...).
-
-    Raises:
-        TypeError: If it is no PIL image.
-        ValueError: If its file does not decode.
-    """
-    if not isinstance(image, Image.Image):
-        raise TypeError(
-            f"expected a PIL image, got {type(image).__name__}; cast the column with `dataset.cast_column('image', Image())`."
-        )
-    try:
-        image.load()  # PIL reads lazily: a broken file shows only now.
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            canvas = Image.new("RGBA", image.size, "white")
-            canvas.alpha_composite(image)
-            image = canvas
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"image {getattr(image, 'filename', '') or image!r} does not decode: {error}.") from error
 
 
 def image_token(processor) -> str:
