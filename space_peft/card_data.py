@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ._io import write_json
 from .licenses import check_license
+from .names import check_aliases, check_concept
 from .safe_json import read_json
 
 
@@ -154,6 +155,12 @@ class ErasureCardData:
             _check(getattr(self, key), str, f"`{key}`", "a text", optional=False)
         for key in ("not_tested", "authors", "tags", "aliases"):
             _check_texts(getattr(self, key), f"`{key}`")
+        try:
+            check_aliases(self.aliases)
+            if self.concept:  # Filled in while training.
+                check_concept(self.concept)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`concept` or `aliases` of the card data: {error}") from error
         for key in ("redact", "uses_concept_images"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; expected True or False.")

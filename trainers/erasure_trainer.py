@@ -144,7 +144,8 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             raise ValueError(
                 "`keep_model` is `model` itself, which gets the adapter; pass a copy of the original model."
             )
-        self.concept, self.aliases = check_concept(concept), list(check_aliases(aliases))
+        self.concept = check_concept(concept)
+        self.aliases = list(check_aliases(aliases, concept=self.concept))
         self.questions, self.probes = questions or DEFAULT_QUESTIONS, probes
         self.retained = RetainedRows(retain_dataset)
         if mentioned := self.retained.count_target([self.concept, *self.aliases]):

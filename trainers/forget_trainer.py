@@ -118,8 +118,8 @@ class ForgetTrainer(ErasureTrainer):
                 "`forget_dataset` is empty: this method needs images of the concept; SpaceTrainer does not."
             )
         args = args or self._config_class(output_dir=f"{self._name.lower()}-output")
-        concept = check_concept(concept or _concept_of(forget_dataset))
-        names = [concept, *check_aliases(aliases)]
+        concept = check_concept(_concept_of(forget_dataset) if concept is None else concept)
+        names = [concept, *check_aliases(aliases, concept=concept)]
         super().__init__(
             model,
             args,

@@ -85,7 +85,12 @@ class Probe:
             raise ValueError(f"a probe's name must be a non-empty string, got {self.name!r}.")
         if self.mode not in MODES:
             raise ValueError(f"{label}: mode must be one of {MODES}, got {self.mode!r}.")
-        if self.mode in ("contains_name", "other_form") and not any(name.strip() for name in self.names):
+        for what in ("names", "valid_answers"):
+            try:
+                check_aliases(getattr(self, what), what=what)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{label}: {error}") from error
+        if self.mode in ("contains_name", "other_form") and not self.names:
             raise ValueError(f"{label}: mode {self.mode!r} needs `names`, the concept's name and aliases.")
         if self.known_only and self.mode not in KEPT_MODES:
             raise ValueError(f"{label}: `known_only` compares with an expected answer: use one of {KEPT_MODES}.")
@@ -177,7 +182,9 @@ def build_probes(
         `list[Probe]`: In the order of `REPORT_KEYS`.
     """
     concept = check_concept(concept)
-    names = (concept, *check_aliases(aliases))
+    names = (concept, *check_aliases(aliases, concept=concept))
+    valid_answers = None if valid_answers is None else check_aliases(valid_answers, what="valid_answers")
+    same_kind = check_aliases(same_kind, what="same_kind")
     valid = None if valid_answers is None else tuple(dict.fromkeys([*valid_answers, *names]))
     naming, held_out = questions.naming, questions.naming_held_out
     denied = [question.format(name=concept) for question in questions.confirm_held_out]
