@@ -155,12 +155,6 @@ class ErasureCardData:
             _check(getattr(self, key), str, f"`{key}`", "a text", optional=False)
         for key in ("not_tested", "authors", "tags", "aliases"):
             _check_texts(getattr(self, key), f"`{key}`")
-        try:
-            check_aliases(self.aliases)
-            if self.concept:  # Filled in while training.
-                check_concept(self.concept)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`concept` or `aliases` of the card data: {error}") from error
         for key in ("redact", "uses_concept_images"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; expected True or False.")
@@ -171,6 +165,12 @@ class ErasureCardData:
         for key, value in vars(self).items():
             if key != "datasets":
                 _check_json(value, f"`{key}`")
+        try:
+            check_aliases(self.aliases)
+            if self.concept:  # Filled in while training.
+                check_concept(self.concept)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`concept` or `aliases` of the card data: {error}") from error
         for name, values in self.settings.items():
             _check(values, dict, f"`settings[{name!r}]`", "a dict of settings", optional=False)
         for name, version in self.versions.items():

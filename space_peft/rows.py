@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -52,6 +52,37 @@ def check_rows(rows, what: str):
             "expected a `datasets.Dataset` (`load_dataset`, `Dataset.from_dict`, `Dataset.from_pandas`) or a list of dicts."
         )
     return rows
+
+
+def check_loader(dataloader: Iterable[Mapping]) -> None:
+    """Refuses datasets where batches are expected.
+
+    Raises:
+        TypeError: If it gives rows or names of splits instead of batches.
+    """
+    if isinstance(dataloader, (str, bytes, Mapping, Dataset, IterableDataset)):
+        raise TypeError(
+            f"got a {type(dataloader).__name__} where batches of retained rows are expected; put its rows into a loader: "
+            "`DataLoader(rows, batch_size=8, collate_fn=collator)`"
+            + (", one split of them." if isinstance(dataloader, Mapping) else ".")
+        )
+
+
+def check_batch(batch, number: int) -> None:
+    """Refuses what is no batch of token ids `(rows, length)`: a row that no collator has seen, lists.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"a batch is a {type(batch).__name__}; expected a dict of tensors.")
+    ids = batch.get("input_ids")
+    if ids is not None and not (isinstance(ids, torch.Tensor) and ids.ndim == 2):
+        got = f"of shape {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else f"a {type(ids).__name__}"
+        raise TypeError(
+            f"`input_ids` of batch {number} is {got}; expected a tensor (rows, length). Put the rows into a loader: "
+            "`DataLoader(rows, batch_size=8, collate_fn=collator)`."
+        )
 
 
 def unread_media(features: Mapping[str, Any], read: Collection[str]) -> str | None:
