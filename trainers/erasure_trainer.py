@@ -31,7 +31,7 @@ from space_peft.measured import note_measured, remove_results, saved_digest
 from space_peft.names import check_aliases, check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
-from space_peft.retain import RetainedRows, split_retained
+from space_peft.retain import RetainedRows, split_retained, warn_if_few
 from space_peft.targets import default_target_modules
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
@@ -174,6 +174,9 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         self.own_answers = own_answers and args.own_answers
         forget = located_rows(processing_class, forget)
         fitted, held_out = split_retained(len(self.retained), args.certificate_share, args.seed)
+        constrained = isinstance(model.peft_config[ADAPTER], SpaceLoraConfig)
+        if constrained:
+            warn_if_few(len(self.retained), len(held_out), args.certificate_share)
         length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         train_dataset = PairedRows(
             forget,
@@ -189,7 +192,6 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             # Every layer is used in every step, but not in each of its two forward passes. DDP would look for unused
             # ones after each, and take those that the second does not use for done.
             args.ddp_find_unused_parameters = False
-        constrained = isinstance(model.peft_config[ADAPTER], SpaceLoraConfig)
         if protect and not constrained:
             raise ValueError("`protect` is kept by the null space; pass a SpaceLoraConfig as `peft_config`.")
         self.protect = list(protect)
