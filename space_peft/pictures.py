@@ -10,6 +10,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 
+# How pictures become RGB; part of the key of what is computed from them and kept. 2: wide modes scaled, EXIF applied.
+RECIPE = "2"
 # What Pillow converts to RGB without clipping, and with alpha. Other modes are refused, not guessed.
 _PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
