@@ -20,7 +20,7 @@ from .identity import DataDigest, FitIdentity, base_checksum, protect_digest
 from .layers import adapted_layers, adapter_config, base_model, deployed_model
 from .null_space import NullSpace, NullSpaceFitter
 from .prompts import takes_logits_to_keep, to_device
-from .rows import check_batch, check_loader
+from .rows import check_all_read, check_batch, check_loader
 from .token_sample import TokenSample
 
 
@@ -303,6 +303,7 @@ def observe_inputs(
             model(**inputs)
             if after_batch is not None:
                 after_batch()
+    check_all_read(dataloader, batches, total)
     if batches == 0:
         raise ValueError("the retained data are empty: the dataloader gave no batch. Give at least one retained row.")
     return batches

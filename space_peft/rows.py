@@ -18,12 +18,11 @@ _MEDIA = tuple(
 )  # fmt: skip
 
 
-def check_rows(rows, what: str):
-    """Returns rows that can be read by their number, as often as needed, and give Python objects and PIL images.
+def check_kind(rows, what: str) -> None:
+    """Refuses what cannot be read by number, as often as needed.
 
     Args:
-        rows (`datasets.Dataset`, `list` or `torch.utils.data.Dataset`): As given. A format of a dataset ("torch", "numpy",
-            "pandas", ...) is taken off, because it makes arrays of images; transforms and a choice of columns stay.
+        rows (`datasets.Dataset`, `list` or `torch.utils.data.Dataset`): As given.
         what (`str`): What the rows were passed as, for errors.
 
     Raises:
@@ -39,18 +38,32 @@ def check_rows(rows, what: str):
             f"got an {type(rows).__name__} as {what}; its rows are read by number and more than once, which needs random "
             "access. Store a part of it: `Dataset.from_list(list(rows.take(10_000)), features=rows.features)`."
         )
-    if isinstance(rows, Dataset):
-        if rows.format["type"] not in (None, "custom"):
-            shown = rows.format["columns"]
-            rows = rows.with_format(None)
-            rows = rows if set(shown) == set(rows.column_names) else rows.select_columns(shown)
-        return rows
-    sized = isinstance(rows, torch.utils.data.Dataset) and hasattr(rows, "__len__")
+    sized = isinstance(rows, (Dataset, torch.utils.data.Dataset)) and hasattr(rows, "__len__")
     if not sized and (isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Sequence)):
         raise TypeError(
             f"got {'the text ' + repr(rows[:80]) if isinstance(rows, str) else 'a ' + type(rows).__name__} as {what}; "
             "expected a `datasets.Dataset` (`load_dataset`, `Dataset.from_dict`, `Dataset.from_pandas`) or a list of dicts."
         )
+
+
+def check_rows(rows, what: str):
+    """Returns rows that pass `check_kind` and give Python objects and PIL images.
+
+    A format of a dataset ("torch", "numpy", "pandas", ...) is taken off, because it makes arrays of images; transforms and
+    a choice of columns stay.
+
+    Args:
+        rows (`datasets.Dataset`, `list` or `torch.utils.data.Dataset`): As given.
+        what (`str`): What the rows were passed as, for errors.
+
+    Raises:
+        TypeError: See `check_kind`.
+    """
+    check_kind(rows, what)
+    if isinstance(rows, Dataset) and rows.format["type"] not in (None, "custom"):
+        shown = rows.format["columns"]
+        rows = rows.with_format(None)
+        rows = rows if set(shown) == set(rows.column_names) else rows.select_columns(shown)
     return rows
 
 
@@ -82,6 +95,25 @@ def check_batch(batch, number: int) -> None:
         raise TypeError(
             f"`input_ids` of batch {number} is {got}; expected a tensor (rows, length). Put the rows into a loader: "
             "`DataLoader(rows, batch_size=8, collate_fn=collator)`."
+        )
+
+
+def check_all_read(dataloader: Iterable[Mapping], batches: int, expected: int | None) -> None:
+    """Refuses a loader that ended early: a `StopIteration` within a row's transform or a collator ends it in silence.
+
+    Args:
+        dataloader (iterable): What was read to its end.
+        batches (`int`): That it gave.
+        expected (`int`, *optional*): As many as it says it has.
+
+    Raises:
+        RuntimeError: If there were fewer.
+    """
+    estimated = isinstance(getattr(dataloader, "dataset", None), torch.utils.data.IterableDataset)
+    if expected is not None and 0 < batches < expected and not estimated:
+        raise RuntimeError(
+            f"the loader of retained rows ended after {batches} of {expected} batches; look for a StopIteration (a `next` "
+            "without a default) in its dataset, transform or collator."
         )
 
 

@@ -21,6 +21,7 @@ from ..mention_rows import add_branches, answered_with, mention_tensors, own_ans
 from ..names import check_concept, check_name_list
 from ..prompts import answer_logits, encode_conversations, load_rgb, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
+from ..rows import check_kind
 from .encoders import OwnSpaceEncoder
 from .info import anchor_info, set_anchor_info
 from .pixel_ascent import ascend_pixels, frozen, layout_batches
@@ -128,6 +129,7 @@ def refine_anchors(
         ValueError: If the anchors are empty or carry no concept, `steps` < 1, or the processor's pixel layout is not
             supported.
     """
+    check_kind(anchors, "anchors")
     if len(anchors) == 0:
         raise ValueError("got no anchors to refine; `select_anchors` must find at least one.")
     if steps < 1:
