@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_disk
 
 from .names import mentions
 from .pictures import open_picture
 from .prompts import answer_text, encode_conversations
-from .rows import check_rows, holds_text, unread_media, unread_media_of
+from .rows import check_rows, holds_json, holds_text, unread_media, unread_media_of
 
 
 FORMATS = (
@@ -296,12 +296,15 @@ class _Stored(Sequence):
         # Texts of other columns may be the address of a picture that would not be shown.
         read = [name for name, kind in rows.features.items() if name in COLUMNS or holds_text(kind)]
         self._rows = rows.select_columns(read or rows.column_names).with_format("arrow")
+        # Stored as text, as the messages of a file are whose contents are now texts, now blocks.
+        self._json = Features({name: kind for name, kind in rows.features.items() if name in read and holds_json(kind)})
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
-        return self._rows[index].to_pylist()[0]
+        row = self._rows[index].to_pylist()[0]
+        return {**row, **self._json.decode_example({name: row[name] for name in self._json})} if self._json else row
 
 
 def _can_open(picture):

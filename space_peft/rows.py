@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -13,9 +13,10 @@ from .pictures import refers_to_media
 
 
 _MEDIA = tuple(
-    getattr(datasets, name) for name in ("Image", "Audio", "Video", "Pdf", "Array2D", "Array3D", "Array4D", "Array5D")
+    getattr(datasets, name) for name in ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh", "Array2D", "Array3D", "Array4D", "Array5D")
     if hasattr(datasets, name)
 )  # fmt: skip
+_JSON = getattr(datasets, "Json", None)  # not in older versions
 
 
 def check_kind(rows, what: str) -> None:
@@ -136,11 +137,20 @@ def _holds_media(feature, depth: int = 0) -> bool:
 
 def holds_text(feature) -> bool:
     """Whether a column of a dataset holds strings, maybe in lists."""
+    return _holds(feature, lambda part: getattr(part, "dtype", None) in ("string", "large_string", "string_view"))
+
+
+def holds_json(feature) -> bool:
+    """Whether a column of a dataset holds values of any kind, which are stored as JSON."""
+    return _JSON is not None and _holds(feature, lambda part: isinstance(part, _JSON))
+
+
+def _holds(feature, wanted: Callable[[Any], bool]) -> bool:
     if isinstance(feature, Mapping):
-        return any(map(holds_text, feature.values()))
-    if isinstance(feature, (list, tuple)) or hasattr(feature, "feature"):
-        return any(map(holds_text, feature)) if isinstance(feature, (list, tuple)) else holds_text(feature.feature)
-    return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
+        return any(_holds(part, wanted) for part in feature.values())
+    if isinstance(feature, (list, tuple)):
+        return any(_holds(part, wanted) for part in feature)
+    return wanted(feature) or hasattr(feature, "feature") and _holds(feature.feature, wanted)
 
 
 def unread_media_of(row: Mapping[str, Any], read: Collection[str], *, addresses: bool) -> str | None:

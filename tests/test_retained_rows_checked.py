@@ -2,6 +2,7 @@
 
 import io
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -263,3 +264,16 @@ def test_too_few_rows_for_a_certificate_are_said(rows, held_out, share, says):
 def test_enough_rows_for_a_certificate_are_not(recwarn, rows, held_out, share):
     warn_if_few(rows, held_out, share)
     assert not recwarn
+
+
+def test_messages_that_are_stored_as_json():
+    block = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    lines = [_said("user"), _said("user", block)]
+    lines = [{"messages": [*line["prompt"], *line["completion"]]} for line in lines]
+    options = {"on_mixed_types": "use_json"} if hasattr(datasets, "Json") else {}
+    if not options:
+        pytest.skip("this version of datasets does not store mixed contents")
+    rows = Dataset.from_list(lines, **options).add_column("images", [[], [{"bytes": _bytes(), "path": None}]])
+    retained = RetainedRows(rows.cast_column("images", List(ImageFeature())))
+    assert retained.has_image() == [False, True] and retained.count_target(["cat"]) == 1
+    assert retained[1]["prompt"][0]["content"] == block and len(retained[1]["images"]) == 1
