@@ -17,7 +17,7 @@ from space_peft.card_data import ErasureCardData
 from space_peft.escape import code_span, markdown_text
 from space_peft.licenses import check_license
 from space_peft.manifest import write_manifest
-from space_peft.names import mentions
+from space_peft.names import check_aliases, check_concept, mentions
 
 from .card import GENERATED
 from .commit import commit_folder
@@ -136,7 +136,7 @@ def _redacted(
         raise ValueError(
             "pass the adapter's folder as `redaction_folder`: its salt makes the same hash as the adapter's."
         )
-    names = [info["concept"], *(info.get("aliases") or [])]
+    names = [check_concept(info["concept"]), *check_aliases(info.get("aliases"))]
     for text in filter(None, announced):
         if mentions(text, names):
             raise ValueError(f"{text!r} mentions the concept whose name is to be redacted; choose another text.")

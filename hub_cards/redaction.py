@@ -17,7 +17,7 @@ from pathlib import Path
 
 from space_peft._io import write_json
 from space_peft.card_data import ErasureCardData
-from space_peft.names import find_mentions, fold, mentions
+from space_peft.names import check_name_list, find_mentions, fold, mentions
 from space_peft.safe_json import read_json
 
 from .local_traces import LINES, Finding, file_texts
@@ -93,6 +93,7 @@ def without_name(data: ErasureCardData, names: Sequence[str], salt: bytes) -> Er
     Raises:
         ValueError: If the base model's id mentions a name: a card must state the base model.
     """
+    names = check_name_list(names)
     if data.base_model and mentions(data.base_model, names):
         raise ValueError(f"the base model's id {data.base_model!r} names the concept, so its name cannot be redacted.")
     content = redact_values({**data.to_dict(), "concept": "", "aliases": []}, names)
@@ -108,12 +109,16 @@ def without_name(data: ErasureCardData, names: Sequence[str], salt: bytes) -> Er
 
 def redact_values(content, names: Sequence[str]):
     """A copy of a JSON value in which every text that mentions a name is `REDACTED`, whole: no rest of it is left."""
+    return _redacted(content, check_name_list(names))
+
+
+def _redacted(content, names: Sequence[str]):
     if isinstance(content, str):
         return REDACTED if mentions(content, names) else content
     if isinstance(content, list):
-        return [redact_values(value, names) for value in content]
+        return [_redacted(value, names) for value in content]
     if isinstance(content, dict):
-        return {key: redact_values(value, names) for key, value in content.items()}
+        return {key: _redacted(value, names) for key, value in content.items()}
     return content
 
 
@@ -146,6 +151,7 @@ def find_names(folder: str | os.PathLike, names: Sequence[str]) -> list[Finding]
     Returns:
         `list[Finding]`: One entry a place; they name the place, not the name.
     """
+    names = check_name_list(names)
     folder, found = Path(folder), []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         file = path.relative_to(folder).as_posix()

@@ -25,7 +25,7 @@ from space_peft.card_data import CARD_DATA_NAME, ErasureCardData, is_local_path
 from space_peft.evaluation.report import REPORT_NAME
 from space_peft.manifest import CHECKPOINT, write_manifest
 from space_peft.measured import check_measured, check_projected
-from space_peft.names import mentions
+from space_peft.names import check_aliases, mentions
 from space_peft.safe_json import member_path, read_json
 
 from .card import GENERATED, erasure_card
@@ -207,7 +207,10 @@ def concept_names(folder: Path, data: ErasureCardData) -> list[str]:
     for file, kind in ((ANCHORS_NAME, "anchors' provenance"), (REPORT_NAME, "report")):
         if (folder / file).exists():
             content = read_json(folder / file, kind=kind)
-            names += [content.get("concept"), *(content.get("aliases") or [])]
+            try:
+                names += [content.get("concept"), *check_aliases(content.get("aliases"))]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{file} in {str(folder)!r}: {error}") from error
     names = list(dict.fromkeys(name for name in names if isinstance(name, str) and name.strip()))
     if not names:
         raise ValueError(

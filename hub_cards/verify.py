@@ -152,11 +152,11 @@ def verify_erasure(
         huggingface_hub.errors.HfHubHTTPError: If the repository cannot be downloaded.
         ConnectionError: If the connection breaks.
     """
+    concept = None if concept is None else check_concept(concept)
     source = fetch(repo_or_folder, revision=revision, token=token)
     rows = None if retain_dataset is None else RetainedRows(retain_dataset)
     searched = None
     if audit or images is not None:
-        concept = None if concept is None else check_concept(concept)
         searched = _Audit(concept, tuple(images or ()), questions_of(question), steps if audit else None)
     checks = [_executable(source), *_hashes(source)]
     # Each stage trusts what the one before has found.

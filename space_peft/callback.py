@@ -18,6 +18,7 @@ from .identity import data_digest, fit_differences, fit_digest, protect_digest
 from .layers import adapted_layers, adapter_config
 from .null_space import NullSpace, load_null_spaces, save_null_spaces
 from .projection import AttachedNullSpace, attach_null_space, offload_null_spaces
+from .rows import check_loader
 
 
 logger = get_logger(__name__)
@@ -61,6 +62,7 @@ class NullSpaceCallback(TrainerCallback):
         protect (`list[dict[str, NullSpace]]`, *optional*): See [`fit_null_space`].
 
     Raises:
+        TypeError: If `retain_dataloader` is a dataset, which gives rows instead of batches.
         ValueError: If neither or both of `retain_dataloader` and `null_spaces` are given.
     """
 
@@ -79,6 +81,8 @@ class NullSpaceCallback(TrainerCallback):
     ):
         if (retain_dataloader is None) == (null_spaces is None):
             raise ValueError("give either `retain_dataloader` or `null_spaces`, and not both.")
+        if retain_dataloader is not None:
+            check_loader(retain_dataloader)
         self.retain_dataloader = retain_dataloader
         self.null_spaces = null_spaces
         self.adapter_name = adapter_name

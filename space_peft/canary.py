@@ -21,7 +21,7 @@ from .anchors.pixels import find_layout
 from .canary_items import MAX_TOKENS, MOST_ITEMS, Answer, CanaryItem, read_item
 from .fingerprint import BaseFingerprint, compare_base, fingerprint_base
 from .layers import deployed_model
-from .names import mentions
+from .names import check_aliases, check_name_list, mentions
 from .prompts import build_batch, load_rgb, to_device
 from .questions import QuestionSet
 from .safe_json import read_json
@@ -62,6 +62,7 @@ class Canary:
             names (`list[str]`, *optional*): Items with a text that mentions one of them are left out.
             images (`bool`, defaults to `True`): Whether items with a picture file stay.
         """
+        names = check_aliases(names, what="names")
         kept = [
             item
             for item in self.items
@@ -194,6 +195,7 @@ def make_canary(
     Raises:
         ValueError: If every question mentions the concept.
     """
+    names = check_name_list(names)
     asked = [question for question in questions.naming if not mentions(question, names)]
     if not asked:
         raise ValueError(

@@ -13,7 +13,7 @@ from torch import nn
 from .anchors.encoders import OwnSpaceEncoder
 from .anchors.select import concept_embedding
 from .features import multimodal_core
-from .names import check_concept
+from .names import check_aliases, check_concept
 from .targets import PROJECTOR_PARTS, VISION_PARTS
 
 
@@ -83,6 +83,7 @@ def project_concept(
     if not (math.isfinite(strength) and strength > 0):
         raise ValueError(f"`strength` must be a positive number, got {strength}.")
     concept = check_concept(concept)
+    aliases = check_aliases(aliases, concept=concept)
     layer = last_projection(model) if layer is None else layer
     module = dict(model.named_modules()).get(layer)
     if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():

@@ -20,6 +20,7 @@ from .identity import DataDigest, FitIdentity, base_checksum, protect_digest
 from .layers import adapted_layers, adapter_config, base_model, check_untied, deployed_model
 from .null_space import NullSpace, NullSpaceFitter
 from .prompts import takes_logits_to_keep, to_device
+from .rows import check_all_read, check_batch, check_loader
 from .token_sample import TokenSample
 
 
@@ -183,8 +184,15 @@ def collect_moments(
             return
         if name not in fitters:
             fitters[name] = new_fitter(x.shape[-1], name)
+        sequences = sample.sequences(x.shape[:-1]) if statistics == "pooled" else None
         for group, mask in parts():
-            fitters[name].update(x, sample.draw(x.shape[:-1], mask, group), group)
+            if sequences is None:
+                fitters[name].update(x, sample.draw(x.shape[:-1], mask, group), group)
+                continue
+            # A mean for each sequence, not one for all that share a row.
+            for sequence in range(int(sequences.max()) + 1):
+                own = sequences.to(x.device) == sequence
+                fitters[name].update(x[own][None], None if mask is None else mask[own][None], group)
 
     observe_inputs(
         model,
@@ -242,6 +250,7 @@ def observe_inputs(
     Returns:
         `int`: Number of batches.
     """
+    check_loader(dataloader)
     inner = base_model(model)
     language = _language_modules(inner)
     visual_tokens = _visual_tokens(inner, image_token_id)
@@ -276,8 +285,7 @@ def observe_inputs(
         for batch, counted in tqdm(  # noqa: B007
             shares, desc=desc, total=total, disable=not _shows_progress(progress), leave=False
         ):
-            if not isinstance(batch, Mapping):
-                raise TypeError(f"a batch is a {type(batch).__name__}; expected a dict of tensors.")
+            check_batch(batch, batches)
             inputs = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
             masks[:] = _token_masks(inputs, visual_tokens)
             batches += 1
@@ -290,6 +298,7 @@ def observe_inputs(
             model(**inputs)
             if after_batch is not None:
                 after_batch()
+    check_all_read(dataloader, batches, total)
     if batches == 0:
         raise ValueError("the retained data are empty: the dataloader gave no batch. Give at least one retained row.")
     return batches

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from functools import lru_cache
 
 
@@ -41,6 +41,25 @@ _INITIALS = re.compile(r"((?:[^\W\d_]\.)+)([^\W\d_]{2}.*)?")
 _ABBREVIATION = re.compile(r"[^\W\d_]{2,4}\.")
 
 
+def _check_name(name: str, what: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a string, got {type(name).__name__}.")
+    stripped = " ".join(name.split())
+    if not any(unicodedata.category(character)[0] not in "ZC" for character in stripped):
+        raise ValueError(
+            f"{what} is empty, it has no visible character (got {name[:40]!r}); pass the name the model answers with."
+        )
+    if any(unicodedata.category(character) == "Cs" for character in stripped):
+        # A shell passes bytes that are no UTF-8 on as lone surrogates; no file could hold such a name.
+        raise ValueError(f"{what} {stripped[:40]!r} holds bytes that are not UTF-8; pass it as UTF-8 text.")
+    if len(stripped) > MAX_NAME_LENGTH:
+        raise ValueError(
+            f"{what} has {len(stripped)} characters, more than {MAX_NAME_LENGTH}; pass the name alone and "
+            "put what describes it into `description`."
+        )
+    return stripped
+
+
 def check_concept(concept: str) -> str:
     """Returns the concept's name, stripped.
 
@@ -48,43 +67,54 @@ def check_concept(concept: str) -> str:
         TypeError: If it is no string.
         ValueError: If it is empty, blank, longer than `MAX_NAME_LENGTH` characters, or cannot be written as UTF-8.
     """
-    if not isinstance(concept, str):
-        raise TypeError(f"the concept must be a string, got {type(concept).__name__}.")
-    stripped = " ".join(concept.split())
-    if not any(unicodedata.category(character)[0] not in "ZC" for character in stripped):
-        raise ValueError(f"the concept's name is empty (got {concept[:40]!r}); pass the name the model answers with.")
-    if any(unicodedata.category(character) == "Cs" for character in stripped):
-        # A shell passes bytes that are no UTF-8 on as lone surrogates; no file could hold such a name.
-        raise ValueError(f"the concept's name {stripped[:40]!r} holds bytes that are not UTF-8; pass it as UTF-8 text.")
-    if len(stripped) > MAX_NAME_LENGTH:
-        raise ValueError(
-            f"the concept's name has {len(stripped)} characters, more than {MAX_NAME_LENGTH}; pass the name alone and "
-            "put what describes it into `description`."
-        )
-    return stripped
+    return _check_name(concept, "the concept's name")
 
 
-def check_aliases(aliases: Iterable[str] | None) -> tuple[str, ...]:
-    """Returns the aliases, each stripped and checked as a concept's name is.
+def check_aliases(
+    aliases: Iterable[str] | None, *, concept: str | None = None, what: str = "aliases"
+) -> tuple[str, ...]:
+    """Returns the aliases, each stripped and checked as a concept's name is; those that stand twice are dropped.
+
+    This is the one gate for lists of names, whatever a function calls them.
 
     Args:
         aliases (`list[str]`, *optional*): Other names.
+        concept (`str`, *optional*): The concept, which is dropped as well where it is among them.
+        what (`str`, defaults to `"aliases"`): What they were passed as, for errors.
 
     Raises:
-        TypeError: If `aliases` is a single string, whose letters would be taken for names, or one is no string.
+        TypeError: If `aliases` is a single string, whose letters would be taken for names, or no list of strings.
         ValueError: If one is blank or too long.
     """
+    if aliases is None:
+        return ()
     if isinstance(aliases, (str, bytes)):
+        given = aliases if isinstance(aliases, str) else aliases.decode(errors="replace")
+        raise TypeError(f"expected `{what}` to be a sequence of names, got the string {aliases!r}: write [{given!r}].")
+    if isinstance(aliases, Mapping) or not isinstance(aliases, Iterable):
         raise TypeError(
-            f"expected `aliases` to be a sequence of names, got the string {aliases!r}: write [{aliases!r}]."
+            f"expected `{what}` to be a sequence of names, got a {type(aliases).__name__}: {aliases!r:.80}."
         )
-    checked = []
-    for index, alias in enumerate(aliases or ()):
-        try:
-            checked.append(check_concept(alias))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"alias {index}: {error}") from error
-    return tuple(checked)
+    one = "alias" if what == "aliases" else f"`{what}`"
+    # A set has another order in each process, and results must not depend on it.
+    given = sorted(aliases, key=str) if isinstance(aliases, Set) else aliases
+    kept = {} if concept is None else {concept.casefold(): None}
+    for index, alias in enumerate(given):
+        alias = _check_name(alias, f"{one} {index}: the name")
+        kept.setdefault(alias.casefold(), alias)
+    return tuple(alias for alias in kept.values() if alias is not None)
+
+
+def check_name_list(names: Iterable[str], what: str = "names") -> tuple[str, ...]:
+    """Returns a concept's name and its aliases in one list, checked by the rules of `check_aliases`.
+
+    Raises:
+        TypeError: If it is a single string or no list of strings.
+        ValueError: If there is none, or one is blank or too long.
+    """
+    if not (checked := check_aliases(names, what=what)):
+        raise ValueError(f"`{what}` is empty; pass the concept's name, and its aliases after it.")
+    return checked
 
 
 def fold(text: str) -> str:

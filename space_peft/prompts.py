@@ -15,36 +15,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PaliGemmaProcessor
 
+from .pictures import load_rgb
 from .questions import Dialogue, Question
 
 
 IGNORE_INDEX = -100
-
-
-def load_rgb(image) -> Image.Image:
-    """Returns a decoded RGB image, transparent parts on white.
-
-    Args:
-        image (`PIL.Image.Image`): In any mode (L, P, RGBA, CMYK, ...).
-
-    Raises:
-        TypeError: If it is no PIL image.
-        ValueError: If its file does not decode.
-    """
-    if not isinstance(image, Image.Image):
-        raise TypeError(
-            f"expected a PIL image, got {type(image).__name__}; cast the column with `dataset.cast_column('image', Image())`."
-        )
-    try:
-        image.load()  # PIL reads lazily: a broken file shows only now.
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            canvas = Image.new("RGBA", image.size, "white")
-            canvas.alpha_composite(image)
-            image = canvas
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"image {getattr(image, 'filename', '') or image!r} does not decode: {error}.") from error
 
 
 def image_token(processor) -> str:
@@ -105,7 +80,8 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
         outside the completions, and what the processor adds (`pixel_values`, ...).
 
     Raises:
-        ValueError: If there is no chat template, it does not extend the prompt by the completion, or there are no rows.
+        ValueError: If there is no chat template, it does not extend the prompt by the completion, there are no rows, or a
+            row says the image token as text or has other pictures than its prompt shows.
     """
     if len(rows) == 0:
         raise ValueError("got no rows to encode; expected at least one conversation.")
@@ -116,7 +92,8 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
         )
     tokenizer = processor.tokenizer
     prompts, completions = [], []
-    for row in rows:
+    for number, row in enumerate(rows):
+        _check_no_image_token(processor, row, number)
         tokens = row.get("answer_tokens")
         prompt, answer = _split_rendering(processor, {**row, "completion": []} if tokens is not None else row)
         prompts.append(prompt)
@@ -125,8 +102,13 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
         completions.append(list(tokens))
     # By row: processors that allow several images a row take a flat list for one row's.
     images = [[load_rgb(image) for image in row["images"]] for row in rows]
-    inputs = _encode_prompts(processor, prompts, images)
-    batch = dict(inputs)
+    try:
+        batch = _encode_prompts(processor, prompts, images)
+    except StopIteration as error:
+        # Some processors run out of images so. Within a dataloader it would end the epoch, and nobody would know.
+        raise ValueError(
+            f"{type(processor).__name__} found more image tokens than images: the rows have {list(map(len, images))}."
+        ) from error
     width = max(len(ids) for ids in completions)
     shape = batch["input_ids"].shape  # (n, length of the prompts)
     tail = torch.full((shape[0], width), tokenizer.pad_token_id)
@@ -150,6 +132,19 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
             batch[key] = torch.cat([value, value.new_full((shape[0], width), kind)], dim=1)
     batch["labels"] = torch.cat([labels, tail.masked_fill(tail_mask == 0, IGNORE_INDEX)], dim=1)
     return batch
+
+
+def _check_no_image_token(processor, row: dict, number: int) -> None:
+    """Refuses the image token as text: the model would be given a place for a picture that is not there."""
+    token = getattr(processor, "image_token", None)
+    if not isinstance(token, str) or not token:
+        return
+    for message in (*row["prompt"], *row["completion"]):
+        if any(token in (block.get("text") or "") for block in message["content"] if isinstance(block, dict)):
+            raise ValueError(
+                f"row {number} of a batch says the image token {token!r} as text; take it out, and show pictures with a "
+                "block of type 'image'."
+            )
 
 
 def _split_rendering(processor, row: dict) -> tuple[str, str]:

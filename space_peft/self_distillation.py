@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 from ._io import atomic_path
 from .fingerprint import fingerprint_base
 from .layers import deployed_model
-from .names import mentions
+from .names import check_aliases, mentions
 from .prompts import conversation, generate_tokens, load_rgb
 from .questions import DEFAULT_QUESTIONS, Question
+from .rows import check_rows
 
 
 def retained_answers(
@@ -59,6 +60,9 @@ def retained_answers(
     Raises:
         ValueError: If there is nothing to ask, an image does not decode, or the cache belongs to something else.
     """
+    names = check_aliases(names, what="names")
+    if images is not None:
+        images = check_rows(images, "images")
     if images is not None and hasattr(images, "column_names"):
         if "image" not in images.column_names:
             raise ValueError(f"`images` has the columns {images.column_names}; expected a column `image`.")

@@ -28,7 +28,7 @@ from space_peft.measured import saved_digest
 from space_peft.names import check_aliases, check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
-from space_peft.retain import RetainedRows, split_retained
+from space_peft.retain import RetainedRows, split_retained, warn_if_few
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
 from .checkpoints import last_complete_checkpoint
@@ -154,7 +154,8 @@ class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Tra
             raise ValueError(
                 "`keep_model` is `model` itself, which gets the adapter; pass a copy of the original model."
             )
-        self.concept, self.aliases = check_concept(concept), list(check_aliases(aliases))
+        self.concept = check_concept(concept)
+        self.aliases = list(check_aliases(aliases, concept=self.concept))
         self.questions, self.probes = questions or DEFAULT_QUESTIONS, probes
         self.retained = RetainedRows(retain_dataset)
         if mentioned := self.retained.count_target([self.concept, *self.aliases]):
@@ -189,6 +190,9 @@ class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Tra
         self.own_answers = own_answers and args.own_answers
         forget = located_rows(processing_class, forget)
         fitted, held_out = split_retained(len(self.retained), args.certificate_share, args.seed)
+        constrained = isinstance(model.peft_config[ADAPTER], SpaceLoraConfig)
+        if constrained:
+            warn_if_few(len(self.retained), len(held_out), args.certificate_share)
         self._training_rows = forget, fitted
         train_dataset = self._pair_rows(args)
         self.held_out = retained_loader(processing_class, self.retained, held_out, args.fit_batch_size)
@@ -197,7 +201,6 @@ class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Tra
             # Every layer is used in every step, but not in each of its two forward passes. DDP would look for unused
             # ones after each, and take those that the second does not use for done.
             args.ddp_find_unused_parameters = False
-        constrained = isinstance(model.peft_config[ADAPTER], SpaceLoraConfig)
         if protect and not constrained:
             raise ValueError("`protect` is kept by the null space; pass a SpaceLoraConfig as `peft_config`.")
         self.protect = list(protect)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,11 @@ from transformers import PreTrainedModel
 from space_peft import distributed
 from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_odds
 from space_peft.names import check_aliases, check_concept
-from space_peft.prompts import answer_logits, load_rgb
+from space_peft.pictures import load_rgb, open_picture
+from space_peft.prompts import answer_logits
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
-from space_peft.retain import to_conversation
+from space_peft.retain import read_row
+from space_peft.rows import check_rows
 
 from .erasure_trainer import ErasureTrainer
 from .forget_config import ForgetConfig
@@ -37,14 +39,19 @@ def forget_conversations(dataset: Dataset | Sequence[dict], names: Sequence[str]
     """
     rows = list(dataset)
     if images_alone(rows):
-        missing = next((i for i, row in enumerate(rows) if row.get("image") is None), None)
-        if missing is not None:
-            raise ValueError(
-                f"row {missing} of `forget_dataset` has the columns {sorted(rows[missing])}; expected an `image`, or "
-                "one of TRL's formats with `images`."
-            )
-        return forget_rows([row["image"] for row in rows], names, questions)
-    conversations = [to_conversation(row) for row in rows]
+        images = []
+        for i, row in enumerate(rows):
+            if row.get("image") is None:
+                raise ValueError(
+                    f"row {i} of `forget_dataset` has the columns {sorted(row)}; expected an `image`, or one of TRL's "
+                    "formats with `images`."
+                )
+            try:
+                images.append(load_rgb(open_picture(row["image"])))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"row {i} of `forget_dataset`: {error}") from error
+        return forget_rows(images, names, questions)
+    conversations = [read_row(rows, i, "row to forget") for i in range(len(rows))]
     for i, row in enumerate(conversations):
         if not row["images"]:
             raise ValueError(
@@ -57,6 +64,9 @@ def forget_conversations(dataset: Dataset | Sequence[dict], names: Sequence[str]
 
 def images_alone(rows: Sequence[dict]) -> bool:
     """Whether the rows to forget are images without conversations, which are then asked questions."""
+    other = next((i for i, row in enumerate(rows) if not isinstance(row, Mapping)), None)
+    if other is not None:
+        raise ValueError(f"row {other} of `forget_dataset` is a {type(rows[other]).__name__}; expected a dict.")
     return all(row.get("messages") is None and row.get("prompt") is None for row in rows)
 
 
@@ -65,7 +75,7 @@ def _concept_of(dataset) -> str:
     if isinstance(dataset, Dataset):
         names = set(dataset["name"]) if "name" in dataset.column_names else set()
     else:
-        names = {row.get("name") for row in dataset}
+        names = {row.get("name") for row in dataset if isinstance(row, Mapping)}
     return names.pop() or "" if len(names) == 1 else ""
 
 
@@ -113,14 +123,15 @@ class ForgetTrainer(ErasureTrainer):
         questions: QuestionSet | None = None,
         **kwargs,
     ):
+        forget_dataset = None if forget_dataset is None else check_rows(forget_dataset, "forget_dataset")
         if forget_dataset is None or len(forget_dataset) == 0:
             raise ValueError(
                 "`forget_dataset` is empty: this method needs images of the concept; SpaceTrainer does not."
             )
         if args is None:
             args = self._config_class(output_dir=f"{self._name.lower()}-output")
-        concept = check_concept(concept or _concept_of(forget_dataset))
-        names = [concept, *check_aliases(aliases)]
+        concept = check_concept(_concept_of(forget_dataset) if concept is None else concept)
+        names = [concept, *check_aliases(aliases, concept=concept)]
         super().__init__(
             model,
             args,

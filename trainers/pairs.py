@@ -93,9 +93,10 @@ class PairedRows(torch.utils.data.Dataset):
         new = _endless(len(rows), min(left // 2, often), self._generator)
         old = _endless(known, left - len(new), self._generator)
         # Spread evenly, so that every batch holds its share.
-        spread = {round((i + 0.5) * left / len(new)) for i in range(len(new))} if new else set()
-        fresh, usual = iter(known + row for row in new), iter(old)
-        self.forget_order[item:] = [next(fresh) if place in spread else next(usual) for place in range(left)]
+        spread = [round((i + 0.5) * left / len(new)) for i in range(len(new))]
+        rest = sorted(set(range(left)) - set(spread))
+        order = dict(zip(spread, (known + row for row in new), strict=True)) | dict(zip(rest, old, strict=True))
+        self.forget_order[item:] = [order[place] for place in range(left)]
 
     def __len__(self) -> int:
         return len(self.forget_order)

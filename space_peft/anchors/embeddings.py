@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from .._io import atomic_path
 from ..distributed import gather_objects, rank_and_size
+from ..pictures import RECIPE
 from .encoders import Encoder
 from .pool import Pool, undecodable
 from .processes import fail_together
@@ -270,7 +271,7 @@ def _cache_folder(pool: Pool, encoder: Encoder, cache_dir) -> Path | None:
         cache_dir = Path(datasets.config.HF_CACHE_HOME).expanduser() / "space_peft"
     column = pool.image_column if encoder.reads == "image" else pool.caption_column
     key = "\n".join(
-        [pool.fingerprint, str(len(pool)), str(SHARD_ROWS), encoder.reads, str(column), encoder.fingerprint]
+        [pool.fingerprint, str(len(pool)), str(SHARD_ROWS), encoder.reads, str(column), encoder.fingerprint, RECIPE]
     )
     folder = Path(cache_dir) / f"embeddings-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     # Before hours of embedding, not after: a folder that cannot be written is an error at once.

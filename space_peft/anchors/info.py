@@ -12,6 +12,7 @@ import json
 
 from datasets import Dataset, Value
 
+from ..rows import check_kind
 from ..safe_json import parse_json
 
 
@@ -31,8 +32,12 @@ def anchor_info(dataset: Dataset) -> dict:
         `dict`: A fresh copy; change it and store it with `set_anchor_info`.
 
     Raises:
+        TypeError: If it is no `datasets.Dataset`.
         ValueError: If the dataset holds no provenance.
     """
+    check_kind(dataset, "anchors")
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"expected anchors as a `datasets.Dataset`, got a {type(dataset).__name__}.")
     feature = dataset.features.get(PROVENANCE_COLUMN)
     text = getattr(feature, "id", None)
     try:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Value
 from PIL import Image
 
-from ..prompts import load_rgb
+from ..pictures import load_rgb
+from ..rows import check_kind
 
 
 CAPTION_COLUMNS = ("caption", "captions", "name", "title", "text", "label")
@@ -90,18 +91,9 @@ def open_pool(
 
     Raises:
         TypeError: If it is no `datasets.Dataset`.
-        ValueError: If it is empty, or a column is missing or of another type.
+        ValueError: If it is empty, has a transform, or a column is missing or of another type.
     """
-    if isinstance(pool, IterableDataset):
-        raise TypeError(
-            "got an IterableDataset as pool; anchors are picked over the whole pool, which "
-            "needs random access. Store a "
-            "part of it: `Dataset.from_list(list(pool.take(10_000)), features=pool.features)`."
-        )
-    if isinstance(pool, DatasetDict):
-        raise TypeError(
-            f"got a DatasetDict as pool; pass one of its splits, e.g. `pool[{next(iter(pool), 'train')!r}]`."
-        )
+    check_kind(pool, "pool")
     if not isinstance(pool, Dataset):
         raise TypeError(f"expected the pool to be a `datasets.Dataset`, got {type(pool).__name__}.")
     if len(pool) == 0:
@@ -111,6 +103,8 @@ def open_pool(
             raise ValueError(
                 f"the pool has no column {column!r}, its columns are {pool.column_names}: set `{what}_column`."
             )
+    if pool.format["type"] == "custom":
+        raise ValueError("the pool has a transform, which would not be applied; store its result with `pool.map`.")
     fingerprint = pool._fingerprint
     # Without format and search indexes, which `with_format` and others would copy, however large they are.
     pool = Dataset(pool.data, info=pool.info, split=pool.split, indices_table=pool._indices, fingerprint=fingerprint)

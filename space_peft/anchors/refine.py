@@ -18,8 +18,10 @@ from ..form_tree import FormTree
 from ..layers import evaluating
 from ..losses import name_log_odds
 from ..mention_rows import add_branches, answered_with, mention_tensors, own_answers, placed
+from ..names import check_concept, check_name_list
 from ..prompts import answer_logits, encode_conversations, load_rgb, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
+from ..rows import check_kind
 from .encoders import OwnSpaceEncoder
 from .info import anchor_info, set_anchor_info
 from .pixel_ascent import ascend_pixels, frozen, layout_batches
@@ -66,7 +68,7 @@ def name_probabilities(
     Raises:
         ValueError: If the tokenizer cannot write the name.
     """
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = check_name_list((names,) if isinstance(names, str) else names)
     trees = {names: FormTree.of(names, processor.tokenizer)}
     rows = [answered_with(processor, question, names, image) for image in images]
     rows = add_branches(model, processor, rows, trees, batch_size, look_into=1e-4)
@@ -127,14 +129,13 @@ def refine_anchors(
         ValueError: If the anchors are empty or carry no concept, `steps` < 1, or the processor's pixel layout is not
             supported.
     """
+    check_kind(anchors, "anchors")
     if len(anchors) == 0:
         raise ValueError("got no anchors to refine; `select_anchors` must find at least one.")
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
     info = anchor_info(anchors)
-    concept = concept or info.get("concept")
-    if not concept:
-        raise ValueError("the anchors carry no concept (not made by `select_anchors`?): pass `concept=`.")
+    concept = check_concept(info["concept"] if concept is None else concept)
     with frozen(model):
         raw = [load_rgb(image) for image in anchors["image"]]
         e_c = text_anchor(model, processor, concept, info)

@@ -269,6 +269,7 @@ def concept_embedding(
     Returns:
         `np.ndarray`: `(d,)` float32, of length 1.
     """
+    concept, aliases, description = check_names(concept, aliases, description)
     templates = encoder.templates if templates is None else templates
     texts = [template.replace("{}", name) for name in (concept, *aliases) for template in templates]
     texts += [description] if description else []

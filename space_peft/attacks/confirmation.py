@@ -95,7 +95,7 @@ def confirmation_attack(
         ValueError: If there are no images, questions or absent names, or one of these names the target.
     """
     concept = check_concept(concept)
-    absent = check_names(processor, "absent_names", absent_names, (concept, *check_aliases(aliases)))
+    absent = check_names(processor, "absent_names", absent_names, (concept, *check_aliases(aliases, concept=concept)))
     asked = tuple(dict.fromkeys((*questions.confirm_held_out, *questions.confirm)))
     if not images or not asked:
         raise ValueError(f"got {len(images)} images and {len(asked)} yes/no questions; at least one of each is needed.")

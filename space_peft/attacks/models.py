@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from ..layers import deployed_model
-from ..names import check_concept, mentions
+from ..names import check_aliases, mentions
 from ..prompts import generate_answers
 from ..questions import Question
 
@@ -110,9 +110,7 @@ def check_names(processor, argument: str, names: Sequence[str], target: Sequence
         TypeError: If it is a single string.
         ValueError: If there is none, one names the target, or one holds a word the tokenizer does not know.
     """
-    if isinstance(names, str):
-        raise TypeError(f"`{argument}` must be a list of names, got the single string {names!r}.")
-    checked = tuple(dict.fromkeys(check_concept(name) for name in names))
+    checked = check_aliases(names, what=argument)
     if not checked:
         raise ValueError(
             f"`{argument}` is empty: without another name there is no control. Pass names the model knows."

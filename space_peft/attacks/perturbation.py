@@ -130,7 +130,8 @@ def perturbation_attack(
         ValueError: If there are no images or no perturbations.
     """
     concept = check_concept(concept)
-    aliases = check_aliases(aliases)
+    aliases = check_aliases(aliases, concept=concept)
+    other_names = check_aliases(other_names, what="other_names")
     if not images or not perturbations or repeats < 1:
         raise ValueError(
             f"got {len(images)} images, {len(perturbations)} perturbations and repeats={repeats}; at least one of each "

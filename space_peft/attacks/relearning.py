@@ -189,7 +189,8 @@ def relearning_curve(
             is asked of a model without adapter.
     """
     concept = check_concept(concept)
-    others = check_names(processor, "other_names", other_names, (concept, *check_aliases(aliases)))
+    aliases = check_aliases(aliases, concept=concept)
+    others = check_names(processor, "other_names", other_names, (concept, *aliases))
     if weights not in LEARNING_RATES:
         raise ValueError(f"`weights` must be one of {tuple(LEARNING_RATES)}, got {weights!r}.")
     learning_rate = LEARNING_RATES[weights] if learning_rate is None else learning_rate

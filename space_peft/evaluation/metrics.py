@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
-from ..names import find_mentions, fold, mentions, word_edge
+from ..names import check_aliases, check_concept, find_mentions, fold, mentions, word_edge
 
 
 # How an answer declines, in normalised form; an answer that starts with one of these is a refusal.
@@ -164,7 +164,10 @@ class NamingRate(_AnswerMetric):
                 return mentions(answer, names, others)
             return any(answer[start:end] not in names for start, end in find_mentions(answer, names, others))
 
-        hits = [counts(answer, (name, *aliases)) for answer, name in zip(predictions, references, strict=True)]
+        # A blank name is in no answer: everything would count as forgotten.
+        checked = {name: check_concept(name) for name in set(references)}
+        aliases, others = check_aliases(aliases), check_aliases(others, what="others")
+        hits = [counts(answer, (checked[name], *aliases)) for answer, name in zip(predictions, references, strict=True)]
         return _result("naming_rate", hits, return_hits)
 
 
@@ -221,6 +224,8 @@ class AnswerFluency(_AnswerMetric):
         if valid_answers is None:
             hits = [is_fluent(answer) for answer in predictions]
         else:
+            if isinstance(valid_answers, (str, bytes)):
+                raise TypeError(f"`valid_answers` must be a list of answers, got the single string {valid_answers!r}.")
             valid = {normalize_answer(answer) for answer in valid_answers}
             hits = [
                 normalize_answer(answer) in valid or (is_refusal(answer) and is_fluent(answer))

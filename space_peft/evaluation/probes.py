@@ -12,17 +12,19 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
 from .._io import atomic_path
 from ..names import check_aliases, check_concept, mentions
 from ..prompts import generate_answers, load_rgb
-from ..questions import Dialogue, QuestionSet
+from ..questions import Dialogue, Question, QuestionSet
+from ..rows import check_rows
 from .metrics import AnswerFluency, ConfirmationRate, NamingRate, RetentionRate
 
 
@@ -85,7 +87,13 @@ class Probe:
             raise ValueError(f"a probe's name must be a non-empty string, got {self.name!r}.")
         if self.mode not in MODES:
             raise ValueError(f"{label}: mode must be one of {MODES}, got {self.mode!r}.")
-        if self.mode in ("contains_name", "other_form") and not any(name.strip() for name in self.names):
+        object.__setattr__(self, "rows", check_rows(self.rows, f"rows of {label}"))
+        for what in ("names", "valid_answers"):
+            try:
+                check_aliases(getattr(self, what), what=what)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{label}: {error}") from error
+        if self.mode in ("contains_name", "other_form") and not self.names:
             raise ValueError(f"{label}: mode {self.mode!r} needs `names`, the concept's name and aliases.")
         if self.known_only and self.mode not in KEPT_MODES:
             raise ValueError(f"{label}: `known_only` compares with an expected answer: use one of {KEPT_MODES}.")
@@ -176,8 +184,20 @@ def build_probes(
     Returns:
         `list[Probe]`: In the order of `REPORT_KEYS`.
     """
+    rows_of = {
+        "retain_rows": retain_rows, "retain_unseen_rows": retain_unseen_rows, "retain_open_rows": retain_open_rows,
+        "sibling_rows": sibling_rows, "text_rows": text_rows, "text_target_rows": text_target_rows,
+        "target_images": target_images,
+    }  # fmt: skip
+    for what, rows in rows_of.items():
+        rows_of[what] = check_rows(rows, what)
+    if isinstance(target_images, Dataset):
+        raise TypeError("got a Dataset as target_images; pass its column of images, e.g. `target_images['image']`.")
+    retain_rows, retain_unseen_rows, retain_open_rows, sibling_rows, text_rows, text_target_rows, _ = rows_of.values()
     concept = check_concept(concept)
-    names = (concept, *check_aliases(aliases))
+    names = (concept, *check_aliases(aliases, concept=concept))
+    valid_answers = None if valid_answers is None else check_aliases(valid_answers, what="valid_answers")
+    same_kind = check_aliases(same_kind, what="same_kind")
     valid = None if valid_answers is None else tuple(dict.fromkeys([*valid_answers, *names]))
     naming, held_out = questions.naming, questions.naming_held_out
     denied = [question.format(name=concept) for question in questions.confirm_held_out]
@@ -195,9 +215,9 @@ def build_probes(
     asks_name = {*naming, *held_out}
     retained_naming = [
         row
-        for rows in (retain_rows, retain_unseen_rows)
-        for row in rows
-        if row.get("image") is not None and row["question"] in asks_name
+        for what in ("retain_rows", "retain_unseen_rows")
+        for number, row in enumerate(rows_of[what])
+        if _question_of(row, what, number) in asks_name and row.get("image") is not None
     ]
     return [
         Probe("forget", ask(naming[:1], concept), **named),
@@ -215,6 +235,13 @@ def build_probes(
         Probe("text_target", text_target_rows, mode="equals"),
         Probe("fluency", ask((*naming[:1], *held_out), concept) + retained_naming, mode="valid", valid_answers=valid),
     ]
+
+
+def _question_of(row, what: str, number: int) -> Question:
+    if not isinstance(row, Mapping) or row.get("question") is None:
+        got = f"the keys {sorted(row)}" if isinstance(row, Mapping) else f"a {type(row).__name__}"
+        raise ValueError(f"row {number} of `{what}` has {got}; expected a dict with `question`, `answer` and `image`.")
+    return row["question"]
 
 
 def _check_probes(probes: Sequence[Probe]) -> None:
@@ -250,6 +277,8 @@ def _collect(probes: Sequence[Probe], max_new_tokens: int) -> tuple[list[dict], 
         for i in range(len(probe.rows)):
             row = probe.rows[i]
             where = f"probe {probe.label!r}, row {i}"
+            if not isinstance(row, Mapping):
+                raise ValueError(f"{where} is a {type(row).__name__}; expected a dict with `question` and `answer`.")
             question, expected, image = row.get("question"), row.get("answer"), row.get("image")
             if not isinstance(question, Dialogue) and (not isinstance(question, str) or not question.strip()):
                 raise ValueError(f"{where}: `question` must be a non-empty string or a Dialogue, got {question!r}.")
