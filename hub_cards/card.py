@@ -17,7 +17,7 @@ from space_peft._io import atomic_path
 from space_peft.attacks.report import AttackReport
 from space_peft.card_data import ErasureCardData
 from space_peft.escape import code_span, markdown_text, plain_line
-from space_peft.evaluation.intervals import share_interval
+from space_peft.intervals import share_interval
 
 from . import sections
 from .facts import PICTURES, ErasureFacts, read_facts
@@ -66,6 +66,12 @@ def _verbatim(text: str) -> _Markdown:
 
 def _figure(value: float) -> _Markdown:
     return _Markdown(f"{float(value):.2g}" if value else "0")
+
+
+def _figure_up(value: float) -> _Markdown:
+    """Two digits of a bound, rounded up."""
+    digits = 1 - math.floor(math.log10(value)) if value > 0 else 0
+    return _figure(math.ceil(value * 10**digits - 1e-9) / 10**digits)
 
 
 def _number(value: object) -> _Markdown:
@@ -135,11 +141,13 @@ def _template() -> jinja2.Template:
         dataset_link=lambda name: _Markdown(f"[{markdown_text(name)}](https://huggingface.co/datasets/{name})"),
         duration=_duration,
         figure=_figure,
+        figure_up=_figure_up,
         hub_link=lambda name: _Markdown(f"[{markdown_text(name)}](https://huggingface.co/{name})"),
         markdown=_Markdown,
         number=_number,
         paragraph=lambda text: _Markdown(markdown_text(text, limit=_LONG)),
         percent=_percent,
+        percent_up=lambda value: _percent(math.ceil(value * 1000) / 1000),
         percents=_percents,
         setting=_setting,
         share=_share,

@@ -8,8 +8,8 @@ from collections import Counter
 
 from space_peft.attacks.report import LABELS as ATTACK_LABELS
 from space_peft.attacks.report import SHARES
-from space_peft.evaluation.intervals import share_interval
 from space_peft.evaluation.report import KEPT_KEYS, LABELS
+from space_peft.intervals import share_interval
 
 from .facts import ErasureFacts
 
@@ -129,6 +129,9 @@ def certificate_summary(facts: ErasureFacts, worst: int = 5) -> dict | None:
         "largest": max(values["relative_change"]),
         "worst": certificate.worst(worst),
         "within": sum(change <= bound for change, bound in zip(values["change"], values["bound"])),
+        "by_image": certificate.held_out is not None and certificate.held_out.groups > 0,
+        "end_to_end": certificate.end_to_end,
+        "calibration": certificate.calibration,
         "fitted": certificate.fitted_counts,
         "measured": certificate.measured_counts,
     }

@@ -125,7 +125,7 @@ def load_rows(place: str) -> Dataset:
 
 
 def split_retained(rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Rows for fitting and training, and rows held out for the certificate; a function of its arguments alone.
+    """How version 0.1.0 held out rows for a certificate, to check one of it; see [`split_by_content`] for today's way.
 
     Args:
         rows (`int`): Number of retained rows.

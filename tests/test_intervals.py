@@ -2,13 +2,14 @@
 
 import math
 import random
+import statistics
 from fractions import Fraction
 
 import pytest
 
-from space_peft.evaluation.intervals import (
+from space_peft.intervals import (
     MOST_TRIALS,
-    bernstein_upper_bound,
+    bernstein_bound,
     binomial_cdf,
     exact_interval,
     exact_upper_bound,
@@ -79,30 +80,36 @@ def test_what_is_no_count_is_refused(hits, n):
         exact_upper_bound(hits, n)
 
 
+def bernstein_of(values, low, high, confidence=0.95):
+    return bernstein_bound(statistics.fmean(values), statistics.variance(values), len(values), low, high, confidence)
+
+
 def test_bernstein_is_the_published_formula():
     # By hand: as many zeros as ones have the mean 1/2 and the sample variance n / (n - 1) / 4; delta = 0.5 gives ln 4.
     values, variance, log = [0.0] * 200 + [1.0] * 200, 400 / 399 / 4, math.log(4)
     wanted = 0.5 + math.sqrt(2 * variance * log / 400) + 7 * log / (3 * 399)
-    assert bernstein_upper_bound(values, 0, 1, 0.5) == pytest.approx(wanted, rel=1e-12)
+    assert bernstein_of(values, 0, 1, 0.5) == pytest.approx(wanted, rel=1e-12)
     shifted = [10 * value - 4 for value in values]
-    assert bernstein_upper_bound(shifted, -4, 6, 0.5) == pytest.approx(10 * wanted - 4, rel=1e-12)
+    assert bernstein_of(shifted, -4, 6, 0.5) == pytest.approx(10 * wanted - 4, rel=1e-12)
 
 
 def test_bernstein_needs_values_in_its_range():
-    assert bernstein_upper_bound([0.5], 0, 1) is None and bernstein_upper_bound([0.0, 0.0], 0, 1) == 1.0
-    for odd in (1.1, -0.1, math.nan):
-        with pytest.raises(ValueError, match="values in"):
-            bernstein_upper_bound([0.5, odd], 0, 1)
+    assert bernstein_bound(0.5, 0.0, 1, 0, 1) is None and bernstein_of([0.0, 0.0], 0, 1) == 1.0
+    for odd in ((1.1, 0.0), (-0.1, 0.0), (math.nan, 0.0), (0.5, math.nan), (0.5, -1.0)):
+        with pytest.raises(ValueError, match="have no mean"):
+            bernstein_bound(*odd, 10, 0, 1)
     with pytest.raises(ValueError, match="low < high"):
-        bernstein_upper_bound([0.5, 0.5], 1, 1)
+        bernstein_bound(1.0, 0.0, 10, 1, 1)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
 def test_bernstein_holds_as_often_as_promised(share):
     draw = random.Random(0)
-    samples = [[float(draw.random() < share) * draw.random() for _ in range(60)] for _ in range(400)]
-    held = [share / 2 <= bernstein_upper_bound(sample, 0, 1, 0.8) for sample in samples]
+
+    def sample(n):
+        return [float(draw.random() < share) * draw.random() for _ in range(n)]
+
+    held = [share / 2 <= bernstein_of(sample(60), 0, 1, 0.8) for _ in range(400)]
     assert sum(held) >= 0.8 * 400
     # It says something: nowhere near the trivial bound for many values.
-    many = [float(draw.random() < share) * draw.random() for _ in range(5000)]
-    assert bernstein_upper_bound(many, 0, 1) < share / 2 + 0.05
+    assert bernstein_of(sample(5000), 0, 1) < share / 2 + 0.05

@@ -20,9 +20,9 @@ from space_peft._io import write_json
 from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.anchors.refine import name_probabilities
 from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
-from space_peft.canary import CANARY_NAME, Canary, make_canary
+from space_peft.canary import CANARY_NAME
 from space_peft.card_data import ErasureCardData
-from space_peft.certificate import CERTIFICATE_NAME, HeldOut, RetentionCertificate, measure_certificate
+from space_peft.certificate import CERTIFICATE_NAME
 from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.features import multimodal_core
 from space_peft.layers import deployed_model
@@ -31,10 +31,11 @@ from space_peft.measured import note_measured, remove_results, saved_digest
 from space_peft.names import check_aliases, check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
-from space_peft.retain import RetainedRows, split_retained
+from space_peft.retain import RetainedRows
 from space_peft.targets import default_target_modules
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
+from .certifying import CertifyingMixin
 from .checkpoints import last_complete_checkpoint
 from .deployed_answers import (
     DeployedAnswers,
@@ -52,7 +53,7 @@ from .publishing import PublishingMixin
 logger = get_logger(__name__)
 
 
-class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
+class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, PublishingMixin, Trainer):
     """
     Base of the erasure trainers: adapter, retained rows, null space, certificate, evaluation and saving.
 
@@ -172,7 +173,8 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
 
         self.own_answers = own_answers and args.own_answers
         forget = located_rows(processing_class, forget)
-        fitted, held_out = split_retained(len(self.retained), args.certificate_share, args.seed)
+        constrained = isinstance(model.peft_config[ADAPTER], SpaceLoraConfig)
+        fitted, held_out = self._split(args, constrained=constrained)
         length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         train_dataset = PairedRows(
             forget,
@@ -188,7 +190,6 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             # Every layer is used in every step, but not in each of its two forward passes. DDP would look for unused
             # ones after each, and take those that the second does not use for done.
             args.ddp_find_unused_parameters = False
-        constrained = isinstance(model.peft_config[ADAPTER], SpaceLoraConfig)
         if protect and not constrained:
             raise ValueError("`protect` is kept by the null space; pass a SpaceLoraConfig as `peft_config`.")
         self.protect = list(protect)
@@ -216,10 +217,7 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
             keep_model = self.accelerator.prepare_model(keep_model, evaluation_mode=True).eval()
         self.keep_model = keep_model
         self.forget = ForgetRows(self, train_dataset.rows)
-        self.certificate: RetentionCertificate | None = None
-        self.canary: Canary | None = None
         self.deployed_answers: DeployedAnswers | None = None
-        self._measured_on: str | None = None  # The digest of the adapter that both are of.
         self._probe_baseline = None
         self._metrics = defaultdict(list)  # Of training, since the last log.
         if hasattr(self.model, "add_model_tags"):
@@ -312,7 +310,7 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         return measure_leaks(model, self.null_spaces) if self.null_spaces else {}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """Trains, then measures the certificate and makes the canary.
+        """Trains, then measures the certificate with its end-to-end statement, and makes the canary.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
@@ -328,27 +326,13 @@ class ErasureTrainer(DeployedAnswersMixin, PublishingMixin, Trainer):
         self.deployed_answers = self._keep_deployed_answers()
         self.certificate = self.canary = None  # They are of the adapter as it was.
         output = super().train(resume_from_checkpoint, *args, **kwargs)
-        self._measured_on = self._weights_now()
         if not self.probes and not self._uses_concept_images:
             warnings.warn(
                 f"no probes were given: {self._p_name} says what the anchors are called now, not what pictures of "
                 f"{self.concept!r} are. Pass `probes=build_probes(...)` with pictures of it, or ask the model yourself.",
                 stacklevel=2,
             )
-        if self.null_spaces and len(self.held_out.dataset):
-            self.certificate = measure_certificate(
-                self.accelerator.unwrap_model(self.model),
-                self.null_spaces,
-                self.held_out,
-                progress=not self.args.disable_tqdm,
-                held_out=HeldOut(len(self.retained), self.args.certificate_share, self.args.seed),
-            )
-        if self.args.canary_items:
-            options = {"seeds": self.args.canary_items, "images": self.args.canary_items, "seed": self.args.seed}
-            self.canary = make_canary(
-                self.accelerator.unwrap_model(self.model), self.processing_class, questions=self.questions,
-                names=[self.concept, *self.aliases], anchors=self.anchors, **options,
-            )  # fmt: skip
+        self._certify()
         return output
 
     # Evaluating

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .._io import write_json
-from ..evaluation.intervals import MOST_TRIALS, interval_text
 from ..evaluation.report import collect_versions
+from ..intervals import MOST_TRIALS, interval_text
 from ..safe_json import read_json
 from .results import AttackResult
 

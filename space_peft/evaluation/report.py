@@ -13,8 +13,8 @@ from typing import Any
 
 from .._io import atomic_path, write_json
 from ..escape import markdown_text
+from ..intervals import MOST_TRIALS, interval_text
 from ..safe_json import read_json
-from .intervals import MOST_TRIALS, interval_text
 from .probes import REPORT_KEYS, ProbeResults
 
 

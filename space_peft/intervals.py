@@ -7,7 +7,6 @@ questions about one image are not independent: their share is that of fewer draw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 
 CONFIDENCE = 0.95
@@ -104,17 +103,19 @@ def interval_text(share: float, n: int) -> str:
     return f"{math.floor(low * 100) / 100:.2f} to {math.ceil(high * 100) / 100:.2f}"
 
 
-def bernstein_upper_bound(
-    values: Sequence[float], low: float, high: float, confidence: float = CONFIDENCE
+def bernstein_bound(
+    mean: float, variance: float, n: int, low: float, high: float, confidence: float = CONFIDENCE
 ) -> float | None:
-    """An upper bound on the mean that values in a known range are drawn around, from their own variance.
+    """An upper bound on what values in a known range are the mean of, from their own variance.
 
     Theorem 4 of A. Maurer and M. Pontil, "Empirical Bernstein Bounds and Sample Variance Penalization" (COLT 2009): for
-    independent values in [0, 1] with sample variance `V` (divided by `n - 1`), with probability at least `1 - delta` the
-    mean is at most `average + sqrt(2 V ln(2 / delta) / n) + 7 ln(2 / delta) / (3 (n - 1))`.
+    independent values in [0, 1] with sample variance `V` (divided by `n - 1`), with probability at least `1 - delta` their
+    expected mean is at most `average + sqrt(2 V ln(2 / delta) / n) + 7 ln(2 / delta) / (3 (n - 1))`.
 
     Args:
-        values (`list[float]`): Independent draws from one distribution.
+        mean (`float`): Average of `n` independent values.
+        variance (`float`): Their sample variance.
+        n (`int`): How many there are.
         low (`float`): Smallest value there can be.
         high (`float`): Largest value there can be.
         confidence (`float`, defaults to 0.95): `1 - delta`.
@@ -123,20 +124,17 @@ def bernstein_upper_bound(
         `float`: At most `high`; `None` for fewer than two values, which say nothing of their variance.
 
     Raises:
-        ValueError: If a value lies outside of the range (NaN included), or the range is empty.
+        ValueError: If the range is empty, or values in it cannot have that mean (NaN included).
     """
     if not low < high or not 0 < confidence < 1:
         raise ValueError(f"expected low < high and a confidence in (0, 1), got {low}, {high} and {confidence}.")
-    if odd := [value for value in values if not low <= value <= high]:
-        raise ValueError(f"the bound is for values in [{low}, {high}], got {odd[0]!r}.")
-    n = len(values)
+    if not low <= mean <= high or not variance >= 0:
+        raise ValueError(f"values in [{low}, {high}] have no mean {mean!r} with a variance {variance!r}.")
     if n < 2:
         return None
-    scaled = [(value - low) / (high - low) for value in values]
-    mean, log = math.fsum(scaled) / n, math.log(2 / (1 - confidence))
-    variance = math.fsum((value - mean) ** 2 for value in scaled) / (n - 1)
-    bound = mean + math.sqrt(2 * variance * log / n) + 7 * log / (3 * (n - 1))
-    return low + (high - low) * min(bound, 1.0)
+    width, log = high - low, math.log(2 / (1 - confidence))
+    bound = mean + math.sqrt(2 * variance * log / n) + width * 7 * log / (3 * (n - 1))
+    return min(bound, high)
 
 
 def _check_counts(hits: int, n: int, confidence: float) -> None:
