@@ -21,6 +21,7 @@ from space_peft.calibration import (
     try_scales,
 )
 from space_peft.end_to_end import MAX_NEW_TOKENS, AnswerComparison, one_row_each
+from space_peft.held_out import first_seen
 from space_peft.layers import adapted_layers, lora_weights
 
 from .given_adapter import ADAPTER
@@ -53,8 +54,8 @@ def calibrate(
 
     The scale goes into the weights (`lora_B`), so that everybody who loads the adapter has it. Certificate and canary are
     made again of the weights as they are then, the guarantee is in the certificate and on the card, and nothing that was
-    measured before is saved any more: evaluate again, then call `trainer.save_model()`. Where the trainer's own held-out
-    rows are used, the certificate has no end-to-end statement: its bound is none on rows that chose the weights.
+    measured before is saved any more: evaluate again, then call `trainer.save_model()`. Where some of the trainer's own
+    held-out rows are used, the certificate has no end-to-end statement: its bound is none on rows that chose the weights.
 
     Args:
         trainer ([`ErasureTrainer`]):
@@ -119,8 +120,10 @@ def calibrate(
     _multiply(model, scale)
     images = comparison.images
     result = Calibration(risk, delta, scale, images, len(chosen) - images, tested, counts)
-    trainer._certify(end_to_end=rows is not None)
-    trainer._chosen_on_held_out = trainer._measured_on if rows is None else None
+    held_out = trainer.held_out.dataset.indices
+    used = rows is None or first_seen(retained, trainer.retained, held_out) is not None
+    trainer._certify(end_to_end=not used)
+    trainer._chosen_on_held_out = trainer._measured_on if used else None
     trainer.certificate = dataclasses.replace(trainer.certificate, calibration=result)
     return result
 
