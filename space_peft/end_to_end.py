@@ -6,6 +6,7 @@ answers are other ones than before. That is counted here, on images and texts dr
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -42,7 +43,8 @@ class EndToEnd:
         texts (`int`): Distinct prompts without an image asked.
         changed (`int`): Greedy answers that are another text than the deployed model's.
         log_prob_change (`float`): Mean over the answers of `|log p(y) - log p_0(y)|` a token, clipped to [0, 1] nats: `y`
-            is the deployed model's own greedy answer, `p_0` its probability there, `p` that in the erased model.
+            is the deployed model's own greedy answer (up to a special token, if it writes one), `p_0` its probability
+            there, `p` that in the erased model.
         log_prob_variance (`float`): Sample variance (by `n - 1`) of these; 0 for a single answer.
         max_new_tokens (`int`): Longest answer, in tokens: a change behind them was not seen.
     """
@@ -166,6 +168,9 @@ class AnswerComparison:
         self.images = sum(shown[row] for row in rows)
         with deployed_model(model) as deployed:
             self._answers = self._ask(deployed)
+            # Without what a model may write, but a prompt must not hold: tokens that stand for images.
+            special = {*processor.tokenizer.all_special_ids, getattr(processor, "image_token_id", None)}
+            self._scored = [list(itertools.takewhile(lambda t: t not in special, answer)) for answer in self._answers]
             self._log_probs = self._score(deployed)
 
     def changed(self) -> list[bool]:
@@ -178,7 +183,7 @@ class AnswerComparison:
         """Of each row, by how many nats a token the log-probability of the deployed model's answer changes, clipped."""
         with deployed_model(self.model, adapted=True) as erased:
             after = self._score(erased)
-        pairs = zip(after, self._log_probs, self._answers, strict=True)
+        pairs = zip(after, self._log_probs, self._scored, strict=True)
         return [min(abs(one - other) / max(len(answer), 1), CLIP) for one, other, answer in pairs]
 
     def _batches(self) -> Iterable[tuple[int, list[dict]]]:
@@ -196,10 +201,10 @@ class AnswerComparison:
         return [text.strip() for text in self.processor.batch_decode(answers, skip_special_tokens=True)]
 
     def _score(self, model) -> list[float]:
-        """`log p` of the deployed model's answers; 0 of an empty one."""
+        """`log p` of the deployed model's answers, up to a special token; 0 of an empty one."""
         scores = []
         for start, rows in self._batches():
-            answers = self._answers[start : start + len(rows)]
+            answers = self._scored[start : start + len(rows)]
             rows = [{**row, "answer_tokens": answer} for row, answer in zip(rows, answers, strict=True)]
             if not any(answers):
                 scores += [0.0] * len(rows)
