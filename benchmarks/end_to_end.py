@@ -112,7 +112,7 @@ def run_concept(task: tuple[str, bool]) -> dict:
         rows = RetainedRows(pool_rows(concept, trainer))
         if smoke:
             rows = RetainedRows([rows.rows[place] for place in range(0, len(rows), 6)])
-        comparison = AnswerComparison(model, processor, rows, range(len(rows)))
+        comparison = AnswerComparison(model, processor, rows, range(len(rows)), names=[concept])
         changed, values = comparison.changed(), comparison.log_prob_changes()
         has_image = rows.has_image()
         shown = [has_image[row] for row in comparison.rows]
@@ -129,6 +129,7 @@ def run_concept(task: tuple[str, bool]) -> dict:
         row = {
             "concept": concept,
             "pool": {"images": sum(shown), "texts": len(shown) - sum(shown)},
+            "left_out": comparison.left_out,
             "changed": sum(changed),
             "log_prob_change": round(statistics.fmean(values), 6),
             "statement": None if trainer.certificate.end_to_end is None else trainer.certificate.end_to_end.to_dict(),

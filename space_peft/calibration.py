@@ -37,6 +37,7 @@ class Calibration:
         texts (`int`): Distinct prompts without an image asked.
         scales (`tuple[float, ...]`): The scales tested, in ascending order, up to the first that failed, if one did.
         changed (`tuple[int, ...]`): Answers that each of them changed.
+        left_out (`int`, defaults to 0): Images not counted, see [`EndToEnd`].
     """
 
     risk: float
@@ -46,12 +47,13 @@ class Calibration:
     texts: int
     scales: tuple[float, ...]
     changed: tuple[int, ...]
+    left_out: int = 0
 
     def __post_init__(self):
         check_risk(self.risk, self.delta)
         object.__setattr__(self, "scales", tuple(self.scales))  # From JSON they are lists.
         object.__setattr__(self, "changed", tuple(self.changed))
-        counts = (self.images, self.texts, *self.changed)
+        counts = (self.images, self.texts, self.left_out, *self.changed)
         if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):
             raise ValueError(f"a calibration counts answers, got {counts}.")
         if not 1 <= self.n <= MOST_TRIALS or len(self.changed) != len(self.scales) or max(self.changed) > self.n:

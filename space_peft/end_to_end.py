@@ -17,6 +17,7 @@ from .held_out import content_keys
 from .intervals import CONFIDENCE, MOST_TRIALS, bernstein_bound, exact_upper_bound
 from .layers import deployed_model
 from .losses import IGNORE_INDEX, answer_labels
+from .names import mentions
 from .prompts import answer_logits, encode_conversations, generate_tokens, to_device
 from .retain import RetainedRows
 
@@ -47,6 +48,8 @@ class EndToEnd:
             there, `p` that in the erased model.
         log_prob_variance (`float`): Sample variance (by `n - 1`) of these; 0 for a single answer.
         max_new_tokens (`int`): Longest answer, in tokens: a change behind them was not seen.
+        left_out (`int`, defaults to 0): Images not counted, because the deployed model names the concept in its answer about
+            them: rightly or not, that answer is to change.
     """
 
     images: int
@@ -55,9 +58,10 @@ class EndToEnd:
     log_prob_change: float
     log_prob_variance: float
     max_new_tokens: int
+    left_out: int = 0
 
     def __post_init__(self):
-        counts = (self.images, self.texts, self.changed, self.max_new_tokens)
+        counts = (self.images, self.texts, self.changed, self.max_new_tokens, self.left_out)
         if min(counts) < 0 or not self.changed <= self.n <= MOST_TRIALS or self.n < 1:
             raise ValueError(f"an end-to-end statement is of at least one answer, got the counts {counts}.")
         mean, variance = self.log_prob_change, self.log_prob_variance
@@ -150,6 +154,8 @@ class AnswerComparison:
         retained ([`RetainedRows`]): The data.
         rows (`list[int]`): Rows asked, one of each image or text: see [`one_row_each`].
         max_new_tokens (`int`): Longest answer, in tokens.
+        names (`list[str]`, *optional*): Of the erased concept: images that the deployed model answers about with one of
+            them are left out. That depends on no adapter, so those that stay are exchangeable among each other.
     """
 
     def __init__(
@@ -159,15 +165,20 @@ class AnswerComparison:
         retained: RetainedRows,
         rows: Sequence[int],
         max_new_tokens: int = MAX_NEW_TOKENS,
+        names: Sequence[str] = (),
     ):
         self.model, self.processor, self.retained = model, processor, retained
         self.max_new_tokens = max_new_tokens
         shown = retained.has_image()
         # Without and with images apart: in one batch the former would be mostly padding.
         self.rows = sorted(rows, key=lambda row: (shown[row], row))
-        self.images = sum(shown[row] for row in rows)
         with deployed_model(model) as deployed:
             self._answers = self._ask(deployed)
+            texts = self._texts(self._answers)
+            kept = [i for i, row in enumerate(self.rows) if not (shown[row] and mentions(texts[i], names))]
+            self.left_out = len(self.rows) - len(kept)
+            self.rows, self._answers = [self.rows[i] for i in kept], [self._answers[i] for i in kept]
+            self.images = sum(shown[row] for row in self.rows)
             # Without what a model may write, but a prompt must not hold: tokens that stand for images.
             special = {*processor.tokenizer.all_special_ids, getattr(processor, "image_token_id", None)}
             self._scored = [list(itertools.takewhile(lambda t: t not in special, answer)) for answer in self._answers]
@@ -227,6 +238,7 @@ def measure_end_to_end(
     seed: int = 0,
     most: int | None = MOST_ITEMS,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    names: Sequence[str] = (),
 ) -> EndToEnd | None:
     """Asks the deployed model and the erased one about held-out images and texts, and counts other answers.
 
@@ -239,21 +251,24 @@ def measure_end_to_end(
         seed (`int`, defaults to 0): Of the row that is asked of each image and text.
         most (`int`, *optional*, defaults to 512): Images and texts asked about at most.
         max_new_tokens (`int`, defaults to 24): Longest answer, in tokens.
+        names (`list[str]`, *optional*): Of the erased concept: images in whose answer the deployed model says one of them
+            are left out, for that answer is to change.
 
     Returns:
-        [`EndToEnd`]: Of one question about each image and text; `None` without rows.
+        [`EndToEnd`]: Of one question about each image and text; `None` without any.
     """
     chosen = one_row_each(retained, range(len(retained)) if rows is None else rows, seed, most)
-    if not chosen:
+    comparison = AnswerComparison(model, processor, retained, chosen, max_new_tokens, names)
+    if not comparison.rows:
         return None
-    comparison = AnswerComparison(model, processor, retained, chosen, max_new_tokens)
     changed, values = comparison.changed(), comparison.log_prob_changes()
     mean = math.fsum(values) / len(values)
     return EndToEnd(
         images=comparison.images,
-        texts=len(chosen) - comparison.images,
+        texts=len(comparison.rows) - comparison.images,
         changed=sum(changed),
         log_prob_change=mean,
         log_prob_variance=math.fsum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1),
         max_new_tokens=max_new_tokens,
+        left_out=comparison.left_out,
     )

@@ -70,13 +70,15 @@ class CertifyingMixin:
     def measure_end_to_end(self, rows: Dataset | Sequence[dict] | None = None) -> EndToEnd | None:
         """How many greedy answers the adapter changes, on held-out images and texts; kept in the certificate, if any.
 
+        Images that the deployed model answers about with the concept's name are left out: that answer is to change.
+
         Args:
             rows ([`~datasets.Dataset`] or `list[dict]`, *optional*):
                 Rows in the formats of `retain_dataset`, drawn from where the claim is to hold; by default the retained
                 rows that were held out from fitting and training.
 
         Returns:
-            [`EndToEnd`]: `None` if no rows were held out.
+            [`EndToEnd`]: `None` if no rows were held out, or none is left.
 
         Raises:
             ValueError: If a row shares its image or its text with one that the adapter was fitted to or trained on, or no
@@ -87,9 +89,8 @@ class CertifyingMixin:
                 "the held-out rows have chosen this adapter's scale, so that no bound is to be had from them: pass others."
             )
         retained, chosen = self._unseen(rows)
-        result = measure_end_to_end(
-            self.accelerator.unwrap_model(self.model), self.processing_class, retained, chosen, seed=self.args.seed
-        )
+        model, names = self.accelerator.unwrap_model(self.model), [self.concept, *self.aliases]
+        result = measure_end_to_end(model, self.processing_class, retained, chosen, seed=self.args.seed, names=names)
         if self.certificate is not None and self._measured_on == self._weights_now():
             self.certificate = dataclasses.replace(self.certificate, end_to_end=result)
         return result

@@ -50,7 +50,7 @@ def calibrate(
     The update is multiplied by the largest scale for which that is shown on held-out data, by Learn-then-Test (see
     `space_peft.calibration`): with probability `1 - delta`, at most a share `risk` of the greedy answers to questions
     about images and texts drawn like these are other ones than the deployed model's. One question is asked about each
-    distinct image and text.
+    distinct image and text; images that the deployed model answers about with the concept's name are left out.
 
     The scale goes into the weights (`lora_B`), so that everybody who loads the adapter has it. Certificate and canary are
     made again of the weights as they are then, the guarantee is in the certificate and on the card, and nothing that was
@@ -94,38 +94,43 @@ def calibrate(
         )
     retained, chosen = trainer._unseen(rows)
     chosen = one_row_each(retained, chosen, trainer.args.seed, most=None)
-    if len(chosen) < (needed := items_needed(risk, delta)):
-        raise ValueError(
-            f"{len(chosen)} distinct images and texts are held out; to show with probability {1 - delta:g} that at most "
-            f"{risk:g} of the answers change takes {needed}, none of which changes. Pass more as `rows`, raise "
-            "`certificate_share`, or allow a higher risk."
-        )
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    comparison = AnswerComparison(model, trainer.processing_class, retained, chosen, max_new_tokens)
+    _check_number(len(chosen), risk, delta)  # Before anything is asked.
+    model, names = trainer.accelerator.unwrap_model(trainer.model), [trainer.concept, *trainer.aliases]
+    comparison = AnswerComparison(model, trainer.processing_class, retained, chosen, max_new_tokens, names)
+    n, images = len(comparison.rows), comparison.images
+    _check_number(n, risk, delta)
 
     def count_changed(scale: float) -> int:
         with _scaled(model, scale):
             changed = sum(comparison.changed())
-        logger.info("Scale %g: %d of %d answers changed.", scale, changed, len(chosen))
+        logger.info("Scale %g: %d of %d answers changed.", scale, changed, n)
         return changed
 
-    tested, counts = try_scales(count_changed, scales, len(chosen), risk, delta)
-    scale = choose(tested, counts, len(chosen), risk, delta)
+    tested, counts = try_scales(count_changed, scales, n, risk, delta)
+    scale = choose(tested, counts, n, risk, delta)
     if scale is None:
         raise ValueError(
-            f"at the smallest scale, {tested[0]:g}, the adapter changes {counts[0]} of {len(chosen)} answers: a risk of "
+            f"at the smallest scale, {tested[0]:g}, the adapter changes {counts[0]} of {n} answers: a risk of "
             f"{risk:g} cannot be shown. Allow a higher one, pass more `rows`, or train under a stricter constraint. The "
             "adapter is left as it was."
         )
     _multiply(model, scale)
-    images = comparison.images
-    result = Calibration(risk, delta, scale, images, len(chosen) - images, tested, counts)
+    result = Calibration(risk, delta, scale, images, n - images, tested, counts, comparison.left_out)
     held_out = trainer.held_out.dataset.indices
     used = rows is None or first_seen(retained, trainer.retained, held_out) is not None
     trainer._certify(end_to_end=not used)
     trainer._chosen_on_held_out = trainer._measured_on if used else None
     trainer.certificate = dataclasses.replace(trainer.certificate, calibration=result)
     return result
+
+
+def _check_number(n: int, risk: float, delta: float) -> None:
+    if n < (needed := items_needed(risk, delta)):
+        raise ValueError(
+            f"{n} distinct images and texts are held out; to show with probability {1 - delta:g} that at most {risk:g} of "
+            f"the answers change takes {needed}, none of which changes. Pass more as `rows`, raise `certificate_share`, or "
+            "allow a higher risk."
+        )
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ def certificate(text: str = "model.language_model.layers.{}.mlp.up_proj") -> Ret
     )
     return RetentionCertificate(
         "soft", 0.3, 0.999, "token", {"image": 2048}, {"image": 256}, layers, HeldOut(720, 0.1, 7, 400),
-        end_to_end=EndToEnd(30, 70, 2, 0.012, 0.0009, 24),
+        end_to_end=EndToEnd(30, 70, 2, 0.012, 0.0009, 24, 3),
         calibration=Calibration(0.05, 0.05, 0.8, 60, 140, (0.4, 0.8, 1.0), (0, 3, 9)),
     )  # fmt: skip
 
