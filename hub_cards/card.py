@@ -14,9 +14,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from space_peft import __version__
 from space_peft._io import atomic_path
-from space_peft.attacks.report import LABELS, AttackReport
+from space_peft.attacks.report import AttackReport
 from space_peft.card_data import ErasureCardData
 from space_peft.escape import code_span, markdown_text, plain_line
+from space_peft.intervals import share_interval
 
 from . import sections
 from .facts import PICTURES, ErasureFacts, read_facts
@@ -67,6 +68,12 @@ def _figure(value: float) -> _Markdown:
     return _Markdown(f"{float(value):.2g}" if value else "0")
 
 
+def _figure_up(value: float) -> _Markdown:
+    """Two digits of a bound, rounded up."""
+    digits = 1 - math.floor(math.log10(value)) if value > 0 else 0
+    return _figure(math.ceil(value * 10**digits - 1e-9) / 10**digits)
+
+
 def _number(value: object) -> _Markdown:
     if value is None:
         return _Markdown("")
@@ -81,6 +88,25 @@ def _share(value: object) -> _Markdown:
 
 def _percent(value: float | None) -> _Markdown:
     return _Markdown("–" if value is None else f"{100 * value:.1f}".removesuffix(".0") + " %")
+
+
+def _percents(ends: tuple[float, float] | None) -> _Markdown:
+    """An interval, rounded outwards: one that is rounded to the nearest claims too much."""
+    return _Markdown("" if ends is None else f"{math.floor(100 * ends[0])} to {math.ceil(100 * ends[1])} %")
+
+
+def _shares(ends: tuple[float, float] | None) -> _Markdown:
+    return _Markdown(
+        "" if ends is None else f"{math.floor(1e3 * ends[0]) / 1e3:.3f} to {math.ceil(1e3 * ends[1]) / 1e3:.3f}"
+    )
+
+
+def _beside(accuracy: dict, value: float | None) -> _Markdown:
+    """Accuracy over all rows, where it is another figure than the one it stands beside."""
+    share = accuracy.get("value")
+    if share in (None, value):
+        return _Markdown("")
+    return _Markdown(f"; of all {accuracy['n']:,} rows {share:.3f} ({_shares(share_interval(share, accuracy['n']))})")
 
 
 def _duration(seconds: float) -> _Markdown:
@@ -108,22 +134,24 @@ def _template() -> jinja2.Template:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        beside=lambda accuracy, value: _Markdown("" if accuracy in (None, value) else f" ({accuracy:.3f})"),
+        beside=_beside,
         cell_code=lambda text: _Markdown(code_span(text, cell=True)),
         code=lambda text: _Markdown(code_span(text)),
         counts=_counts,
         dataset_link=lambda name: _Markdown(f"[{markdown_text(name)}](https://huggingface.co/datasets/{name})"),
         duration=_duration,
         figure=_figure,
+        figure_up=_figure_up,
         hub_link=lambda name: _Markdown(f"[{markdown_text(name)}](https://huggingface.co/{name})"),
         markdown=_Markdown,
         number=_number,
         paragraph=lambda text: _Markdown(markdown_text(text, limit=_LONG)),
         percent=_percent,
-        percents=lambda ends: _Markdown(f"{100 * ends[0]:.0f} to {100 * ends[1]:.0f} %"),
+        percent_up=lambda value: _percent(math.ceil(value * 1000) / 1000),
+        percents=_percents,
         setting=_setting,
         share=_share,
-        shares=lambda ends: _Markdown(f"{ends[0]:.3f} to {ends[1]:.3f}"),
+        shares=_shares,
         verbatim=_verbatim,
     )
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
@@ -153,7 +181,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license) -> str:
         generality=by_key.get("generality"),
         free_form=by_key.get("free_form"),
         costs=[{**by_key[key], "label": label} for key, label in _COSTS.items() if key in by_key],
-        attacks={label: facts.attacks[name] for name, label in LABELS.items() if name in facts.attacks},
+        attacks=sections.attack_rows(facts),
         untested=sections.not_tested(facts),
         untested_short=[short for name, (short, _) in sections.UNTESTED_ATTACKS.items() if name not in facts.attacks]
         + facts.data.not_tested[:3],

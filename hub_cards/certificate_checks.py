@@ -22,7 +22,7 @@ from space_peft.config import CONSTRAINTS, SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.identity import adapter_digest
 from space_peft.layers import adapted_layers
 from space_peft.null_space import NullSpace, load_null_spaces
-from space_peft.retain import RetainedRows, retained_loader, split_retained
+from space_peft.retain import RetainedRows, retained_loader
 from space_peft.safe_json import read_json
 
 from .source import AdapterSource
@@ -88,6 +88,7 @@ def check_certificate(source: AdapterSource, model: PeftModel) -> Check:
             return failed(f"contradicts itself: {key!r} changes by {layer.fitted_change:.6g}, bound {layer.bound:.6g}")
     content = read_json(source.folder / CERTIFICATE_NAME, kind="retention certificate")
     said = json.loads(json.dumps(certificate.to_dict()))
+    said["end_to_end"] = content.get("end_to_end")  # Its bounds were computed again when it was read, up to rounding.
     if odd := sorted(key for key, value in content.items() if key not in said or value != said[key]):
         return failed(f"contradicts itself: {odd[0]!r:.80} is not what its layers come to")
     if certificate.weights_digest is None:
@@ -100,7 +101,10 @@ def check_certificate(source: AdapterSource, model: PeftModel) -> Check:
         )
     if adapter_digest(model) != certificate.weights_digest:
         return failed("is of other weights: their SHA-256 is not the one it was measured on")
-    return Check(name, OK, f"is of these weights: {len(layers)} layers, {certificate.constraint} constraint")
+    found = f"is of these weights: {len(layers)} layers, {certificate.constraint} constraint"
+    if certificate.end_to_end is not None:
+        found += "; the bounds on changed answers follow from their counts, which are its author's word"
+    return Check(name, OK, found)
 
 
 def _rounding(dim: int) -> float:
@@ -237,9 +241,8 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
         return Check(name, NOT_CHECKED, f"no {CERTIFICATE_NAME} to compare with")
     certificate = RetentionCertificate.load(source.folder)
     every = range(len(rows))
-    held_out, indices = certificate.held_out, every
-    if held_out is not None and held_out.rows == len(rows):
-        indices = split_retained(held_out.rows, held_out.share, held_out.seed)[1]
+    split = None if certificate.held_out is None else certificate.held_out.split(rows)
+    fitted, indices = split or (every, every)
     with torch.no_grad():
         changes, counts = measure_changes(model, retained_loader(processor, rows, indices, 32), progress=False)
     layers = {layer.name: layer for layer in certificate.layers}
@@ -269,7 +272,6 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
             "were not compared",
         )
     if certificate.statistics == "token":
-        fitted = split_retained(held_out.rows, held_out.share, held_out.seed)[0] if indices is not every else every
         with torch.no_grad():
             on_fitted, _ = measure_changes(model, retained_loader(processor, rows, fitted, 32), progress=False)
         if beyond := beyond_bound(on_fitted, slack=TOLERANCE, where=" on the rows it was proven for"):

@@ -6,7 +6,10 @@ import math
 import statistics
 from collections import Counter
 
-from space_peft.evaluation.report import LABELS
+from space_peft.attacks.report import LABELS as ATTACK_LABELS
+from space_peft.attacks.report import SHARES
+from space_peft.evaluation.report import KEPT_KEYS, LABELS
+from space_peft.intervals import share_interval
 
 from .facts import ErasureFacts
 
@@ -58,24 +61,9 @@ _FORGOTTEN = 0.05
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def wilson_interval(share: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share.
-
-    Args:
-        share (`float`): Hits / n, in [0, 1].
-        n (`int`): Number of independent trials, at least 1.
-        z (`float`, defaults to 1.96): Quantile of the normal distribution.
-
-    Returns:
-        `tuple[float, float]`: Lower and upper end, in [0, 1].
-    """
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def results_rows(facts: ErasureFacts) -> list[dict]:
-    """One row a probe: `key`, `before`, `after`, `interval` (of after), `n`, `meaning`, `better`."""
+    """One row a probe: `key`, `before`, `after`, their exact `interval_before` and `interval`, `accuracies` over all rows,
+    `n`, `meaning`, `better`."""
     rows = []
     for key, after in facts.report.after.items() if facts.report else ():
         if after["value"] is None:
@@ -86,14 +74,29 @@ def results_rows(facts: ErasureFacts) -> list[dict]:
                 "key": key,
                 "before": before.get("value"),
                 "after": after["value"],
-                "accuracies": [score.get("accuracy", {}).get("value") for score in (before, after)],
-                "interval": wilson_interval(after["value"], after["n"]),
+                "accuracies": [score.get("accuracy", {}) for score in (before, after)],
+                # What is 1 by definition was not measured.
+                "interval_before": None if key in KEPT_KEYS else _interval(before),
+                "interval": _interval(after),
                 "n": after["n"],
                 "meaning": MEANING.get(key, "a probe of the author's"),
                 "better": LABELS[key][1] if key in LABELS else "",
             }
         )
     return rows
+
+
+def _interval(score: dict) -> tuple[float, float] | None:
+    return share_interval(score["value"], score["n"]) if score.get("n") else None
+
+
+def attack_rows(facts: ErasureFacts) -> list[dict]:
+    """What was tried, as `attacks.json` has it, with a `label`, and the exact `interval` of a value that is a share."""
+    return [
+        {**found, "label": label, "interval": _interval(found) if name in SHARES else None}
+        for name, label in ATTACK_LABELS.items()
+        if (found := facts.attacks.get(name)) is not None
+    ]
 
 
 def verdict(facts: ErasureFacts) -> str:
@@ -126,6 +129,9 @@ def certificate_summary(facts: ErasureFacts, worst: int = 5) -> dict | None:
         "largest": max(values["relative_change"]),
         "worst": certificate.worst(worst),
         "within": sum(change <= bound for change, bound in zip(values["change"], values["bound"])),
+        "by_image": certificate.held_out is not None and certificate.held_out.groups > 0,
+        "end_to_end": certificate.end_to_end,
+        "calibration": certificate.calibration,
         "fitted": certificate.fitted_counts,
         "measured": certificate.measured_counts,
     }

@@ -48,6 +48,9 @@ _EXPORTS = {
     "NPOTrainer": "trainers",
     "SpaceConfig": "trainers",
     "SpaceTrainer": "trainers",
+    "calibrate": "trainers",
+    "EndToEnd": "end_to_end",
+    "measure_end_to_end": "end_to_end",
 }
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
     from .certificate import RetentionCertificate, measure_certificate
     from .concept_projection import project_concept
     from .config import SpaceLoraConfig
+    from .end_to_end import EndToEnd, measure_end_to_end
     from .fitting import fit_null_space
     from .hub_cards import load_erased, push_erasure, verify_erasure
     from .merge import merge_adapter

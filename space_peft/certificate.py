@@ -1,4 +1,10 @@
-"""What an adapter does to retained inputs, layer by layer: what it can do at most, and what it was measured to do."""
+"""What an adapter does to retained inputs, one layer at a time: a bound over the fitted sample, and what was measured.
+
+The bound is on a root mean square over the sample that the null space was fitted to, at the inputs that the layer has in
+the deployed model. It bounds no single token (on the demo they reach seven times as much), no other data, and not what
+a layer puts out once earlier layers have changed its inputs. What all layers together do to answers is counted end to
+end, see [`EndToEnd`].
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,10 @@ from torch import nn
 
 from . import distributed
 from ._io import write_json
+from .calibration import Calibration
+from .end_to_end import EndToEnd
 from .fitting import observe_inputs
+from .held_out import HeldOut
 from .identity import adapter_digest
 from .layers import adapted_layers, lora_weights
 from .null_space import NullSpace
@@ -29,7 +38,8 @@ _ROUNDING = 2.0**-8
 class LayerCertificate:
     """
     One layer of a [`RetentionCertificate`]. Changes are root mean squares over retained inputs of `||dW h||`, with
-    `dW = s B A`, in units of the layer's output; kinds of tokens (image, text) weigh the same.
+    `dW = s B A`, in units of the layer's output; kinds of tokens (image, text) weigh the same. `h` are the layer's inputs
+    in the deployed model, all adapters off: what changes of earlier layers do to them is not in it.
 
     Args:
         name (`str`): The layer in the base model.
@@ -38,9 +48,10 @@ class LayerCertificate:
         free_dimensions (`float`): `trace(P)`, the directions left to learn in.
         kept (`float`): Share of the fitted inputs' energy kept from the adapter.
         update_norm (`float`): `||s B A||_F`.
-        bound (`float`): Largest possible change on the inputs the null space was fitted to, see [`NullSpace.bound`].
-        fitted_change (`float`): Change on those inputs, from the stored eigenpairs (never too small).
-        change (`float`): Change measured on the data given.
+        bound (`float`): Bound on that root mean square over the sample the null space was fitted to, whatever the
+            direction of the update, see [`NullSpace.bound`]. Single inputs, and other data, may change by more.
+        fitted_change (`float`): The root mean square over that sample, from the stored eigenpairs (never too small).
+        change (`float`): The root mean square measured on the data given.
         relative_change (`float`): `E||dW h||^2 / E||W h||^2`, measured on the data given.
     """
 
@@ -57,25 +68,11 @@ class LayerCertificate:
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """
-    Which retained rows a certificate was measured on: `split_retained(rows, share, seed)[1]`.
-
-    Args:
-        rows (`int`): Number of retained rows there were.
-        share (`float`): Of them that was held out.
-        seed (`int`): Of the choice.
-    """
-
-    rows: int
-    share: float
-    seed: int
-
-
-@dataclass(frozen=True)
 class RetentionCertificate:
     """
-    How far an adapter can change, and was measured to change, the deployed model's layers on retained data.
+    How far an adapter changes the deployed model's layers on retained data, each layer by itself: a bound on the root mean
+    square over the fitted sample, the root mean square measured on held-out data, and beside them, end to end, how many
+    answers are other ones.
 
     Stored beside the adapter (`space_certificate.json`) and re-checked after loading by measuring again.
 
@@ -89,6 +86,8 @@ class RetentionCertificate:
         layers (`tuple[LayerCertificate, ...]`): One per adapted layer.
         held_out (`HeldOut`, *optional*): Which rows it was measured on.
         weights_digest (`str`, *optional*): Of the adapter it was measured on, see [`adapter_digest`].
+        end_to_end (`EndToEnd`, *optional*): How many whole answers change on held-out images and texts.
+        calibration (`Calibration`, *optional*): How the adapter's scale was chosen, and for which risk.
     """
 
     constraint: str
@@ -100,6 +99,8 @@ class RetentionCertificate:
     layers: tuple[LayerCertificate, ...]
     held_out: HeldOut | None = None
     weights_digest: str | None = None
+    end_to_end: EndToEnd | None = None
+    calibration: Calibration | None = None
 
     def worst(self, n: int = 5) -> list[LayerCertificate]:
         """Returns the `n` layers with the largest relative change, largest first."""
@@ -119,6 +120,9 @@ class RetentionCertificate:
         """Returns plain values, as the JSON file holds them."""
         content = {"format": _FORMAT, **asdict(self)}
         content["layers"] = [asdict(layer) for layer in self.layers]
+        for key in ("end_to_end", "calibration"):
+            part = getattr(self, key)
+            content[key] = None if part is None else part.to_dict()
         content["mean_relative_change"] = self.mean_relative_change
         content["max_relative_change"] = self.max_relative_change
         return content
@@ -128,17 +132,24 @@ class RetentionCertificate:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: If it is no certificate of this version.
+            ValueError: If it is no certificate of this version, or says what does not follow from its own counts.
         """
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"this is no retention certificate: expected a JSON object with format {_FORMAT!r}.")
         try:
-            optional = ("held_out", "weights_digest")  # Certificates of version 0.1.0 have none.
+            # Certificates of version 0.1.0 have none of these.
+            optional = ("held_out", "weights_digest", "end_to_end", "calibration")
             values = {option.name: content[option.name] for option in fields(cls) if option.name not in optional}
             values["layers"] = tuple(_checked(LayerCertificate, layer) for layer in values["layers"])
             if content.get("held_out") is not None:
                 values["held_out"] = _checked(HeldOut, content["held_out"])
             values["weights_digest"] = content.get("weights_digest")
+            if (part := content.get("end_to_end")) is not None:
+                bounds = {key: part[key] for key in ("share_bound", "log_prob_bound")}
+                values["end_to_end"] = _checked(EndToEnd, {key: part[key] for key in part if key not in bounds})
+                values["end_to_end"].check_bounds(bounds)
+            if (part := content.get("calibration")) is not None:
+                values["calibration"] = Calibration(**part)
             _check_whole(values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the retention certificate is incomplete: {error}. Measure it again.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -243,7 +242,7 @@ def load_rows(place: str) -> Dataset:
 
 
 def split_retained(rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Rows for fitting and training, and rows held out for the certificate; a function of its arguments alone.
+    """How version 0.1.0 held out rows for a certificate, to check one of it; see [`split_by_content`] for today's way.
 
     Args:
         rows (`int`): Number of retained rows.
@@ -256,37 +255,6 @@ def split_retained(rows: int, share: float, seed: int) -> tuple[list[int], list[
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
     count = min(round(share * rows), rows - 1)
     return sorted(order[count:]), sorted(order[:count])
-
-
-# Of so many rows, none of which changes, less than 14 % of all rows like them change (with 95 % confidence).
-HELD_OUT_NEEDED = 20
-
-
-def warn_if_few(rows: int, held_out: int, share: float) -> None:
-    """Warns of a certificate that is measured on too few rows, or on none.
-
-    Args:
-        rows (`int`): Number of retained rows.
-        held_out (`int`): Of them that are held out.
-        share (`float`): That was asked for; 0 asks for no certificate.
-    """
-    if share == 0 or held_out >= HELD_OUT_NEEDED:
-        return
-    if held_out == 0:
-        what = "there will be no certificate: none is held out for it"
-    else:
-        # Clopper-Pearson's upper limit for 0 of n.
-        unseen = 1 - 0.05 ** (1 / held_out)
-        what = (
-            f"the certificate will be measured on {held_out}, which say little: if none of them changes, up to {unseen:.0%} "
-            "of rows like them still may"
-        )
-    needed = -(-HELD_OUT_NEEDED // share)
-    warnings.warn(
-        f"of {rows} retained rows {what}. At least {HELD_OUT_NEEDED} are needed: give {needed:.0f} rows, raise "
-        f"`certificate_share` (now {share:g}), or set it to 0 to do without.",
-        stacklevel=4,
-    )
 
 
 class _Stored(Sequence):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from space_peft.demo import load_demo_model
 from space_peft.prompts import conversation, encode_conversations
-from space_peft.retain import RetainedRows, retained_loader, warn_if_few
+from space_peft.retain import RetainedRows, retained_loader
 
 
 GOOD = {"prompt": "What is this?", "completion": "A cat."}
@@ -245,25 +245,6 @@ def test_the_image_token_as_text_is_refused_where_it_is_encoded():
         encode_conversations(processor, [conversation("what is this?", answer="fox"), row])
     with pytest.raises(ValueError, match="row 0 of a batch"):
         encode_conversations(processor, [conversation("what is this?", answer=f"a {processor.image_token}")])
-
-
-@pytest.mark.parametrize(
-    "rows, held_out, share, says",
-    [
-        (3, 0, 0.1, "of 3 retained rows there will be no certificate.* 200 rows"),
-        (96, 10, 0.1, "of 96 retained rows .*measured on 10.*up to 26% .* At least 20 .* 200 rows"),
-        (38, 19, 0.5, "measured on 19.* 40 rows"),
-    ],
-)
-def test_too_few_rows_for_a_certificate_are_said(rows, held_out, share, says):
-    with pytest.warns(UserWarning, match=says):
-        warn_if_few(rows, held_out, share)
-
-
-@pytest.mark.parametrize("rows, held_out, share", [(200, 20, 0.1), (3, 0, 0.0)])
-def test_enough_rows_for_a_certificate_are_not(recwarn, rows, held_out, share):
-    warn_if_few(rows, held_out, share)
-    assert not recwarn
 
 
 def test_messages_that_are_stored_as_json():

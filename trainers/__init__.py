@@ -10,6 +10,7 @@ from .grad_diff_trainer import GradDiffConfig, GradDiffTrainer
 from .ledger import ErasureLedger
 from .mmunlearner_trainer import MMUnlearnerConfig, MMUnlearnerTrainer
 from .npo_trainer import NPOConfig, NPOTrainer
+from .risk_control import calibrate
 from .space_config import SpaceConfig
 from .space_trainer import SpaceTrainer
 
@@ -32,4 +33,5 @@ __all__ = [
     "NPOTrainer",
     "SpaceConfig",
     "SpaceTrainer",
+    "calibrate",
 ]

@@ -148,9 +148,11 @@ class DeployedAnswersMixin:
             return None  # Rows without images answer otherwise beside rows that have one.
         data = self.train_dataset
         answers = DeployedAnswers(self.accelerator.unwrap_model(self.model))
-        loader = forget_loader(self.processing_class, data, self.args.fit_batch_size)
-        if not answers.observe(loader, "forget", range(len(data.rows))):
-            return None
+        # A resumed run in the batches of the one that found the rows: beside others they would be rounded otherwise.
+        for start, end in self.forget.found_together():
+            loader = forget_loader(self.processing_class, data, self.args.fit_batch_size, start, end)
+            if not answers.observe(loader, "forget", range(start, end)):
+                return None
         if self.null_space is not None and self.keep_model is None:
             self.null_space.retain_dataloader = answers.watch_retained(self.fit_loader, data.retained_rows())
         return answers

@@ -58,7 +58,8 @@ class ErasureConfig(TrainingArguments):
         stop_smoothing (`float`, defaults to 0.7):
             Share of the old value in that running mean, in [0, 1).
         certificate_share (`float`, defaults to 0.1):
-            Share of the retained rows kept out of fitting and training; the certificate's change is measured on them.
+            Share of the distinct images and of the distinct texts of the retained rows kept out of fitting and training,
+            with all of their rows; the certificate's change is measured on them.
         canary_items (`int`, defaults to 4):
             Most images drawn from a seed, and most anchors, whose answers are stored with the adapter so that loading it
             can be checked (`space_peft.canary`); 0 for none.

@@ -18,9 +18,7 @@ from space_peft import distributed
 from space_peft._io import write_json
 from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
-from space_peft.canary import Canary, make_canary
 from space_peft.card_data import ErasureCardData
-from space_peft.certificate import HeldOut, RetentionCertificate, measure_certificate
 from space_peft.config import SpaceLoraConfig
 from space_peft.features import multimodal_core
 from space_peft.leaks import measure_leaks
@@ -28,9 +26,10 @@ from space_peft.measured import saved_digest
 from space_peft.names import check_aliases, check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
-from space_peft.retain import RetainedRows, split_retained, warn_if_few
+from space_peft.retain import RetainedRows
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
+from .certifying import CertifyingMixin
 from .checkpoints import last_complete_checkpoint
 from .deployed_answers import DeployedAnswers, DeployedAnswersCallback, DeployedAnswersMixin
 from .erasure_config import ErasureConfig
@@ -44,7 +43,7 @@ from .publishing import PublishingMixin
 logger = get_logger(__name__)
 
 
-class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Trainer):
+class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Trainer):
     """
     Base of the erasure trainers: adapter, retained rows, null space, certificate, evaluation and saving.
 
@@ -189,10 +188,8 @@ class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Tra
 
         self.own_answers = own_answers and args.own_answers
         forget = located_rows(processing_class, forget)
-        fitted, held_out = split_retained(len(self.retained), args.certificate_share, args.seed)
         constrained = isinstance(model.peft_config[ADAPTER], SpaceLoraConfig)
-        if constrained:
-            warn_if_few(len(self.retained), len(held_out), args.certificate_share)
+        fitted, held_out = self._split(args, constrained=constrained)
         self._training_rows = forget, fitted
         train_dataset = self._pair_rows(args)
         self.held_out = retained_loader(processing_class, self.retained, held_out, args.fit_batch_size)
@@ -230,10 +227,7 @@ class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Tra
             keep_model = self.accelerator.prepare_model(keep_model, evaluation_mode=True).eval()
         self.keep_model = keep_model
         self.forget = ForgetRows(self, train_dataset.rows)
-        self.certificate: RetentionCertificate | None = None
-        self.canary: Canary | None = None
         self.deployed_answers: DeployedAnswers | None = None
-        self._measured_on: str | None = None  # The digest of the adapter that both are of.
         self._probe_baseline = None
         self._metrics = defaultdict(list)  # Of training, since the last log.
         if hasattr(self.model, "add_model_tags"):
@@ -351,7 +345,7 @@ class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Tra
         self.certificate = self.canary = None  # They are of the adapter as it was.
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """Trains, then measures the certificate and makes the canary.
+        """Trains, then measures the certificate with its end-to-end statement, and makes the canary.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
@@ -362,27 +356,13 @@ class ErasureTrainer(DeployedAnswersMixin, EvaluationMixin, PublishingMixin, Tra
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
-        self._measured_on = self._weights_now()
         if not self.probes and not self._uses_concept_images:
             warnings.warn(
                 f"no probes were given: {self._p_name} says what the anchors are called now, not what pictures of "
                 f"{self.concept!r} are. Pass `probes=build_probes(...)` with pictures of it, or ask the model yourself.",
                 stacklevel=2,
             )
-        if self.null_spaces and len(self.held_out.dataset):
-            self.certificate = measure_certificate(
-                self.accelerator.unwrap_model(self.model),
-                self.null_spaces,
-                self.held_out,
-                progress=not self.args.disable_tqdm,
-                held_out=HeldOut(len(self.retained), self.args.certificate_share, self.args.seed),
-            )
-        if self.args.canary_items:
-            options = {"seeds": self.args.canary_items, "images": self.args.canary_items, "seed": self.args.seed}
-            self.canary = make_canary(
-                self.accelerator.unwrap_model(self.model), self.processing_class, questions=self.questions,
-                names=[self.concept, *self.aliases], anchors=self.anchors, **options,
-            )  # fmt: skip
+        self._certify()
         return output
 
     # Saving

@@ -132,6 +132,12 @@ class ForgetRows:
                 forget_loader(processor, data, size, start=known), "forget", range(known, len(data.rows))
             )
 
+    def found_together(self) -> list[tuple[int, int]]:
+        """First row and end of those known when training began, and of each lot found while it went on."""
+        sizes = [len(rows) for _, rows in self._added]
+        ends = [len(self._trainer.train_dataset.rows) - sum(sizes[place:]) for place in range(len(sizes) + 1)]
+        return list(zip([0, *ends], ends))
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes what was found while training to a checkpoint's folder."""
         if self._added:

@@ -157,10 +157,10 @@ class PairCollator:
         }
 
 
-def forget_loader(processor, data: PairedRows, batch_size: int, start: int = 0):
-    """A dataloader of `data.rows[start:]`, each encoded as the items of `data` are."""
+def forget_loader(processor, data: PairedRows, batch_size: int, start: int = 0, end: int | None = None):
+    """A dataloader of `data.rows[start:end]`, each encoded as the items of `data` are."""
     return torch.utils.data.DataLoader(
-        range(start, len(data.rows)),
+        range(len(data.rows))[start:end],
         batch_size=batch_size,
         collate_fn=lambda rows: encode_conversations(processor, [data.rows[row] for row in rows]),
     )

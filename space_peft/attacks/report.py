@@ -12,6 +12,7 @@ from typing import Any
 
 from .._io import write_json
 from ..evaluation.report import collect_versions
+from ..intervals import MOST_TRIALS, interval_text
 from ..safe_json import read_json
 from .results import AttackResult
 
@@ -27,6 +28,8 @@ LABELS = {
     "perturbation": "named under perturbations",
 }
 """The attacks there are, in the order in which they are shown, and what each one's value is."""
+SHARES = ("relearning", "quantization", "perturbation")
+"""Attacks whose value is a share of `n` answers; of the others it is a probability or an area."""
 
 _KEYS = ("value", "control", "before", "n", "meaning", "details")
 
@@ -94,7 +97,10 @@ class AttackReport:
         for name, label in LABELS.items():
             if name in self.attacks:
                 entry = self.attacks[name]
-                rows.append([label, *(_cell(entry[key]) for key in ("before", "value", "control")), str(entry["n"])])
+                cells = {key: _cell(entry[key]) for key in ("before", "value", "control")}
+                if name in SHARES:
+                    cells["value"] += f" (95 %: {interval_text(entry['value'], entry['n'])})"
+                rows.append([label, *cells.values(), str(entry["n"])])
         if markdown:
             lines = ["| " + " | ".join(row) + " |" for row in rows]
             return "\n".join([lines[0], "|---|---:|---:|---:|---:|", *lines[1:]])
@@ -157,8 +163,8 @@ def _check_entry(name: str, entry: Any) -> None:
             raise ValueError(f"`attacks.{name}.{key}` must be a number in [0, 1], got {value!r}.")
         if not -1e-6 <= value <= 1 + 1e-6:
             raise ValueError(f"`attacks.{name}.{key}` must be in [0, 1], got {value!r}.")
-    if isinstance(entry["n"], bool) or not isinstance(entry["n"], int) or entry["n"] < 1:
-        raise ValueError(f"`attacks.{name}.n` must be a number of rows, at least 1, got {entry['n']!r}.")
+    if isinstance(entry["n"], bool) or not isinstance(entry["n"], int) or not 1 <= entry["n"] <= MOST_TRIALS:
+        raise ValueError(f"`attacks.{name}.n` must be a number of rows, at least 1, got {entry['n']!r:.40}.")
     if not isinstance(entry["meaning"], str) or not entry["meaning"]:
         raise ValueError(f"`attacks.{name}.meaning` must be a sentence, got {entry['meaning']!r}.")
     if not isinstance(entry["details"], dict):

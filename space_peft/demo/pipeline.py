@@ -118,48 +118,23 @@ def demo_retained(concept: str, public: Dataset, model, processor, seed: int, *,
     return demo_retain_rows(concept, public, seed=seed) + sentences
 
 
-def erase(
+def demo_trainer(
     concept: str,
     folder: str | os.PathLike,
+    model,
+    processor,
+    refined: Dataset,
     *,
     seed: int = 0,
     settings: DemoSettings | None = None,
-    before: ProbeResults | None = None,
-    anchors: tuple[Dataset, Dataset] | None = None,
+    probes: list[Probe] | None = None,
     progress: bool = True,
-) -> DemoRun:
-    """Erases one concept from the embedded model and evaluates it before and after.
-
-    Args:
-        concept (`str`): A name the embedded model knows.
-        folder (`str` or `os.PathLike`): Trainer's `output_dir`; nothing is saved unless `trainer.save_model()` is called.
-        seed (`int`, defaults to 0): Of anchors, adapter, data order and split.
-        settings ([`DemoSettings`], *optional*): Defaults unless given.
-        before ([`ProbeResults`], *optional*): Results of the unadapted model on the same concept, to save asking again.
-        anchors (`tuple[Dataset, Dataset]`, *optional*): Raw and refined anchors made with the same settings and seed.
-        progress (`bool`, defaults to `True`): Show progress bars.
-
-    Returns:
-        [`DemoRun`]
-    """
+):
+    """The trainer of an erasure from the embedded model, as `erase` uses it; `refined` are its anchors."""
     from ..trainers import SpaceConfig, SpaceTrainer  # The trainers stand above this package.
 
     settings = settings or DemoSettings()
-    seconds = {}
-    images = load_demo_images()
-    public, _ = demo_split(images, concept)  # Refuses an unknown concept, with the nearest names.
-    model, processor = load_demo_model()
-    probes = demo_probes(concept, images)
-
-    start = time.perf_counter()
-    before = before or evaluate_probes(model, processor, probes, progress=progress)
-    seconds["evaluate_before"] = time.perf_counter() - start
-
-    start = time.perf_counter()
-    raw, refined = anchors or make_anchors(concept, public, model, processor, settings, seed, progress=progress)
-    seconds["anchors"] = time.perf_counter() - start
-
-    start = time.perf_counter()
+    public, _ = demo_split(load_demo_images(), concept)
     retained = demo_retained(concept, public, model, processor, seed, progress=progress)
     options = {
         "seed": seed,
@@ -199,6 +174,52 @@ def erase(
     if progress:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_BarOnly)
+    return trainer
+
+
+def erase(
+    concept: str,
+    folder: str | os.PathLike,
+    *,
+    seed: int = 0,
+    settings: DemoSettings | None = None,
+    before: ProbeResults | None = None,
+    anchors: tuple[Dataset, Dataset] | None = None,
+    progress: bool = True,
+) -> DemoRun:
+    """Erases one concept from the embedded model and evaluates it before and after.
+
+    Args:
+        concept (`str`): A name the embedded model knows.
+        folder (`str` or `os.PathLike`): Trainer's `output_dir`; nothing is saved unless `trainer.save_model()` is called.
+        seed (`int`, defaults to 0): Of anchors, adapter, data order and split.
+        settings ([`DemoSettings`], *optional*): Defaults unless given.
+        before ([`ProbeResults`], *optional*): Results of the unadapted model on the same concept, to save asking again.
+        anchors (`tuple[Dataset, Dataset]`, *optional*): Raw and refined anchors made with the same settings and seed.
+        progress (`bool`, defaults to `True`): Show progress bars.
+
+    Returns:
+        [`DemoRun`]
+    """
+    settings = settings or DemoSettings()
+    seconds = {}
+    images = load_demo_images()
+    public, _ = demo_split(images, concept)  # Refuses an unknown concept, with the nearest names.
+    model, processor = load_demo_model()
+    probes = demo_probes(concept, images)
+
+    start = time.perf_counter()
+    before = before or evaluate_probes(model, processor, probes, progress=progress)
+    seconds["evaluate_before"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    raw, refined = anchors or make_anchors(concept, public, model, processor, settings, seed, progress=progress)
+    seconds["anchors"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    trainer = demo_trainer(
+        concept, folder, model, processor, refined, seed=seed, settings=settings, probes=probes, progress=progress
+    )
     trainer.train()
     seconds["erase"] = time.perf_counter() - start
 

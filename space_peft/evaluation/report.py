@@ -13,6 +13,7 @@ from typing import Any
 
 from .._io import atomic_path, write_json
 from ..escape import markdown_text
+from ..intervals import MOST_TRIALS, interval_text
 from ..names import check_concept
 from ..safe_json import read_json
 from .probes import REPORT_KEYS, ProbeResults
@@ -34,6 +35,8 @@ LABELS = {
     "fluency": ("sensible answers", "higher"),
 }
 """What each key of a report means, and which way it should go."""
+KEPT_KEYS = ("retain", "retain_sentences", "retain_unseen_style", "siblings")
+"""Shares of what the original model knew: 1 before an erasure by definition, which is no measurement."""
 
 
 def collect_versions() -> dict[str, str | None]:
@@ -57,10 +60,11 @@ def check_scores(scores: dict[str, dict], where: str) -> None:
     missing = [key for key in REPORT_KEYS if key not in scores]
     if missing:
         raise ValueError(f"`{where}` lacks {missing}; expected the keys {list(REPORT_KEYS)} (see `build_probes`).")
-    for key, score in scores.items():
+    accuracies = {f"{key}.accuracy": score["accuracy"] for key, score in scores.items() if "accuracy" in score}
+    for key, score in {**scores, **accuracies}.items():
         value, n = score.get("value"), score.get("n")
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise ValueError(f"`{where}.{key}.n` must be a number of rows, got {n!r}.")
+        if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= MOST_TRIALS:
+            raise ValueError(f"`{where}.{key}.n` must be a number of rows (at most {MOST_TRIALS:,}), got {n!r:.40}.")
         if value is None and n > 0 or value is not None and n == 0:
             raise ValueError(f"`{where}.{key}`: value {value!r} does not go with n {n}; n 0 goes with None.")
         if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
@@ -121,12 +125,15 @@ class ErasureReport:
         """The figures as a table: aligned text, or Markdown.
 
         The last column is the number of rows behind `after`. `retain`, `retain_sentences`, `retain_unseen_style` and
-        `siblings` are shares of what the original model knew, hence 1.000 before; its accuracy over all rows stands in brackets.
+        `siblings` are shares of what the original model knew, hence 1.000 before; its accuracy over all rows stands
+        behind. In brackets are exact 95 % intervals ([`exact_interval`]). They take rows for independent: several
+        questions about one image are not, so that a share over n images with m questions each is known no better than
+        one of n, at worst.
         """
         rows = [["probe", "what", "better", "before", "after", "n"]]
         for key in REPORT_KEYS:
             what, better = LABELS[key]
-            cells = [_cell(scores[key]) for scores in (self.before, self.after)]
+            cells = [_cell(self.before[key], measured=key not in KEPT_KEYS), _cell(self.after[key])]
             rows.append([key, what, better, *cells, str(self.after[key]["n"])])
         speech = self._speech()
         if markdown:
@@ -141,10 +148,10 @@ class ErasureReport:
         ]
         rule = "-" * len(lines[0])
         title = f"Erasing {self.concept!r}" + ("" if self.seed is None else f" (seed {self.seed})")
-        note = "(in brackets: accuracy over all rows, where the value counts only what the original model knew)"
+        note = "(95 %: exact interval, as if rows were independent; all: accuracy over all rows, known before or not)"
         table = [title, rule, lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:]), rule]
         table += [] if speech is None else [speech]
-        return "\n".join([*table, note] if any("(" in cell for row in rows[1:] for cell in row[3:5]) else table)
+        return "\n".join([*table, note])
 
     def _speech(self) -> str | None:
         """What `judge_sentences` found, in a sentence."""
@@ -217,9 +224,11 @@ class ErasureReport:
             raise ValueError(f"{path} is no erasure report: {error}.") from error
 
 
-def _cell(score: dict) -> str:
+def _cell(score: dict, *, measured: bool = True) -> str:
     if score["value"] is None:
         return "-"
-    accuracy = score.get("accuracy", {}).get("value")
-    beside = "" if accuracy is None or accuracy == score["value"] else f" ({accuracy:.3f})"
-    return f"{score['value']:.3f}{beside}"
+    value = f"{score['value']:.3f}" + (f" (95 %: {interval_text(score['value'], score['n'])})" if measured else "")
+    accuracy = score.get("accuracy", {})
+    if accuracy.get("value") in (None, score["value"]):
+        return value
+    return f"{value}; all: {accuracy['value']:.3f} ({interval_text(accuracy['value'], accuracy['n'])})"

@@ -82,7 +82,9 @@ def test_tables():
     report = AttackReport.from_results("fox", results()[:2])
     plain, markdown = report.to_table(), report.to_table(markdown=True)
     assert plain.splitlines()[1].split()[-4:] == ["0.500", "0.500", "-", "2"]
-    assert markdown.splitlines()[3] == "| relearned from a few images | 1.000 | 1.000 | 0.500 | 4 |"
+    assert (
+        markdown.splitlines()[3] == "| relearned from a few images | 1.000 | 1.000 (95 %: 0.39 to 1.00) | 0.500 | 4 |"
+    )
     assert len(plain.splitlines()) == 3 and len(markdown.splitlines()) == 4
 
 

@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from space_peft.calibration import Calibration
 from space_peft.card_data import DatasetRecord, ErasureCardData
 from space_peft.certificate import LayerCertificate, RetentionCertificate
+from space_peft.end_to_end import EndToEnd
 from space_peft.evaluation import ErasureReport
+from space_peft.held_out import HeldOut
 
 
 PROBES = {
@@ -100,7 +103,11 @@ def certificate(text: str = "model.language_model.layers.{}.mlp.up_proj") -> Ret
         LayerCertificate(text.replace("{}", str(i)), 64, 16, 50.0, 0.9, 0.4, 0.5, 0.3, 0.1 * (i + 1), 0.001 * (i + 1))
         for i in range(6)
     )
-    return RetentionCertificate("soft", 0.3, 0.999, "token", {"image": 2048}, {"image": 256}, layers)
+    return RetentionCertificate(
+        "soft", 0.3, 0.999, "token", {"image": 2048}, {"image": 256}, layers, HeldOut(720, 0.1, 7, 400),
+        end_to_end=EndToEnd(30, 70, 2, 0.012, 0.0009, 24, 3),
+        calibration=Calibration(0.05, 0.05, 0.8, 60, 140, (0.4, 0.8, 1.0), (0, 3, 9)),
+    )  # fmt: skip
 
 
 def write_folder(folder: Path, text: str = "fox", *, layer: str = "language_model.layers.0.mlp.up_proj") -> Path:
