@@ -143,6 +143,6 @@ def test_too_few_for_a_certificate_are_said(distinct, held_out, share, says):
 
 
 @pytest.mark.parametrize("distinct, held_out, share", [(200, 20, 0.1), (3, 0, 0.0)])
-def test_enough_for_a_certificate_are_not(recwarn, rows, held_out, share):
+def test_enough_for_a_certificate_are_not(recwarn, distinct, held_out, share):
     warn_if_few(distinct, held_out, share)
     assert not recwarn
