@@ -26,7 +26,8 @@ LLAMA = {**TOKENS, **HEADS, "hidden_size": 16, "intermediate_size": 64, "num_key
 
 def opt(**more):
     shape = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 16, "max_position_embeddings": 512}
-    config = {**TOKENS, "num_hidden_layers": 5, "num_attention_heads": 4, **shape, **more}
+    # Weights large enough for an adapter to change what is generated.
+    config = {**TOKENS, "num_hidden_layers": 5, "num_attention_heads": 4, "init_std": 0.2, **shape, **more}
     return transformers.OPTForCausalLM(transformers.OPTConfig(**config))
 
 
@@ -130,7 +131,7 @@ def resnet():
 
 def llama4():
     config = {**LLAMA, "intermediate_size_mlp": 64, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 1}
-    return transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(**config, interleave_moe_layer_step=2))
+    return transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(**config, interleave_moe_layer_step=1))
 
 
 def gpt_oss():
@@ -198,10 +199,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def build(cache: Path) -> None:
-    """Fills the Hub cache `cache/hub`: a model and a tokenizer for every id of `BUILT`; ids that are there stay."""
+def build(home: Path) -> None:
+    """Fills `hub` in a folder for `HF_HOME`: a model and a tokenizer for every id of `BUILT`; what is there stays."""
     for name, make in BUILT.items():
-        folder = cache / "hub" / f"models--{name.replace('/', '--')}"
+        folder = home / "hub" / f"models--{name.replace('/', '--')}"
         if (folder / "refs" / "main").exists():
             continue
         shutil.rmtree(folder, ignore_errors=True)

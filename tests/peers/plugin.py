@@ -3,8 +3,10 @@
 Every test gets one outcome, written to the JSON file named by `PEERS_REPORT`:
 
 - "passed" or "failed";
-- "refused": our config did not allow an option, and `REFUSALS` lists it (an unlisted refusal is a failure);
-- "skipped": by PEFT itself, or as it needs something of the Hub that `NOT_BUILT` lists (anything else is a failure).
+- "unlisted": a refusal or a wish for something of the Hub that no list of `refusals.py` has, which is a failure;
+- "differs": `DIFFERS` lists that it asks for something that is another way round here on purpose;
+- "refused": our config did not allow an option, and `REFUSALS` lists it;
+- "skipped": by PEFT itself, or as it needs something of the Hub that `NOT_BUILT` lists.
 
 With `PEERS_STOCK=1` nothing is replaced: that tells whether a test fails because of us.
 """
@@ -12,6 +14,7 @@ With `PEERS_STOCK=1` nothing is replaced: that tells whether a test fails becaus
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import inspect
 import json
@@ -25,7 +28,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from PIL import Image
-from refusals import NOT_BUILT, refused_option
+from refusals import DIFFERS, NOT_BUILT, refused_option
 
 from space_peft import SpaceLoraConfig
 
@@ -41,6 +44,8 @@ _collecting = True
 
 def pytest_configure(config):
     peft.LoraConfig = CONFIG
+    # PEFT knows one class by type, so that its messages, and its tests' choices, go by this name.
+    CONFIG.__name__ = STOCK.__name__
     original = CONFIG.__post_init__
 
     def counted(self):
@@ -68,11 +73,6 @@ def _quotes():
     return DatasetDict(train=Dataset.from_dict({"quote": [f"Quote number {i}." for i in range(64)]}))
 
 
-def pytest_make_parametrize_id(config, val, argname):
-    """The same ids whichever class runs: `run.py` runs some a second time with the stock one."""
-    return STOCK.__name__ if val is CONFIG else None
-
-
 def pytest_collection_modifyitems(config, items):
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("tests.") and CONFIG is not STOCK:
@@ -83,13 +83,27 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _concerns_lora(item) -> bool:
-    """By the config classes among its parameters; a test without any by its own and its class's source."""
+    """By the config classes among its parameters; a test without any by what it, its class and its helpers name."""
     classes = {part if isinstance(part, type) else type(part) for part in _configs(_parameters(item))}
     if classes:
         return CONFIG in classes
-    return any(
-        re.search(r"\bLoraConfig\b", inspect.getsource(part)) for part in (item.function, item.cls) if part is not None
-    )
+    parts = [item.function, *(vars(item.cls).values() if item.cls else ())]
+    return any(_says_lora(part, vars(item.module)) for part in parts if inspect.isfunction(part))
+
+
+@functools.cache
+def _names(code) -> set[str]:
+    """What the code of a function refers to, functions inside it included."""
+    inner = (_names(part) for part in code.co_consts if inspect.iscode(part))
+    return set(code.co_names).union(*inner)
+
+
+def _says_lora(function, module: dict, seen: frozenset = frozenset()) -> bool:
+    names = _names(inspect.unwrap(function).__code__)
+    if STOCK.__name__ in names:
+        return True
+    helpers = [module[name] for name in names if inspect.isfunction(module.get(name)) and name not in seen]
+    return any(_says_lora(helper, module, seen | names) for helper in helpers)
 
 
 def pytest_collection_finish(session):
@@ -139,16 +153,19 @@ def pytest_runtest_makereport(item, call):
         reason = report.wasxfail if expected else report.longrepr[-1].removeprefix("Skipped: ")
         record.update(outcome="skipped", detail=f"PEFT expects a failure: {reason}" if expected else reason)
     elif report.failed:
-        outcome, detail = _classify(call.excinfo.value if call.excinfo else None)
-        record.update(outcome=outcome, detail=detail or str(report.longrepr))
-        if outcome != "failed":
+        outcome, detail = _classify(call.excinfo.value, item)
+        record.update(outcome=outcome, detail=detail or str(report.longrepr)[-1500:])
+        if outcome not in ("failed", "unlisted"):
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.location[1], detail)
     return report
 
 
-def _classify(error: BaseException | None) -> tuple[str, str]:
+def _classify(error: BaseException, item) -> tuple[str, str]:
     """What the error that ended a test means: it or one it arose from may be a refusal, or something not built."""
+    expected, why = DIFFERS.get(item.function.__name__, ("", ""))
+    if expected and CONFIG is not STOCK and re.search(expected, str(error)):
+        return "differs", why
     chain = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -157,13 +174,13 @@ def _classify(error: BaseException | None) -> tuple[str, str]:
         frames = list(_frames(error))
         if isinstance(error, ValueError) and frames and frames[-1].f_code.co_filename == OUR_FILE:
             option = refused_option(str(error))
-            return ("refused", option) if option else ("failed", f"a refusal that is not listed: {error}")
+            return ("refused", option) if option else ("unlisted", f"a refusal that is not listed: {error}")
         if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
             wanted = {str(frame.f_locals["repo_id"]) for frame in frames if frame.f_locals.get("repo_id")}
             for name in sorted(wanted):
                 if name in NOT_BUILT:
                     return "skipped", f"{name}: {NOT_BUILT[name]}"
-            return "failed", f"needs something of the Hub that is neither built nor listed: {sorted(wanted)} ({error})"
+            return "unlisted", f"needs of the Hub what is neither built nor listed: {sorted(wanted)} ({error})"
     return "failed", ""
 
 
