@@ -5,7 +5,7 @@ Every test gets one outcome, written to the JSON file named by `PEERS_REPORT`:
 - "passed" or "failed";
 - "unlisted": a refusal or a wish for something of the Hub that no list of `refusals.py` has, which is a failure;
 - "differs": `DIFFERS` lists that it asks for something that is another way round here on purpose;
-- "refused": our config did not allow an option, and `REFUSALS` lists it;
+- "refused": our config did not allow an option, and `REFUSALS` lists it with its reason;
 - "skipped": by PEFT itself, or as it needs something of the Hub that `NOT_BUILT` lists.
 
 With `PEERS_STOCK=1` nothing is replaced: that tells whether a test fails because of us.
@@ -30,7 +30,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from PIL import Image
-from refusals import DIFFERS, NOT_BUILT, refused_option
+from refusals import DIFFERS, NOT_BUILT, refusal
 
 from space_peft import SpaceLoraConfig
 
@@ -174,7 +174,7 @@ def _classify(error: BaseException, item) -> tuple[str, str]:
     """What the error that ended a test means: it or one it arose from may be a refusal, or something not built."""
     expected, why = DIFFERS.get(item.function.__name__, ("", ""))
     if expected and CONFIG is not STOCK and re.search(expected, str(error)):
-        return "differs", why
+        return "differs", f"{item.function.__name__}: {why}"
     chain = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -182,8 +182,8 @@ def _classify(error: BaseException, item) -> tuple[str, str]:
     for error in chain:
         frames = list(_frames(error))
         if isinstance(error, ValueError) and frames and frames[-1].f_code.co_filename == OUR_FILE:
-            option = refused_option(str(error))
-            return ("refused", option) if option else ("unlisted", f"a refusal that is not listed: {error}")
+            listed = refusal(str(error))
+            return ("refused", listed) if listed else ("unlisted", f"a refusal that is not listed: {error}")
         if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
             wanted = {str(frame.f_locals["repo_id"]) for frame in frames if frame.f_locals.get("repo_id")}
             for name in sorted(wanted):
