@@ -29,7 +29,7 @@ REFUSED = [
     ("bias", "all"),
     ("bias", "lora_only"),
     ("bias", "invalid"),
-    *(("init_lora_weights", name) for name in ("corda", "eva", "lora_ga", "loftq", "mica", "OLoRA", "pissa")),
+    *(("init_lora_weights", name) for name in ("corda", "eva", "lora_ga", "mica", "OLoRA", "pissa")),
     ("init_lora_weights", "pissa_niter_4"),
     ("modules_to_save", ["head"]),
     ("trainable_token_indices", {"embed": [1]}),

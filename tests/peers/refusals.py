@@ -22,7 +22,6 @@ REFUSALS = {
     ("init_lora_weights", "is 'corda'"): _INIT,
     ("init_lora_weights", "is 'eva'"): _INIT,
     ("init_lora_weights", "is 'lora_ga'"): _INIT,
-    ("init_lora_weights", "is 'loftq'"): _INIT,
     ("init_lora_weights", "is 'mica'"): _INIT,
     ("init_lora_weights", "is '(?i:olora)'"): _INIT,
     ("init_lora_weights", "is 'pissa'"): _INIT,
