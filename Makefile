@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 TEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all test-peers lint format bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ $(VENV)/.deepspeed: $(VENV)/.installed
 
 test-all: $(VENV)/.installed $(VENV)/.deepspeed
 	$(TEST)
+
+# PEFT's own LoRA tests with our config; the first time needs the package registry.
+test-peers: $(VENV)/.installed
+	$(BIN)/python tests/peers/run.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from peft import PeftModel
@@ -57,8 +55,6 @@ _ASKED = ("canary", "retained data", "name")
 _BEHAVIOUR = ("base model", "certificate", "bound", "processor", *_ASKED)
 # Of the search for an image.
 _STARTS = 4
-# Nats; two devices differ by 1e-4 in float32, and TF32 by ten times that.
-_LOG_PROB = 0.02
 
 
 @dataclass(frozen=True)
@@ -310,13 +306,12 @@ def _canary(source: AdapterSource, model: PeftModel, processor) -> Check:
     result = check_canary(model, processor, canary)
     if problems := canary_problems(result):
         return Check(name, FAILED, " ".join(problems), CANARY_NAME)
-    allowed = _log_prob_rounding(model, canary)
-    if result.max_log_prob_change > allowed:
+    if result.max_log_prob_change > result.rounding:
         return Check(
             name,
             FAILED,
             f"an answer's log-probability is {result.max_log_prob_change:.2g} nats from the one recorded; rounding explains "
-            f"{allowed:.2g}",
+            f"{result.rounding:.2g}",
             CANARY_NAME,
         )
     if not result.count:
@@ -325,32 +320,27 @@ def _canary(source: AdapterSource, model: PeftModel, processor) -> Check:
         return Check(
             name,
             NOT_CHECKED,
-            f"the {result.count} expected answers are the same with and without the adapter, so they say nothing of it "
+            f"the {result.count} expected answers are the same with and without the adapter, and their log-probabilities are "
+            "closer than rounding can tell, so they say nothing of it "
             "(images of anchors, which would, are published with --include-images); "
             f"{result.base_compared} weights of the base model are as recorded",
         )
+    if result.max_log_prob_change > result.seen:
+        return Check(
+            name,
+            NOT_CHECKED,
+            f"the {result.count} answers are those after training, but a log-probability is {result.max_log_prob_change:.2g} "
+            f"nats from the one recorded: more than the rounding seen here without the adapter ({result.seen:.2g}), less than "
+            f"{model.dtype} may make of it ({result.rounding:.2g})",
+            CANARY_NAME,
+        )
     message = (
-        f"{result.count} questions are answered as after training, {result.telling} of them otherwise than without the "
-        f"adapter; log-probabilities within {result.max_log_prob_change:.2g} nats; "
+        f"{result.count} questions are answered as after training, {result.telling} of them otherwise, or more or less "
+        f"surely, than without the adapter; log-probabilities within {result.max_log_prob_change:.2g} nats; "
     )
     if result.base_compared:
         return Check(name, OK, message + f"{result.base_compared} weights of the base model as recorded")
     return Check(name, OK, message + "the base model's weights could not be compared (quantised or renamed)")
-
-
-def _log_prob_rounding(model: PeftModel, canary: Canary) -> float:
-    """How far an answer's log-probability may be from the recorded one by rounding alone.
-
-    The canary takes no answer that rounding to bfloat16 could turn, which it says is within `MIN_MARGIN`; other dtypes
-    round that much less.
-    """
-    dtypes = (model.dtype, getattr(torch, canary.base.dtype, None))
-    if getattr(model.config, "quantization_config", None) is not None or not all(
-        isinstance(dtype, torch.dtype) and dtype.is_floating_point for dtype in dtypes
-    ):
-        return math.inf
-    coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
-    return max(MIN_MARGIN * coarsest / torch.finfo(torch.bfloat16).eps, _LOG_PROB)
 
 
 def _said(source: AdapterSource, model: PeftModel, processor, audit: _Audit | None) -> Check:

@@ -7,6 +7,7 @@ and refined anchors, for which the deployed model names the concept and the eras
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -35,8 +36,12 @@ _REMEDY = "Download it again; the canary is written by the trainer and must not 
 
 # An answer must win by this many nats at every token: rounding the model to bfloat16 must not turn it.
 MIN_MARGIN = 1.0
-# Images tried for each one kept.
-_TRIES = 8
+# Log-probabilities, in nats: two devices differ by 1e-4 in float32, TF32 by ten times that, bfloat16 by 0.1 mostly.
+_LOG_PROB, _LOG_PROB_BF16 = 0.02, 0.125
+# What rounding makes of an answer with the adapter, in units of the most it makes of those without.
+_LUCK = 4.0
+# Images tried for each one kept, and how often as many more where none of them shows the adapter.
+_TRIES, _ROUNDS = 8, 4
 _BATCH = 16
 
 
@@ -139,13 +144,15 @@ class CanaryResult:
 
     Args:
         count (`int`): Items.
-        telling (`int`): Items whose answer shows that the adapter is there.
+        telling (`int`): Items whose answer, or its log-probability, shows that the adapter is there.
         damaged (`tuple[str, ...]`): Images that are not the ones recorded.
         deployed (`tuple[str, ...]`): Answers of the base model alone that are other than recorded.
         erased (`tuple[str, ...]`): Answers of the erased model that are.
         base (`tuple[str, ...]`): Weights of the base model that are other than recorded.
         base_compared (`int`): Weights of the base model that could be compared.
         max_log_prob_change (`float`): Largest change of an unchanged answer's log-probability, in nats.
+        rounding (`float`): What rounding alone may make of that at most, see [`log_prob_rounding`].
+        seen (`float`): What it makes of that here, judged by the answers of the base model, which is the recorded one.
         acts (`bool`): Whether the adapter changes any answer's log-probability; `True` if nothing was asked.
     """
 
@@ -157,6 +164,8 @@ class CanaryResult:
     base: tuple[str, ...]
     base_compared: int
     max_log_prob_change: float
+    rounding: float
+    seen: float
     acts: bool
 
     @property
@@ -185,7 +194,8 @@ def make_canary(
         names (`list[str]`): The concept's name and its aliases.
         anchors (`datasets.Dataset`, *optional*): Refined anchors, whose `image` the deployed model names.
         seeds (`int`, defaults to 4): Most images drawn from a seed; half of them in any case without the concept's name
-            among the answers, so that they can be published without it.
+            among the answers, so that they can be published without it. Those come first whose answer, or its
+            log-probability, shows that the adapter is there.
         images (`int`, defaults to 4): Most images out of `anchors`.
         seed (`int`, defaults to 0): Of the first image tried.
 
@@ -201,23 +211,52 @@ def make_canary(
         raise ValueError(
             f"every naming question mentions {names[0]!r}, which the canary's must not; add a neutral one."
         )
+    base = fingerprint_base(model)
+    rounding = min(log_prob_rounding(model, base.dtype), _LOG_PROB_BF16)
     width, height = _image_size(processor)
-    numbers = [seed * _TRIES * max(seeds, 1) + i for i in range(_TRIES * seeds)]
-    drawn = _candidates("seed", [seed_image(number, width, height) for number in numbers], asked, numbers)
-    pictures = [] if anchors is None else [load_rgb(image) for image in anchors["image"][: _TRIES * images]]
-    shown = _candidates("image", pictures, asked, [None] * len(pictures))
-    items = [item for item in _answer(model, processor, drawn + shown) if _sure(item)]
-
-    drawn = _best([item for item in items if item.kind == "seed"])
-    neutral = [item for item in drawn if not any(mentions(text, names) for text in item.texts())]
+    tries, drawn, neutral = _TRIES * seeds, [], []
+    for start in range(seed * tries, (seed + _ROUNDS) * tries, max(tries, 1)):
+        numbers = list(range(start, start + tries))
+        tried = _candidates("seed", [seed_image(number, width, height) for number in numbers], asked, numbers)
+        drawn = _best([*drawn, *filter(_sure, _answer(model, processor, tried))], rounding)
+        neutral = [item for item in drawn if not any(mentions(text, names) for text in item.texts())]
+        # An erasure changes few answers in which its name does not occur; without one, what is published without names
+        # and pictures would not tell whether the adapter is there.
+        if neutral and neutral[0].shows_adapter(rounding):
+            break
     chosen = neutral[: (seeds + 1) // 2]
     chosen += [item for item in drawn if item not in chosen][: seeds - len(chosen)]
+
+    pictures = [] if anchors is None else [load_rgb(image) for image in anchors["image"][: _TRIES * images]]
+    shown = _answer(model, processor, _candidates("image", pictures, asked, [None] * len(pictures)))
     forgotten = [
         item
-        for item in items
-        if item.kind == "image" and mentions(item.deployed.text, names) and not mentions(item.erased.text, names)
+        for item in filter(_sure, shown)
+        if mentions(item.deployed.text, names) and not mentions(item.erased.text, names)
     ]
-    return Canary((*_best(chosen), *_best(forgotten)[:images]), fingerprint_base(model))
+    return Canary((*_best(chosen, rounding), *_best(forgotten, rounding)[:images]), base)
+
+
+def log_prob_rounding(model, recorded: str) -> float:
+    """How far an answer's log-probability may be from the recorded one by rounding alone, in nats.
+
+    The canary takes no answer that rounding to bfloat16 could turn, which it says is within `MIN_MARGIN`; other dtypes
+    round that much less.
+
+    Args:
+        model (`PreTrainedModel`): As it is now.
+        recorded (`str`): The base model's dtype when the canary was made, e.g. "float32".
+
+    Returns:
+        `float`: Infinity if it is not known: of quantised models.
+    """
+    dtypes = (model.dtype, getattr(torch, recorded, None))
+    if getattr(model.config, "quantization_config", None) is not None or not all(
+        isinstance(dtype, torch.dtype) and dtype.is_floating_point for dtype in dtypes
+    ):
+        return math.inf
+    coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
+    return max(MIN_MARGIN * coarsest / torch.finfo(torch.bfloat16).eps, _LOG_PROB)
 
 
 def check_canary(model, processor, canary: Canary) -> CanaryResult:
@@ -240,24 +279,28 @@ def check_canary(model, processor, canary: Canary) -> CanaryResult:
             damaged.append(f"{_label(item)}: its pixels are not the ones recorded")
     now = _answer(model, processor, usable)
     different: dict[str, list[str]] = {"deployed": [], "erased": []}
-    changes = [0.0]
+    changes = {"deployed": 0.0, "erased": 0.0}
     for item, again in zip(usable, now, strict=True):
         for which, found in different.items():
             expected, got = getattr(item, which), getattr(again, which)
             if expected.tokens == got.tokens:
-                changes.append(abs(expected.log_prob - got.log_prob))
+                changes[which] = max(changes[which], abs(expected.log_prob - got.log_prob))
             else:
                 found.append(f"{_label(item)}: {item.question!r} was answered {expected.text!r}, now {got.text!r}")
     base, compared = compare_base(model, canary.base)
+    rounding = log_prob_rounding(model, canary.base.dtype)
+    seen = min(max(_LUCK * changes["deployed"], _LOG_PROB), rounding)
     return CanaryResult(
         count=len(canary.items),
-        telling=sum(item.tells_apart for item in canary.items),
+        telling=sum(item.shows_adapter(seen) for item in canary.items),
         damaged=tuple(damaged),
         deployed=tuple(different["deployed"]),
         erased=tuple(different["erased"]),
         base=tuple(base),
         base_compared=compared,
-        max_log_prob_change=max(changes),
+        max_log_prob_change=max(changes.values()),
+        rounding=rounding,
+        seen=seen,
         acts=not now or any(item.deployed != item.erased for item in now),
     )
 
@@ -351,8 +394,12 @@ def _sure(item: CanaryItem) -> bool:
     return all(answer.text and answer.margin >= MIN_MARGIN for answer in (item.deployed, item.erased))
 
 
-def _best(items: list[CanaryItem]) -> list[CanaryItem]:
+def _best(items: list[CanaryItem], rounding: float) -> list[CanaryItem]:
     """Those that show the adapter first, then by how sure the less sure of the two answers is."""
-    return sorted(
-        items, key=lambda item: (item.tells_apart, min(item.deployed.margin, item.erased.margin)), reverse=True
-    )
+
+    def key(item: CanaryItem) -> tuple[bool, float, float]:
+        # Twice what is needed is as good as more, so that among those the surest come first.
+        moved = 0.0 if item.tells_apart else min(item.log_prob_change, 4 * rounding)
+        return item.tells_apart, moved, min(item.deployed.margin, item.erased.margin)
+
+    return sorted(items, key=key, reverse=True)

@@ -67,6 +67,19 @@ class CanaryItem:
         """Whether the answer shows that the adapter is there."""
         return self.deployed.tokens != self.erased.tokens
 
+    @property
+    def log_prob_change(self) -> float:
+        """How far the adapter moves an answer's log-probability, in nats; of an answer that it turns it says nothing."""
+        return abs(self.deployed.log_prob - self.erased.log_prob)
+
+    def shows_adapter(self, rounding: float) -> bool:
+        """Whether answer or log-probability show that the adapter is there.
+
+        Args:
+            rounding (`float`): How far a log-probability may be from the recorded one: nothing can be that close to both.
+        """
+        return self.tells_apart or self.log_prob_change > 2 * rounding
+
     def texts(self) -> tuple[str, ...]:
         """Every text of it that would be published."""
         return self.question, self.deployed.text, self.erased.text

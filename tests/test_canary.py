@@ -12,7 +12,8 @@ from peft import get_peft_model
 from PIL import Image
 
 from space_peft import QuestionSet, SpaceLoraConfig
-from space_peft.canary import CANARY_NAME, MIN_MARGIN, Canary, check_canary, make_canary
+from space_peft.canary import CANARY_NAME, MIN_MARGIN, Canary, _best, check_canary, make_canary
+from space_peft.canary_items import Answer, CanaryItem
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.fingerprint import compare_base, fingerprint_base
 from space_peft.layers import adapted_layers
@@ -104,6 +105,57 @@ def test_same_model_passes_and_making_it_again_gives_the_same(erased):
     assert result.ok and result.acts and not result.base and result.base_compared >= 10
     assert result.max_log_prob_change < 1e-5
     assert make_canary(model, processor, questions=DEMO_QUESTIONS, names=["fox"]) == canary
+
+
+def item_of(deployed, erased, log_prob_change=0.0, margin=2.0):
+    """An item about nothing: only its answers count."""
+    first = Answer(deployed, (len(deployed), 2), -1.0, margin)
+    second = Answer(erased, (len(erased), 2), -1.0 - log_prob_change, margin)
+    return CanaryItem("seed", "what is this?", 1, 1, "", first, second, seed=0)
+
+
+def test_what_shows_the_adapter_comes_first_then_the_surest():
+    """Beyond twice what rounding needs, a log-probability shows no more; nothing within it can be close to both."""
+    turned, far = item_of("a", "abc", margin=1.5), item_of("a", "a", log_prob_change=9.0, margin=1.1)
+    clear = item_of("a", "a", log_prob_change=-0.5, margin=3.0)
+    little, sure = item_of("a", "a", log_prob_change=0.21), item_of("a", "a", log_prob_change=0.19, margin=9.0)
+    assert _best([sure, little, far, clear, turned], rounding=0.1) == [turned, clear, far, little, sure]
+    shown = [item.shows_adapter(0.1) for item in (turned, clear, far, little, sure)]
+    assert shown == [True, True, True, True, False]
+
+
+def test_an_item_without_the_name_shows_the_adapter(erased):
+    """An adapter that changes little is shown by what may be published; more images are tried until one shows it."""
+    processor = erased[1]
+    model, _ = adapted(0.01)
+    canary = make_canary(model, processor, questions=DEMO_QUESTIONS, names=["fox"]).publishable(names=["fox"])
+    assert any(item.shows_adapter(0.02) for item in canary.items)
+    assert not any(item.tells_apart for item in canary.items), "else the test shows nothing"
+    result = check_canary(model, processor, canary)
+    assert result.ok and result.telling and result.seen == pytest.approx(0.02)
+    idle = check_canary(adapted(0.0)[0], processor, canary)
+    assert idle.max_log_prob_change > idle.seen, "the base model alone does not pass for it"
+
+
+def test_more_images_are_tried_until_one_shows_the_adapter(monkeypatch):
+    asked = []
+
+    def answer(model, processor, items):
+        asked.append([item.seed for item in items])
+        change = 0.5 if len(asked) == shown_in else 0.0
+        return [dataclasses.replace(item, **vars_of(item_of("a", "a", change))) for item in items]
+
+    def vars_of(item):
+        return {"deployed": item.deployed, "erased": item.erased}
+
+    monkeypatch.setattr("space_peft.canary._answer", answer)
+    model, processor = load_demo_model()
+    for shown_in, rounds in ((1, 1), (2, 2), (9, 4)):
+        asked.clear()
+        canary = make_canary(model, processor, questions=DEMO_QUESTIONS, names=["fox"], seeds=2, seed=3)
+        tried = [seeds for seeds in asked if seeds]
+        assert [seed for seeds in tried for seed in seeds] == list(range(48, 48 + 16 * rounds))
+        assert len(canary.items) == 2 and canary.items[0].shows_adapter(0.02) == (shown_in < 9)
 
 
 def test_training_mode_and_adapter_are_left_as_they_were(erased):

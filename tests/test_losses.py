@@ -197,6 +197,30 @@ def test_the_sentence_up_to_the_name_stays(generator):
         assert (losses.task_loss(moved, q, weights) != before).item() == changes
 
 
+def test_task_loss_is_the_weighted_sum_of_divergences(generator):
+    """In float64, from the definition: weights between 0 and 1 count as they are, and are those of `path_weights`."""
+    logits, base = torch.randn(2, 3, 5, 9, generator=generator)
+    name = torch.tensor(
+        [[IGNORE_INDEX, 4, 7, IGNORE_INDEX], [2, 5, 1, 8], [IGNORE_INDEX, IGNORE_INDEX, 6, IGNORE_INDEX]]
+    )
+    kept = torch.tensor([[True, True, True, False], [True] * 4, [False, True, False, False]])
+    log_q = losses.overwriting_log_probs(base, name)
+    weights = losses.path_weights(log_q, name, kept)
+    q, p = log_q.double().exp(), logits[:, :4].double().softmax(-1)
+    expected = torch.tensor(
+        [
+            [1, 1, q[0, 1, 4], 0],
+            [1, q[1, 0, 2], q[1, 0, 2] * q[1, 1, 5], q[1, 0, 2] * q[1, 1, 5] * q[1, 2, 1]],
+            [0, 1, 1, 0],
+        ]
+    ).double()
+    torch.testing.assert_close(weights.double(), expected, rtol=1e-5, atol=1e-7)
+    kl = (q * (log_q.double() - p.log())).sum(-1)
+    loss = losses.task_loss(logits, log_q, weights).item()
+    assert loss == pytest.approx((kl * expected).sum(1).mean().item(), rel=1e-5)
+    assert loss != pytest.approx((kl * (expected > 0)).sum(1).mean().item(), rel=1e-2), "else the weights do not matter"
+
+
 def test_suppression_pushes_the_name_down(generator):
     logits = torch.randn(4, 2, 6, generator=generator, requires_grad=True)
     name = torch.tensor([[0], [1], [2], [3]])

@@ -1,13 +1,15 @@
 """The null space: statistics, projection, bounds and files, against float64 references."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from space_peft.null_space import NullSpaceFitter, load_null_spaces, save_null_spaces
+from space_peft.null_space import NullSpace, NullSpaceFitter, _upper, load_null_spaces, save_null_spaces
+from space_peft.spectral import Spectrum
 
 
 def samples_with_spectrum(eigenvalues, seed=0):
@@ -343,3 +345,118 @@ def test_bad_files_are_refused(tmp_path):
     save_file({"x": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="of another kind"):
         load_null_spaces(path)
+
+
+def inexact(spectrum, columns, strength=0.3, seed=0, noise=0.5):
+    """A soft null space on Ritz vectors of a subspace that is off, as a Krylov method's may be, and its `C`, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    d = len(spectrum)
+    values = spectrum.double() / spectrum.double().mean()
+    basis = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q
+    moment = (basis * values) @ basis.T
+    off = basis[:, :columns] + noise * torch.randn(d, columns, generator=generator, dtype=torch.float64) / d**0.5
+    vectors = torch.linalg.qr(off).Q
+    found, rotation = torch.linalg.eigh(vectors.T @ moment @ vectors)
+    found, vectors = found.flip(0), (vectors @ rotation.flip(1)).float()
+    outside = torch.linalg.qr(vectors.double(), mode="complete").Q[:, columns:]
+    largest = float(torch.linalg.eigvalsh(outside.T @ moment @ outside)[-1])
+    space = NullSpace(
+        eigenvectors=vectors,
+        filters=(strength / (found + strength)).float(),
+        outside=strength / (largest + strength),
+        eigenvalues=found,
+        next_eigenvalue=largest,
+        residuals=(moment @ vectors.double() - vectors.double() * found).norm(dim=0),
+        scale=2.0,
+        start=0,
+        constraint="soft",
+        strength=strength,
+        energy=1.0,
+        max_rank=columns,
+        statistics="token",
+        counts={"token": 1},
+    )
+    return space, 2.0 * moment
+
+
+def test_bound_and_change_hold_for_inexact_eigenvectors():
+    """What an eigenvector shares with the directions left out counts: without its residual each is too small."""
+    beyond = {"bound": 0, "change": 0}
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        d = int(torch.randint(3, 16, (1,), generator=generator))
+        spectrum = random_spectrum(generator, d).sort(descending=True).values
+        space, moment = inexact(spectrum, max(1, d // 3), seed=seed)
+        values, vectors = torch.linalg.eigh(moment)
+        root = vectors * values.clamp(min=0).sqrt()  # C = root root^T
+        gain = float(torch.linalg.matrix_norm(space.project(root.T), 2))
+        assert gain <= space.bound() * (1 + 1e-5)
+        exact = dataclasses.replace(space, residuals=torch.zeros_like(space.residuals))
+        beyond["bound"] += gain > exact.bound() * (1 + 1e-5)
+        reached = space.eigenvectors.double() @ torch.randn(space.rank, 2, generator=generator, dtype=torch.float64)
+        for weight in (torch.randn(2, d, generator=generator, dtype=torch.float64), vectors[:, -1:].T, reached.T):
+            measured = float((weight @ root).norm())
+            assert measured <= space.change(weight) * (1 + 1e-5) + 1e-6 * float(weight.norm())
+            beyond["change"] += measured > exact.change(weight) * (1 + 1e-5) + 1e-6 * float(weight.norm())
+            assert float((space.project(weight) @ root).norm()) <= space.bound(weight) * (1 + 1e-5)
+    assert beyond["bound"] >= 3 and beyond["change"] >= 10, beyond
+
+
+@pytest.mark.parametrize("angle", [0.1, 0.4, 0.7])
+def test_bound_and_change_are_reached_in_two_dimensions(angle):
+    """Where one direction is left out the formulas are equations, so that no term of them can be missing or too large."""
+    c, s = math.cos(angle), math.sin(angle)
+    moment = torch.tensor([[1.6, 0.0], [0.0, 0.4]], dtype=torch.float64)
+    u, v = torch.tensor([c, s], dtype=torch.float64), torch.tensor([-s, c], dtype=torch.float64)
+    along, beside, shared = float(u @ moment @ u), float(v @ moment @ v), abs(float(u @ moment @ v))
+    outside = 0.9
+    made = NullSpace(
+        eigenvectors=u[:, None].float(),
+        # The same is let through in both directions: what they share adds up in full.
+        filters=torch.tensor([outside * math.sqrt(beside / along)]),
+        outside=outside,
+        eigenvalues=torch.tensor([along], dtype=torch.float64),
+        next_eigenvalue=beside,
+        residuals=torch.tensor([shared], dtype=torch.float64),
+        scale=3.0,
+        start=0,
+        constraint="soft",
+        strength=1.0,
+        energy=1.0,
+        max_rank=1,
+        statistics="token",
+        counts={"token": 1},
+    )
+    root = (3.0 * moment).sqrt()
+    assert made.bound() == pytest.approx(float(torch.linalg.matrix_norm(made.project(root), 2)), rel=1e-6)
+    for turn in (0.3, 1.0):
+        row = math.cos(turn) * u - math.sin(turn) * v  # on the side where u and v pull together
+        assert made.change(row[None]) == pytest.approx(float((row @ root).norm()), rel=1e-6)
+    assert torch.allclose(made.second_moment(), 3.0 * (along * torch.outer(u, u) + (2 - along) * torch.outer(v, v)))
+
+
+def test_second_moment_is_that_of_the_inputs_and_keeps_its_trace():
+    """All eigenvectors kept: it is `C`. Some: it is on their span, and the others share what is left of the trace."""
+    rows, basis = samples_with_spectrum(torch.tensor([9.0, 4.0, 1.0, 0.5, 0.3, 0.2]).double())
+    moment = rows.T @ rows / len(rows)
+    tolerance = {"rtol": 0, "atol": 1e-6 * float(moment.diagonal().sum())}
+    torch.testing.assert_close(fitted(rows, "soft").second_moment(), moment, **tolerance)
+    some = fitted(rows, "soft", max_rank=2).second_moment()
+    values, vectors = torch.linalg.eigh(moment)
+    rest = float(values[:4].mean())
+    expected = (vectors * torch.cat([torch.full((4,), rest).double(), values[4:]])) @ vectors.T
+    torch.testing.assert_close(some, expected, **tolerance)
+
+
+def test_an_eigenvalue_left_out_is_no_smaller_than_its_residual_allows():
+    spectrum = Spectrum(torch.tensor([3.0, 1.0]).double(), torch.eye(4)[:, :2], torch.tensor([0.5, 0.25]).double())
+    assert [_upper(spectrum, i) for i in range(3)] == [3.5, 1.25, 0.0]
+
+
+def test_the_largest_eigenvalue_left_out_may_be_on_either_side():
+    """A hard constraint that keeps the complement: eigenvalues before it and after it are left out."""
+    rows, _ = samples_with_spectrum(torch.tensor([9.0, 4.0, 1.0, 0.5, 0.3, 0.2]).double())
+    space = fitted(rows, "none")
+    assert space._largest_outside == pytest.approx(9.0 / 2.5, rel=1e-6)
+    shorter = dataclasses.replace(space, eigenvalues=space.eigenvalues[3:], next_eigenvalue=2.0)
+    assert shorter._largest_outside == 2.0

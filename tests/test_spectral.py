@@ -149,3 +149,38 @@ def test_sums_in_panels_are_the_second_moment(dtype):
     assert moment.dtype == dtype and torch.equal(moment, moment.T)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     assert torch.allclose(moment.double(), (images + texts) / 2, atol=tolerance * float(images.abs().max()))
+
+
+def orthonormal(vectors):
+    gram = vectors.T @ vectors
+    return float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("samples", [7, 8, 9])
+def test_vectors_that_are_not_orthonormal_are_never_returned(samples):
+    """Fewer samples than a block has columns: rounding makes up the others, at times within each other's span."""
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(samples + 100 * seed)
+        inputs = torch.randn(samples, 640, generator=generator, dtype=torch.float64)
+        c = (inputs.T @ inputs).float()
+        c /= c.diagonal().mean()
+        found = spectral._krylov(c, 20, lambda values: STRENGTH / (values + STRENGTH) ** 2, 3e-3)
+        assert found is None or orthonormal(found.vectors)
+
+
+def test_a_block_within_the_span_of_another_is_noticed(monkeypatch):
+    """The same, made rather than hoped for: how rounding falls differs between processors."""
+    c = matrix_of(spectrum_of("slow", 512)).float()
+    arguments = c, 16, torch.ones_like, float("inf")
+    assert orthonormal(spectral._krylov(*arguments).vectors)
+    original, blocks = spectral._orthonormal, []
+
+    def crooked(x):
+        blocks.append(original(x))
+        return (blocks[-1] + 0.1 * blocks[0]) if len(blocks) > 1 else blocks[0]
+
+    monkeypatch.setattr(spectral, "_orthonormal", crooked)
+    assert spectral._krylov(*arguments) is None
+    blocks.clear()
+    found = decompose(c, 16, None, float("inf"))
+    assert len(found.values) == 512 and orthonormal(found.vectors)

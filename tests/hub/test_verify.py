@@ -1,5 +1,6 @@
 """`load_erased` and `verify_erasure` on folders: what fits, what does not, and what the reports say."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -10,7 +11,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from space_peft.canary import CANARY_NAME
+from space_peft.canary import CANARY_NAME, Canary
+from space_peft.canary import _answer as canary_items_again
 from space_peft.certificate import CERTIFICATE_NAME
 from space_peft.cli import main
 from space_peft.demo import demo_model_path, load_demo_model
@@ -341,11 +343,44 @@ def test_command_line_shows_pictures_of_a_folder(folder, foxes, tmp_path, capsys
     assert main([*arguments, str(tmp_path / "nothing")]) == 2
 
 
-def test_a_canary_whose_answers_tell_nothing_is_not_checked(folder):
+@pytest.fixture
+def same_answers(folder):
+    """The erasure with those questions only that the base model answers the same, if not as surely."""
     content = json.loads((folder / CANARY_NAME).read_text())
     content["items"] = [item for item in content["items"] if item["deployed"]["tokens"] == item["erased"]["tokens"]]
     (folder / CANARY_NAME).write_text(json.dumps(content))
-    check = find(verify_erasure(folder), "canary")
+    return folder
+
+
+def scaled(folder, share):
+    """Leaves a share of the adapter's update."""
+    weights = load_file(folder / WEIGHTS)
+    weights = {name: weight * share if "lora_B" in name else weight for name, weight in weights.items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "left", "status"), [(torch.float32, 0.1, "FAILED"), (torch.float16, 0.5, "not checked")]
+)
+def test_a_canary_of_the_same_answers_tells_by_how_sure_they_are(same_answers, dtype, left, status):
+    def check():
+        return find(verify_erasure(same_answers, base_model=load_demo_model()[0].to(dtype)), "canary")
+
+    assert check().status == "ok" and ", 0 of them" not in check().message, check().message
+    scaled(same_answers, left)
+    # It acts, and turns none of these answers. What rounding to float16 could make of them at worst is not held
+    # against it.
+    assert check().status == status and "log-probability" in check().message, check().message
+
+
+def test_a_canary_whose_answers_tell_nothing_is_not_checked(same_answers):
+    scaled(same_answers, 1e-3)
+    model = load_erased(same_answers, check_canary=False, dtype=torch.float32)
+    processor = load_demo_model()[1]
+    canary = Canary.load(same_answers)
+    drawn = [dataclasses.replace(item, image=seed_image(item.seed, item.width, item.height)) for item in canary.items]
+    dataclasses.replace(canary, items=tuple(canary_items_again(model, processor, drawn))).save(same_answers)
+    check = find(verify_erasure(same_answers), "canary")
     assert check.status == "not checked" and "the same with and without the adapter" in check.message
 
 
