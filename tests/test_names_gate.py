@@ -24,6 +24,7 @@ from space_peft.evaluation.metrics import AnswerFluency, NamingRate
 from space_peft.names import check_aliases, check_concept, check_name_list
 from space_peft.questions import DEFAULT_QUESTIONS
 from space_peft.self_distillation import retained_answers
+from trainers import CVFTrainer, GradDiffTrainer, MMUnlearnerTrainer, NPOTrainer
 
 
 PICTURES = [Image.new("RGB", (4, 4))] * 2
@@ -152,3 +153,10 @@ def test_names_in_files_pass_the_gate(tmp_path):
 def test_valid_answers_are_a_list():
     with pytest.raises(TypeError, match="`valid_answers` must be a list"):
         AnswerFluency().compute(predictions=["fox"], valid_answers="fox")
+
+
+@pytest.mark.parametrize("aliases", ["vixen", b"vixen"])
+@pytest.mark.parametrize("trainer", [GradDiffTrainer, NPOTrainer, MMUnlearnerTrainer, CVFTrainer])
+def test_trainers_refuse_a_string(trainer, aliases):
+    with pytest.raises(TypeError, match="vixen"):
+        trainer(model=None, forget_dataset=[{"image": PICTURES[0]}], concept="fox", aliases=aliases)
