@@ -17,7 +17,6 @@ from huggingface_hub.utils import validate_repo_id
 
 from ._io import write_json
 from .licenses import check_license
-from .names import check_aliases, check_concept
 from .safe_json import read_json
 
 
@@ -165,12 +164,6 @@ class ErasureCardData:
         for key, value in vars(self).items():
             if key != "datasets":
                 _check_json(value, f"`{key}`")
-        try:
-            check_aliases(self.aliases)
-            if self.concept:  # Filled in while training.
-                check_concept(self.concept)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`concept` or `aliases` of the card data: {error}") from error
         for name, values in self.settings.items():
             _check(values, dict, f"`settings[{name!r}]`", "a dict of settings", optional=False)
         for name, version in self.versions.items():

@@ -96,7 +96,6 @@ ALIASES = {
     "without_name": lambda names: without_name(ErasureCardData(), names, b""),
     "redact_values": lambda names: redact_values({}, names),
     "find_names": lambda names: find_names(".", names),
-    "card data": lambda aliases: ErasureCardData(aliases=aliases),
 }  # fmt: skip
 
 
@@ -121,8 +120,6 @@ CONCEPTS = {
     "audit_concept": lambda concept: audit_concept(None, None, concept),
     "linear_probes": lambda concept: linear_probes(None, None, PICTURES, PICTURES, concept),
     "verify": lambda concept: verify_erasure(".", concept=concept),
-    "ErasureReport": lambda concept: ErasureReport(concept, {}, {}),
-    "AttackReport": lambda concept: AttackReport(concept, {"audit": {}}),
 }  # fmt: skip
 
 
@@ -133,6 +130,18 @@ def test_a_concept_is_a_name(entry, concept):
         (TypeError, ValueError), match="must be a(?: |.*)string|must be strings|is empty|must be the erased name"
     ):
         CONCEPTS[entry](concept)
+
+
+def test_records_hold_texts():
+    # Any text: they are read from others' files as well, and shown.
+    for bad in ("vixen", b"vixen", [3], 3):
+        with pytest.raises(ValueError, match="list of texts"):
+            ErasureCardData(aliases=bad)
+    for bad in (b"fox", 3, None):
+        with pytest.raises(ValueError, match="must be the erased name"):
+            ErasureReport(bad, {}, {})
+        with pytest.raises(ValueError, match="must be the erased name"):
+            AttackReport(bad, {"audit": {}})
 
 
 def test_names_in_files_pass_the_gate(tmp_path):

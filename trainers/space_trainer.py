@@ -19,6 +19,7 @@ from space_peft.layers import adapted_layers, deployed_model
 from space_peft.names import check_aliases, check_concept, mentions
 from space_peft.prompts import answer_logits, generate_answers
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
+from space_peft.rows import check_kind
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
 from .erasure_trainer import ErasureTrainer
@@ -110,11 +111,13 @@ class SpaceTrainer(ErasureTrainer):
         **unsupported,
     ):
         refuse_arguments(type(self), unsupported)
+        if anchors is not None:
+            check_kind(anchors, "anchors")
         if anchors is None or len(anchors) == 0:
             raise ValueError("`anchors` is empty: make them with `select_anchors` and `refine_anchors`.")
         info = anchor_info(anchors)
         concept = check_concept(concept or info.get("concept") or "")
-        aliases = check_aliases(info.get("aliases") if aliases is None else aliases)
+        aliases = check_aliases(info.get("aliases") if aliases is None else aliases, concept=concept)
         self.anchors = anchors
         super().__init__(
             model,

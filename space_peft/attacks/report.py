@@ -51,7 +51,7 @@ class AttackReport:
     versions: dict[str, str | None] = field(default_factory=collect_versions)
 
     def __post_init__(self):
-        if not isinstance(self.concept, str) or not self.concept.strip():
+        if not isinstance(self.concept, str) or not self.concept:
             raise ValueError(f"`concept` must be the erased name, got {self.concept!r}.")
         if not isinstance(self.attacks, dict) or not self.attacks:
             raise ValueError(f"`attacks` must hold at least one of {list(LABELS)}, got {self.attacks!r}.")

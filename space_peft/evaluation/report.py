@@ -14,7 +14,6 @@ from typing import Any
 from .._io import atomic_path, write_json
 from ..escape import markdown_text
 from ..intervals import MOST_TRIALS, interval_text
-from ..names import check_concept
 from ..safe_json import read_json
 from .probes import REPORT_KEYS, ProbeResults
 
@@ -97,7 +96,6 @@ class ErasureReport:
     def __post_init__(self):
         if not isinstance(self.concept, str):
             raise ValueError(f"`concept` must be the erased name, got {self.concept!r}.")
-        check_concept(self.concept)
         check_scores(self.before, "before")
         check_scores(self.after, "after")
 
