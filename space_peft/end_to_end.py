@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from . import distributed
 from .held_out import content_keys
 from .intervals import CONFIDENCE, MOST_TRIALS, bernstein_bound, exact_upper_bound
 from .layers import deployed_model
@@ -261,14 +262,17 @@ def measure_end_to_end(
     comparison = AnswerComparison(model, processor, retained, chosen, max_new_tokens, names)
     if not comparison.rows:
         return None
-    changed, values = comparison.changed(), comparison.log_prob_changes()
+    found = comparison.changed(), comparison.log_prob_changes(), comparison.images, comparison.left_out
+    distributed.reshard(model)
+    # All processes ask the same; rank 0 decides where rounding made them differ.
+    changed, values, images, left_out = distributed.gather_objects(found)[0]
     mean = math.fsum(values) / len(values)
     return EndToEnd(
-        images=comparison.images,
-        texts=len(comparison.rows) - comparison.images,
+        images=images,
+        texts=len(values) - images,
         changed=sum(changed),
         log_prob_change=mean,
         log_prob_variance=math.fsum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1),
         max_new_tokens=max_new_tokens,
-        left_out=comparison.left_out,
+        left_out=left_out,
     )
