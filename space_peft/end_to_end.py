@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from datasets import Dataset
 
 from . import distributed
 from .held_out import content_keys
@@ -233,7 +234,7 @@ class AnswerComparison:
 def measure_end_to_end(
     model,
     processor,
-    retained: RetainedRows,
+    retained: RetainedRows | Dataset | Sequence[dict],
     rows: Iterable[int] | None = None,
     *,
     seed: int = 0,
@@ -246,7 +247,8 @@ def measure_end_to_end(
     Args:
         model (`PeftModel`): With the trained adapter, not merged.
         processor (`ProcessorMixin`): Its processor.
-        retained ([`RetainedRows`]): Retained rows; their answers are not used, only what they ask.
+        retained ([`~datasets.Dataset`] or `list[dict]`): Rows in the formats of `retain_dataset`; their answers are not used,
+            only what they ask.
         rows (iterable of `int`, *optional*): Which of them: none that the adapter was fitted to or trained on, and none
             that shares an image or a text with such a row. All by default.
         seed (`int`, defaults to 0): Of the row that is asked of each image and text.
@@ -258,6 +260,7 @@ def measure_end_to_end(
     Returns:
         [`EndToEnd`]: Of one question about each image and text; `None` without any.
     """
+    retained = retained if isinstance(retained, RetainedRows) else RetainedRows(retained)
     chosen = one_row_each(retained, range(len(retained)) if rows is None else rows, seed, most)
     comparison = AnswerComparison(model, processor, retained, chosen, max_new_tokens, names)
     if not comparison.rows:
