@@ -84,4 +84,5 @@ if TYPE_CHECKING:
         NPOTrainer,
         SpaceConfig,
         SpaceTrainer,
+        calibrate,
     )

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from datasets import Dataset
 
+from . import distributed
 from .held_out import content_keys
 from .intervals import CONFIDENCE, MOST_TRIALS, bernstein_bound, exact_upper_bound
 from .layers import deployed_model
@@ -232,7 +234,7 @@ class AnswerComparison:
 def measure_end_to_end(
     model,
     processor,
-    retained: RetainedRows,
+    retained: RetainedRows | Dataset | Sequence[dict],
     rows: Iterable[int] | None = None,
     *,
     seed: int = 0,
@@ -245,7 +247,8 @@ def measure_end_to_end(
     Args:
         model (`PeftModel`): With the trained adapter, not merged.
         processor (`ProcessorMixin`): Its processor.
-        retained ([`RetainedRows`]): Retained rows; their answers are not used, only what they ask.
+        retained ([`~datasets.Dataset`] or `list[dict]`): Rows in the formats of `retain_dataset`; their answers are not used,
+            only what they ask.
         rows (iterable of `int`, *optional*): Which of them: none that the adapter was fitted to or trained on, and none
             that shares an image or a text with such a row. All by default.
         seed (`int`, defaults to 0): Of the row that is asked of each image and text.
@@ -257,18 +260,22 @@ def measure_end_to_end(
     Returns:
         [`EndToEnd`]: Of one question about each image and text; `None` without any.
     """
+    retained = retained if isinstance(retained, RetainedRows) else RetainedRows(retained)
     chosen = one_row_each(retained, range(len(retained)) if rows is None else rows, seed, most)
     comparison = AnswerComparison(model, processor, retained, chosen, max_new_tokens, names)
     if not comparison.rows:
         return None
-    changed, values = comparison.changed(), comparison.log_prob_changes()
+    found = comparison.changed(), comparison.log_prob_changes(), comparison.images, comparison.left_out
+    distributed.reshard(model)
+    # All processes ask the same; rank 0 decides where rounding made them differ.
+    changed, values, images, left_out = distributed.gather_objects(found)[0]
     mean = math.fsum(values) / len(values)
     return EndToEnd(
-        images=comparison.images,
-        texts=len(comparison.rows) - comparison.images,
+        images=images,
+        texts=len(values) - images,
         changed=sum(changed),
         log_prob_change=mean,
         log_prob_variance=math.fsum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1),
         max_new_tokens=max_new_tokens,
-        left_out=comparison.left_out,
+        left_out=left_out,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.utils.logging import get_logger
 
+from space_peft import distributed
 from space_peft.calibration import (
     DELTA,
     SCALES,
@@ -102,7 +103,8 @@ def calibrate(
 
     def count_changed(scale: float) -> int:
         with _scaled(model, scale):
-            changed = sum(comparison.changed())
+            # All processes ask the same; rank 0 decides where rounding made them differ.
+            changed = distributed.gather_objects(sum(comparison.changed()))[0]
         logger.info("Scale %g: %d of %d answers changed.", scale, changed, n)
         return changed
 
@@ -135,6 +137,7 @@ def _check_number(n: int, risk: float, delta: float) -> None:
 
 @torch.no_grad()
 def _multiply(model, scale: float) -> None:
+    distributed.reshard(model)
     for layer in adapted_layers(model, ADAPTER).values():
         lora_weights(layer, ADAPTER)[1].mul_(scale)
 
@@ -142,12 +145,14 @@ def _multiply(model, scale: float) -> None:
 @contextmanager
 def _scaled(model, scale: float) -> Iterator[None]:
     """The adapter as it would be saved with that scale, in its own precision; as it was afterwards, to the bit."""
+    distributed.reshard(model)
     weights = [lora_weights(layer, ADAPTER)[1] for layer in adapted_layers(model, ADAPTER).values()]
     before = [weight.detach().clone() for weight in weights]
     try:
         _multiply(model, scale)
         yield
     finally:
+        distributed.reshard(model)
         with torch.no_grad():
             for weight, old in zip(weights, before, strict=True):
                 weight.copy_(old)
