@@ -254,27 +254,27 @@ class _ShardFile:
 
     def write(self, block: np.ndarray) -> None:
         with atomic_path(self.path) as temporary:
+            # One key: of several, safetensors would write any first.
             save_file(
-                {"embeddings": block}, temporary, metadata={"crc32": str(zlib.crc32(block)), "content": self.content}
+                {"embeddings": block}, temporary, metadata={"crc32 content": f"{zlib.crc32(block)} {self.content}"}
             )
 
     def read(self) -> np.ndarray | None:
         """The shard, or `None` if there is none, it is not as it was written, or of another content."""
         try:
             with safe_open(self.path, "numpy") as file:
-                metadata = file.metadata() or {}
+                noted = (file.metadata() or {}).get("crc32 content")
                 block = file.get_tensor("embeddings")
         except (OSError, SafetensorError):
             return None
         whole = block.shape == (self.rows, self.dim) and block.dtype == np.float32
-        whole = whole and metadata.get("crc32") == str(zlib.crc32(block))
-        return block if whole and metadata.get("content") == self.content else None
+        return block if whole and noted == f"{zlib.crc32(block)} {self.content}" else None
 
     def outdated(self) -> bool:
         """Whether the file is whole, but of another content, or of a version that did not note it."""
         with contextlib.suppress(OSError, SafetensorError), safe_open(self.path, "numpy") as file:
             metadata = file.metadata() or {}
-            return "crc32" in metadata and metadata.get("content") != self.content
+            return "crc32" in metadata or metadata.get("crc32 content", self.content).rpartition(" ")[2] != self.content
         return False
 
     def __call__(self) -> np.ndarray:
