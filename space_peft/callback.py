@@ -14,7 +14,7 @@ from .config import SPACE_CONFIG_NAME
 from .distributed import divide
 from .fit_progress import FIT_PROGRESS_NAME
 from .fitting import fit_null_space
-from .identity import data_digest, fit_differences, fit_digest, protect_digest
+from .identity import data_digest, fit_differences, fit_digest, protect_digest, weights_at_rest
 from .layers import adapted_layers, adapter_config
 from .null_space import NullSpace, load_null_spaces, save_null_spaces
 from .projection import AttachedNullSpace, attach_null_space, offload_null_spaces
@@ -96,6 +96,7 @@ class NullSpaceCallback(TrainerCallback):
         self._given = null_spaces is not None
         self._attached: AttachedNullSpace | None = None
 
+    @weights_at_rest()
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         self._detach()  # a run that ended in an exception, or an automatic change of the batch size
         layers = adapted_layers(model, self.adapter_name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Values of a weight whose places count, beside the sum over all of them, to which places mean nothing.
 _SAMPLED = 64
+# The checksums computed so far, while `weights_at_rest`.
+_known: dict[tuple[int, str], str] | None = None
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Of a batch: the ids are looked at row by row, and the others say nothing of what a layer is given.
 _NOT_SUMMED = {"input_ids", "attention_mask", "labels", "logits_to_keep"}
@@ -125,6 +128,17 @@ def data_digest(model: nn.Module, dataloader: Iterable[Mapping]) -> str | None:
 
 
 @torch.no_grad()
+@contextlib.contextmanager
+def weights_at_rest() -> Iterator[None]:
+    """Within it nobody changes a base model's weights, so each model's [`base_checksum`] is computed once."""
+    global _known
+    before, _known = _known, {}
+    try:
+        yield
+    finally:
+        _known = before
+
+
 def base_checksum(model: nn.Module, adapter_name: str = "default") -> str:
     """A checksum of all that determines what adapted layers see while the adapter is off.
 
@@ -141,6 +155,8 @@ def base_checksum(model: nn.Module, adapter_name: str = "default") -> str:
         `str`: Three digests: of all that, of the weights' dtypes, and of the values at their places rounded to bfloat16,
         by which a model is told that was only loaded in another dtype. See [`same_base`].
     """
+    if _known is not None and (id(model), adapter_name) in _known:
+        return _known[id(model), adapter_name]
     distributed.reshard(model)
     exact, dtypes, rounded = (hashlib.blake2b(digest_size=16) for _ in range(3))
     for name, weight in sorted(deployed_weights(model, adapter_name).items()):
@@ -157,7 +173,10 @@ def base_checksum(model: nn.Module, adapter_name: str = "default") -> str:
                 sample = sample.to(torch.bfloat16) if sample.is_floating_point() else sample
                 rounded.update(_integers(sample).numpy().tobytes())
     exact.update(rounded.digest() + dtypes.digest())
-    return ":".join(digest.hexdigest() for digest in (exact, dtypes, rounded))
+    checksum = ":".join(digest.hexdigest() for digest in (exact, dtypes, rounded))
+    if _known is not None:
+        _known[id(model), adapter_name] = checksum
+    return checksum
 
 
 def same_base(one: str, other: str) -> bool:

@@ -1,7 +1,9 @@
 """Selection of anchors: its steps in a space that can be computed by hand, and on the embedded model."""
 
 import json
+import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from datasets.info import DatasetInfo, DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
+from PIL import Image
 
 from space_peft.anchors import (
     OwnSpaceEncoder,
@@ -190,6 +193,83 @@ def test_cache_follows_pool_encoder_and_switch(pool, tmp_path):
     encoder = ColourEncoder()
     choose("red", pool, encoder=encoder, cache_dir=False)
     assert encoder.images == 7 and len(list(tmp_path.iterdir())) == 3
+
+
+def paths_pool(folder, colours):
+    """A pool that holds paths alone: its fingerprint says nothing of what the files hold."""
+    paths = []
+    for number, colour in enumerate(colours):
+        paths.append(str(folder / f"{number}.png"))
+        Image.new("RGB", (4, 4), colour).save(paths[-1])
+    return Dataset.from_dict({"image": paths}).cast_column("image", ImageFeature())
+
+
+def chosen(pool, folder, embedded, **options):
+    encoder = ColourEncoder()
+    rows = choose(
+        "red",
+        pool,
+        encoder=encoder,
+        cache_dir=folder,
+        k=1,
+        duplicate_threshold=None,
+        exclude_by_caption=False,
+        **options,
+    )["pool_row"][:]
+    assert encoder.images == embedded
+    return rows
+
+
+def test_cache_follows_files_that_are_overwritten(tmp_path):
+    (tmp_path / "files").mkdir()
+    colours = ["red", "blue", "green", "black"]
+    pool, cache = paths_pool(tmp_path / "files", colours), tmp_path / "cache"
+    assert chosen(pool, cache, 4) == [0]
+    path, other = tmp_path / "files" / "0.png", tmp_path / "files" / "1.png"
+    times = path.stat()
+    a, b = path.read_bytes(), other.read_bytes()
+    path.write_bytes(b), other.write_bytes(a)
+    for place in (path, other):  # Not even the time tells.
+        os.utime(place, ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = paths_pool_of(pool)
+    assert again._fingerprint == pool._fingerprint
+    assert chosen(again, cache, 4) == [1]
+    assert chosen(pool, cache, 0) == [1]  # The content is what counts.
+
+
+def paths_pool_of(pool):
+    return Dataset(pool.data, info=pool.info, fingerprint=pool._fingerprint)
+
+
+def test_cache_follows_images_that_are_edited_in_memory(tmp_path):
+    """Under the fingerprint of another pool, as a `map` gives whose function reads something outside of it."""
+    pool = Dataset.from_dict({"image": [Image.new("RGB", (4, 4), c) for c in ("blue", "red", "green")]})
+    edited = Dataset.from_dict({"image": [Image.new("RGB", (4, 4), c) for c in ("red", "blue", "green")]})
+    edited = Dataset(edited.data, info=edited.info, fingerprint=pool._fingerprint)
+    assert chosen(pool, tmp_path, 3) == [1] and chosen(edited, tmp_path, 3) == [0]
+    assert chosen(edited, tmp_path, 0) == [0]
+
+
+def test_a_transform_changes_no_anchors(tmp_path):
+    """Pools are read as they are stored."""
+    pool = Dataset.from_dict({"image": [Image.new("RGB", (4, 4), c) for c in ("blue", "red", "green")]})
+    assert chosen(pool, tmp_path, 3) == [1]
+    swapped = pool.with_transform(lambda batch: {"image": batch["image"][::-1]})
+    assert chosen(swapped, tmp_path, 3) == [1]  # To `datasets` it is another pool.
+
+
+def test_only_the_shard_with_another_picture_is_embedded_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("space_peft.anchors.embeddings.SHARD_ROWS", 2)
+    (tmp_path / "files").mkdir()
+    pool, cache = paths_pool(tmp_path / "files", ["blue", "green", "black", "red", "white"]), tmp_path / "cache"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Nothing is damaged.
+        assert chosen(pool, cache, 5) == [3]
+        Image.new("RGB", (4, 4), "navy").save(tmp_path / "files" / "3.png")
+        assert chosen(pool, cache, 2, upper_threshold=None)[0] != 3
+    (tmp_path / "files" / "0.png").unlink()
+    with pytest.raises(ValueError, match="row 0 of the pool does not decode"):
+        chosen(pool, cache, 0)
 
 
 def test_default_cache_is_in_the_hugging_face_cache(pool, tmp_path, monkeypatch):

@@ -16,8 +16,16 @@ from space_peft import NullSpaceCallback, SpaceLoraConfig, fit_null_space
 from space_peft.callback import NULL_SPACES_NAME
 from space_peft.certificate import measure_certificate
 from space_peft.config import SPACE_CONFIG_NAME
-from space_peft.identity import adapter_digest, base_checksum, data_digest, file_digest, fit_differences, same_base
-from space_peft.layers import adapted_layers, lora_weights
+from space_peft.identity import (
+    adapter_digest,
+    base_checksum,
+    data_digest,
+    file_digest,
+    fit_differences,
+    same_base,
+    weights_at_rest,
+)
+from space_peft.layers import adapted_layers, deployed_weights, lora_weights
 from space_peft.measured import check_projected
 from space_peft.null_space import NullSpaceFitter, load_null_spaces, save_null_spaces
 from space_peft.projection import attach_null_space
@@ -214,6 +222,33 @@ def test_the_same_model_settings_and_data_are_not_fitted_again(tmp_path):
     assert callback.null_spaces is first and all(passes), "retained rows went through the model"
 
 
+def test_the_weights_are_read_once_when_training_begins_and_again_the_next_time(tmp_path, monkeypatch):
+    model, callback, read = adapted(), NullSpaceCallback(RETAINED, progress=False), []
+
+    def weights_of(*args):
+        read.append(args)
+        return deployed_weights(*args)
+
+    monkeypatch.setattr("space_peft.identity.deployed_weights", weights_of)
+    trainer_for(model, tmp_path, callback).train()
+    assert len(read) == 1
+    held = callback.null_spaces
+    trainer_for(model, tmp_path, callback).train()
+    assert len(read) == 2 and callback.null_spaces is held
+    change_norm(model)
+    trainer_for(model, tmp_path, callback).train()
+    assert len(read) == 3 and callback.null_spaces is not held
+    before = base_checksum(model)
+    change_embedding(model)
+    assert base_checksum(model) != before  # Outside of a start nothing is kept.
+    with pytest.raises(RuntimeError, match="stop"), weights_at_rest():
+        base_checksum(model)
+        raise RuntimeError("stop")
+    before = base_checksum(model)
+    change_embedding(model)
+    assert base_checksum(model) != before
+
+
 def test_other_data_in_the_same_callback_are_fitted(tmp_path):
     rows = list(RETAINED)
     callback = NullSpaceCallback(rows, progress=False)
@@ -404,7 +439,7 @@ def test_the_best_checkpoint_is_not_projected_again(tmp_path):
 def test_a_damaged_note_is_refused(tmp_path):
     adapted().save_pretrained(tmp_path)
     content = json.loads((tmp_path / SPACE_CONFIG_NAME).read_text())
-    assert "projected" not in content
+    assert content["projected"] is None
     (tmp_path / SPACE_CONFIG_NAME).write_text(json.dumps({**content, "projected": [1]}))
     with pytest.raises(ValueError, match="expected an object of digests"):
         SpaceLoraConfig.from_pretrained(tmp_path)

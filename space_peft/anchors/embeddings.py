@@ -89,7 +89,9 @@ def embed_pool(
         batch_size (`int`, defaults to 32): Rows at a time.
         cache_dir (`str` or `False`, *optional*): Folder for the embeddings, by default `space_peft` in the Hugging
             Face cache; `False` keeps them in memory. The pool's folder in it is named after the pool's and the
-            encoder's fingerprints and holds a file for every shard, which appears only when complete.
+            encoder's fingerprints and holds a file for every shard, which appears only when complete and is used as long
+            as the images (or captions) are the same: their bytes are read and compared, because a pool of paths has the
+            same fingerprint whatever the files hold. Reading takes about a second for a gigabyte.
         skip_undecodable (`bool`, defaults to `False`): Whether rows that hold no usable image become NaN instead of
             an error.
         progress (`bool`, defaults to `True`): Whether to show a progress bar (in the first process).
@@ -104,19 +106,25 @@ def embed_pool(
     rank, processes = rank_and_size()
     shards, missing = {}, []
 
+    column = pool.image_column if encoder.reads == "image" else pool.caption_column
+    contents: dict[int, str] = {}
+
     def file_of(number: int) -> _ShardFile:
-        return _ShardFile(folder / f"{number:06d}.safetensors", len(_rows_of(number, len(pool))), dim)
+        rows = _rows_of(number, len(pool))
+        if number not in contents:
+            contents[number] = pool.content(rows, column)
+        return _ShardFile(folder / f"{number:06d}.safetensors", len(rows), dim, contents[number])
 
     def usable(file: _ShardFile) -> bool:
         block = file.read()
-        if block is None and file.path.exists():
+        if block is None and file.path.exists() and not file.outdated():
             warnings.warn(f"{file.path} is damaged: its rows are embedded again.", stacklevel=3)
         # Rows that an earlier call was allowed to skip are tried again by one that is not: it has to raise.
         may_skip = encoder.reads == "caption" or skip_undecodable
         return block is not None and (may_skip or not np.isnan(block[:, 0]).any())
 
     with fail_together():
-        folder = _cache_folder(pool, encoder, cache_dir)
+        folder = _cache_folder(pool, encoder, cache_dir, column)
         for number in range(-(-len(pool) // SHARD_ROWS))[rank::processes]:
             if folder is not None and usable(file_of(number)):
                 shards[number] = file_of(number)
@@ -134,6 +142,8 @@ def embed_pool(
     with fail_together(), bar:
         for number in mine:
             rows = _rows_of(number, len(pool))
+            # By the bytes before they are embedded: what is changed meanwhile is noticed the next time.
+            file = None if folder is None else file_of(number)
             block = np.empty((len(rows), dim), dtype=np.float32)
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
@@ -142,8 +152,8 @@ def embed_pool(
             if folder is None:
                 shards[number] = partial(np.asarray, block)
             else:
-                shards[number] = file_of(number)
-                shards[number].write(block)
+                shards[number] = file
+                file.write(block)
     return PoolEmbeddings(len(pool), dim, shards)
 
 
@@ -241,21 +251,32 @@ class _ShardFile:
     path: Path
     rows: int
     dim: int
+    content: str  # the digest of what was embedded
 
     def write(self, block: np.ndarray) -> None:
         with atomic_path(self.path) as temporary:
-            save_file({"embeddings": block}, temporary, metadata={"crc32": str(zlib.crc32(block))})
+            # One key: of several, safetensors would write any first.
+            save_file(
+                {"embeddings": block}, temporary, metadata={"crc32 content": f"{zlib.crc32(block)} {self.content}"}
+            )
 
     def read(self) -> np.ndarray | None:
-        """The shard, or `None` if there is none or it is not as it was written."""
+        """The shard, or `None` if there is none, it is not as it was written, or of another content."""
         try:
             with safe_open(self.path, "numpy") as file:
-                checksum = (file.metadata() or {}).get("crc32")
+                noted = (file.metadata() or {}).get("crc32 content")
                 block = file.get_tensor("embeddings")
         except (OSError, SafetensorError):
             return None
         whole = block.shape == (self.rows, self.dim) and block.dtype == np.float32
-        return block if whole and checksum == str(zlib.crc32(block)) else None
+        return block if whole and noted == f"{zlib.crc32(block)} {self.content}" else None
+
+    def outdated(self) -> bool:
+        """Whether the file is whole, but of another content, or of a version that did not note it."""
+        with contextlib.suppress(OSError, SafetensorError), safe_open(self.path, "numpy") as file:
+            metadata = file.metadata() or {}
+            return "crc32" in metadata or metadata.get("crc32 content", self.content).rpartition(" ")[2] != self.content
+        return False
 
     def __call__(self) -> np.ndarray:
         block = self.read()
@@ -264,12 +285,11 @@ class _ShardFile:
         return block
 
 
-def _cache_folder(pool: Pool, encoder: Encoder, cache_dir) -> Path | None:
+def _cache_folder(pool: Pool, encoder: Encoder, cache_dir, column: str) -> Path | None:
     if cache_dir is False:
         return None
     if cache_dir is None or cache_dir is True:
         cache_dir = Path(datasets.config.HF_CACHE_HOME).expanduser() / "space_peft"
-    column = pool.image_column if encoder.reads == "image" else pool.caption_column
     key = "\n".join(
         [pool.fingerprint, str(len(pool)), str(SHARD_ROWS), encoder.reads, str(column), encoder.fingerprint, RECIPE]
     )

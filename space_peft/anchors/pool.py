@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import datasets
 from datasets import ClassLabel, Dataset, Value
+from datasets.utils.file_utils import xopen
 from PIL import Image
 
 from ..pictures import load_rgb
@@ -30,6 +34,22 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def content(self, rows: Sequence[int], column: str) -> str:
+        """A digest of what a column of some rows holds: of captions the text, of images the encoded bytes, which are read
+        from their files where the pool holds paths. Pictures at an address on the network count by the address."""
+        digest = hashlib.sha256()
+        if column != self.image_column:
+            digest.update(json.dumps(self.captions(rows)).encode())
+            return digest.hexdigest()
+        for start in range(0, len(rows), 64):  # Large pictures by the thousand would fill the memory.
+            for image in self._encoded[rows[start : start + 64]][column]:
+                digest.update(hashlib.sha256(_encoded_bytes(image)).digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def _encoded(self) -> Dataset:
+        return self._only_images.cast_column(self.image_column, datasets.Image(decode=False))
 
     # Made once: `select_columns` looks at every record batch of the table, and a large pool is read in many batches.
     @cached_property
@@ -64,6 +84,21 @@ class Pool:
             return self._only_images[int(row)][self.image_column]
         except Exception as error:  # see `images`: handed to the caller, who knows whether to skip or to raise
             return error
+
+
+def _encoded_bytes(image: dict | None) -> bytes:
+    if image is None or image["bytes"] is None and image["path"] is None:
+        return b"no image"
+    if image["bytes"] is not None:
+        return image["bytes"]
+    path = image["path"]
+    if "://" in path and not Path(path.rpartition("::")[2]).exists():
+        return f"address {path}".encode()
+    try:
+        with xopen(path, "rb") as file:
+            return file.read()
+    except OSError as error:  # Embedding the row says what is wrong with it; once it is there it is another content.
+        return f"unreadable {path} {type(error).__name__}".encode()
 
 
 def _to_rgb(image) -> Image.Image | Exception:
