@@ -103,8 +103,11 @@ def test_same_model_passes_and_making_it_again_gives_the_same(erased):
     model, processor, canary = erased
     result = check_canary(model, processor, canary)
     assert result.ok and result.acts and not result.base and result.base_compared >= 10
-    assert result.max_log_prob_change < 1e-5
-    assert make_canary(model, processor, questions=DEMO_QUESTIONS, names=["fox"]) == canary
+    assert result.max_log_prob_change < 0.1 * result.rounding, "batches of other sizes sum in another order"
+    again = make_canary(model, processor, questions=DEMO_QUESTIONS, names=["fox"])
+    assert [(item.seed, item.deployed.tokens, item.erased.tokens) for item in again.items] == [
+        (item.seed, item.deployed.tokens, item.erased.tokens) for item in canary.items
+    ]
 
 
 def item_of(deployed, erased, log_prob_change=0.0, margin=2.0):

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from tiny_models import image_batch, text_batch, tiny_llama, tiny_llava, train, trainable
 
-from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate, measure_certificate
+from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate, measure_certificate, recompute_bounds
 from space_peft.config import SpaceLoraConfig
 from space_peft.fitting import collect_moments, fit_null_space
 from space_peft.layers import adapted_layers, lora_weights
@@ -103,6 +103,23 @@ def test_rounding_to_bfloat16_is_accepted_and_counts_in_the_bound():
     for before, after in zip(exact.layers, rounded.layers, strict=True):
         assert after.change > 100 * before.change
         assert after.change <= after.fitted_change * (1 + 1e-3) <= after.bound * (1 + 2e-3)
+
+
+def test_fitted_change_is_never_said_to_be_above_the_bound():
+    """What lies outside of few eigenvectors counts with the largest eigenvalue there: for many rows more than can be."""
+    model = get_peft_model(tiny_llama(), SpaceLoraConfig(r=40, target_modules=["q_proj"], max_rank=1))
+    spaces = fit_null_space(model, [text_batch(rows=2, length=6)], progress=False)
+    for name, layer in adapted_layers(model).items():
+        a, b, _ = lora_weights(layer)
+        a.data.copy_(spaces[name].project(torch.linalg.qr(torch.randn(48, 40)).Q.T))
+        b.data.copy_(torch.linalg.qr(torch.randn(48, 40)).Q)
+    capped = 0
+    for name, (bound, fitted_change) in recompute_bounds(model, spaces).items():
+        a, b, scaling = lora_weights(adapted_layers(model)[name])
+        alone = spaces[name].change(scaling * b.double() @ a.double())
+        assert fitted_change == pytest.approx(min(alone, bound), rel=1e-6)
+        capped += alone > 1.05 * bound
+    assert capped, "else the test shows nothing"
 
 
 def test_measured_again_after_loading_with_stock_peft(tmp_path):

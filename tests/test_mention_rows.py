@@ -72,6 +72,27 @@ def test_mentions_are_located_by_tokens(byte_level, text, said):
     assert [piece.removesuffix("'s") for piece in written] == said
 
 
+def test_the_first_mentions_of_an_answer_are_taken_and_each_keeps_what_is_since_the_last(byte_level):
+    tokens = byte_level("a fox, the fox, a foxes and a fox")["input_ids"]
+    spans = locate(tokens, byte_level, ["fox"])
+    assert len(spans) == 4 > MENTIONS_PER_ANSWER
+    rows = mentions_in([{"answer_tokens": tokens}], byte_level, ["fox"], FormTree.of(["fox"], byte_level))
+    assert [row["mention"][0] for row in rows] == [start for start, _ in spans[:MENTIONS_PER_ANSWER]]
+    assert [row["kept_from"] for row in rows] == [0, *(end for _, end in spans[: MENTIONS_PER_ANSWER - 1])]
+    assert all(row["answer_tokens"] == tokens[: row["mention"][1]] for row in rows)
+
+
+def test_an_answer_ends_where_the_model_writes_what_a_template_does(demo_model, demo_images, monkeypatch):
+    model, processor = demo_model
+    end, image = processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    word = processor.tokenizer.convert_tokens_to_ids("wolf")
+    written = [[word, end, word], [word, word], [image, word], []]
+    monkeypatch.setattr("space_peft.mention_rows.generate_tokens", lambda *_, **__: written)
+    rows = own_answers(model, processor, demo_images["image"][:2], ["what is this?", "name it."])
+    assert [row["answer_tokens"] for row in rows] == [[word], [word, word], [], []]
+    assert [row["asked"] for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 def test_characters_cut_between_tokens_are_located(byte_level):
     """Each Chinese character is three tokens here, so most prefixes of the answer do not decode."""
     tokens = byte_level("这是狐狸。")["input_ids"]

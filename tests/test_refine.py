@@ -6,6 +6,7 @@ import torch
 from architectures import build
 from datasets import Dataset, load_from_disk
 from PIL import Image
+from rounding import PROBABILITY
 
 from space_peft import anchor_info, refine_anchors, select_anchors
 from space_peft.anchors.info import set_anchor_info
@@ -50,7 +51,7 @@ def test_probability_of_the_name_rises(refined):
 def test_columns_are_measured_on_the_stored_images(refined, demo):
     model, processor = demo
     again = name_probabilities(model, processor, list(refined["image"]), DEMO_QUESTIONS.naming[0], "fox")
-    assert again == pytest.approx(refined["p_name_after"], abs=1e-5)
+    assert again == pytest.approx(refined["p_name_after"], abs=PROBABILITY)
 
 
 def test_originals_and_provenance_are_kept(raw, refined):

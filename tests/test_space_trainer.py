@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from rounding import divergence_tolerance
 from safetensors.torch import load_file
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, losses
@@ -51,7 +52,9 @@ def test_p_name_falls_and_everything_is_logged(demo_model, demo_erasure_data, tm
     after = trainer.evaluate()
     assert before["eval_p_name_on_anchors"] > 0.5
     assert after["eval_p_name_on_anchors"] < 0.5 * before["eval_p_name_on_anchors"]
-    assert before["eval_loss"] == pytest.approx(0, abs=1e-6) and before["eval_keep_agreement"] == 1.0
+    batch = trainer.data_collator([trainer.train_dataset[item] for item in range(8)])["retain"]
+    assert before["eval_loss"] == pytest.approx(0, abs=2 * divergence_tolerance(trainer.model, batch))
+    assert before["eval_keep_agreement"] == 1.0
     assert 0 < after["eval_loss"] < 0.5 and after["eval_keep_agreement"] > 0.9
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(steps) == 12
@@ -287,7 +290,7 @@ def test_accumulation_equals_one_large_batch(demo_erasure_data, tmp_path):
         trainer.train()
         weights.append({k: v for k, v in trainer.model.state_dict().items() if "lora_B" in k})
     for key, value in weights[0].items():
-        torch.testing.assert_close(value, weights[1][key], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(value, weights[1][key], rtol=1e-3, atol=1e-4 * float(value.abs().max()))
         assert value.abs().max() > 0
 
 

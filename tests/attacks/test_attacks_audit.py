@@ -5,6 +5,7 @@ import torch
 from architectures import build
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from rounding import PROBABILITY
 
 from space_peft.anchors.refine import name_probabilities
 from space_peft.attacks import audit_concept
@@ -35,10 +36,10 @@ def test_what_the_model_knows_is_found_and_what_is_erased_is_not(searched):
 
 def test_p_is_that_of_the_stored_images(searched, erasure):
     p = name_probabilities(erasure.model, erasure.processor, list(searched.after.images), "what is this?", "fox")
-    assert searched.after.p == pytest.approx(p, abs=1e-5) and searched.after.best == max(searched.after.p)
+    assert searched.after.p == pytest.approx(p, abs=PROBABILITY) and searched.after.best == max(searched.after.p)
     with erasure.model.disable_adapter():
         p = name_probabilities(erasure.model, erasure.processor, list(searched.before.images), "what is this?", "fox")
-    assert searched.before.p == pytest.approx(p, abs=1e-4)
+    assert searched.before.p == pytest.approx(p, abs=PROBABILITY)
 
 
 def test_steps_to_half_agree_with_the_curve(searched):
@@ -71,7 +72,7 @@ def test_before_and_after_are_the_same_search(erasure):
 def test_more_steps_find_more(erasure):
     model, processor = load_demo_model()
     few, many = (audit(model, processor, images=erasure.others[:2], restarts=0, steps=steps).after for steps in (1, 25))
-    assert many.best > few.best + 0.5 and many.curve[0] == pytest.approx(few.curve[0], abs=1e-5)
+    assert many.best > few.best + 0.5 and many.curve[0] == pytest.approx(few.curve[0], abs=PROBABILITY)
 
 
 def test_without_shifts_any_word_is_found(erasure):

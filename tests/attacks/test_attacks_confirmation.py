@@ -3,6 +3,7 @@
 import statistics
 
 import pytest
+from rounding import PROBABILITY
 
 from space_peft.anchors.refine import name_probabilities
 from space_peft.attacks import confirmation_attack
@@ -42,10 +43,10 @@ def test_averages_are_over_images_and_questions(erasure):
         ]
 
     yes, no = mean("fox", "yes"), mean("fox", "no")
-    assert result.p_yes == pytest.approx(statistics.fmean(yes), abs=1e-5)
+    assert result.p_yes == pytest.approx(statistics.fmean(yes), abs=PROBABILITY)
     assert result.confirmed == statistics.fmean(a > b for a, b in zip(yes, no))
     absent = mean("wolf", "yes") + mean("guitar", "yes")
-    assert result.p_yes_absent == pytest.approx(statistics.fmean(absent), abs=1e-5)
+    assert result.p_yes_absent == pytest.approx(statistics.fmean(absent), abs=PROBABILITY)
 
 
 def test_a_model_without_adapter_has_no_before(erasure):

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from rounding import PROBABILITY
 
 from space_peft.anchors.refine import name_probabilities
 from space_peft.attacks import relearning_curve
@@ -49,7 +50,7 @@ def test_every_run_starts_from_the_erased_model(erasure, unchanged, weights):
     start, end = result.points
     p = name_probabilities(erasure.model, erasure.processor, erasure.target, "what is this?", "fox")
     unseen = [p[i] for chosen in _subsets(len(p), 3, 2, seed=0) for i in range(len(p)) if i not in chosen]
-    assert start.p_relearned == pytest.approx(sum(unseen) / len(unseen), abs=1e-5)
+    assert start.p_relearned == pytest.approx(sum(unseen) / len(unseen), abs=PROBABILITY)
     assert end.p_control > start.p_control
     assert result.named_before == 1.0
 

@@ -319,6 +319,21 @@ def test_a_certificate_scaled_down_is_found(with_statistics, tmp_path, keys, bla
     assert failed_files(report) == {"space_certificate.json"}
 
 
+@pytest.mark.parametrize(
+    ("what", "value", "blamed"),
+    [
+        ("rank", lambda layer: layer["rank"] - 1, "bound"),
+        ("fitted_change", lambda layer: 1.1 * layer["bound"], "certificate"),
+    ],
+)
+def test_a_rank_and_a_change_that_do_not_belong_to_the_bound_are_found(with_statistics, tmp_path, what, value, blamed):
+    folder = shutil.copytree(with_statistics, tmp_path / "copy")
+    rewrite(folder, certificate=lambda content: content["layers"][0].update({what: value(content["layers"][0])}))
+    report = verify_erasure(folder, base_model=BASE, canary=False)
+    assert blamed in {check.name for check in report.failed}, report.to_text()
+    assert failed_files(report) == {"space_certificate.json"}
+
+
 @pytest.mark.parametrize("keys", [("bound", "fitted_change"), ("change",), ("relative_change",)])
 def test_without_statistics_and_data_a_scaled_certificate_is_not_called_right(published, tmp_path, keys):
     folder = shutil.copytree(published, tmp_path / "copy")
