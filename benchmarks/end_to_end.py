@@ -98,7 +98,7 @@ def run_concept(task: tuple[str, bool]) -> dict:
     from space_peft.calibration import SCALES
     from space_peft.demo import load_demo_images, load_demo_model
     from space_peft.demo.pipeline import DemoSettings, demo_trainer, make_anchors
-    from space_peft.demo.probes import demo_probes, demo_split
+    from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
     from space_peft.end_to_end import AnswerComparison
     from space_peft.evaluation import evaluate_probes
     from space_peft.layers import adapted_layers, deployed_model, lora_weights
@@ -108,10 +108,16 @@ def run_concept(task: tuple[str, bool]) -> dict:
     settings = DemoSettings(**(SMOKE if smoke else {"training": TRAINING}))
     images, (model, processor) = load_demo_images(), load_demo_model()
     public, _ = demo_split(images, concept)
+    some = None
+    if smoke:
+        public = public.select(range(0, len(public), 4))
+        some = demo_retain_rows(concept, public)[::3]
     began = time.perf_counter()
     _, refined = make_anchors(concept, public, model, processor, settings, 0, progress=False)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = demo_trainer(concept, folder, model, processor, refined, settings=settings, progress=False)
+        trainer = demo_trainer(
+            concept, folder, model, processor, refined, settings=settings, retained=some, progress=False
+        )
         trainer.train()
         seconds = {"erase": round(time.perf_counter() - began, 1)}
         model = trainer.model
@@ -153,6 +159,7 @@ def run_concept(task: tuple[str, bool]) -> dict:
                 chosen = calibrate(trainer, risk, retained, scales=(0.5, 1.0) if smoke else SCALES)
                 found = {
                     "scale": chosen.scale,
+                    "n": chosen.n,
                     "tested": list(chosen.scales),
                     "changed": list(chosen.changed),
                     "scores": scores(),
