@@ -128,14 +128,17 @@ def demo_trainer(
     seed: int = 0,
     settings: DemoSettings | None = None,
     probes: list[Probe] | None = None,
+    retained: list[dict] | None = None,
     progress: bool = True,
 ):
-    """The trainer of an erasure from the embedded model, as `erase` uses it; `refined` are its anchors."""
+    """The trainer of an erasure from the embedded model, as `erase` uses it; `refined` are its anchors, `retained` its rows
+    (`demo_retained` unless given)."""
     from ..trainers import SpaceConfig, SpaceTrainer  # The trainers stand above this package.
 
     settings = settings or DemoSettings()
     public, _ = demo_split(load_demo_images(), concept)
-    retained = demo_retained(concept, public, model, processor, seed, progress=progress)
+    if retained is None:
+        retained = demo_retained(concept, public, model, processor, seed, progress=progress)
     options = {
         "seed": seed,
         "use_cpu": True,
