@@ -250,14 +250,6 @@ def test_cache_follows_images_that_are_edited_in_memory(tmp_path):
     assert chosen(edited, tmp_path, 0) == [0]
 
 
-def test_a_transform_changes_no_anchors(tmp_path):
-    """Pools are read as they are stored."""
-    pool = Dataset.from_dict({"image": [Image.new("RGB", (4, 4), c) for c in ("blue", "red", "green")]})
-    assert chosen(pool, tmp_path, 3) == [1]
-    swapped = pool.with_transform(lambda batch: {"image": batch["image"][::-1]})
-    assert chosen(swapped, tmp_path, 3) == [1]  # To `datasets` it is another pool.
-
-
 def test_only_the_shard_with_another_picture_is_embedded_again(tmp_path, monkeypatch):
     monkeypatch.setattr("space_peft.anchors.embeddings.SHARD_ROWS", 2)
     (tmp_path / "files").mkdir()
