@@ -6,7 +6,7 @@ OUTPUT ?= outputs/demo
 CONCEPT ?= fox
 # Two cores: one process with two threads, or two with one (the tests). More threads than cores thrash.
 export OMP_NUM_THREADS ?= 2
-TEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+TEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test test-all test-peers lint format bench clean

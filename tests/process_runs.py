@@ -29,7 +29,7 @@ def erase(folder, peft=None, retain=48, resume=None, **arguments):
         row["completion"][0]["content"][0]["text"] += " no" * 6
     defaults = {
         "max_steps": 3, "stop_threshold": None, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-        "use_cpu": True, "fit_batch_size": 7, "keep_weight": 60.0, "learning_rate": 2e-3,
+        "use_cpu": True, "canary_items": 0, "fit_batch_size": 7, "keep_weight": 60.0, "learning_rate": 2e-3,
         # An update is g / (|g| + eps): where g is nothing but rounding, a small eps makes it a whole step.
         "adam_epsilon": 1e-3,
     }  # fmt: skip

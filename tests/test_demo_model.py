@@ -366,6 +366,7 @@ def test_figures_are_those_of_generation(scripts, loaded, images):
     assert [a == n for a, n in zip(answers, part["name"], strict=True)] == [hit for (hit,) in hits]
 
 
+@pytest.mark.slow  # Twelve thousand answers; weights and figures are made by one script, and `test_thresholds` reads them.
 def test_published_figures(scripts, loaded, images, figures):
     got = scripts["measure"].measure(*loaded, images)
     for part, published in figures["accuracy"].items():

@@ -45,7 +45,7 @@ def make(concept_images, retain, tmp_path):
     def make(trainer, config, *, peft_config=None, forget=None, rows=None, model=None, **options):
         arguments = {
             "max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "report_to": "none",
-            "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "canary_items": 0,
+            "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "canary_items": 0, "own_answers": False,
         }  # fmt: skip
         arguments |= {key: options.pop(key) for key in list(options) if key in config.__dataclass_fields__}
         model, processor = model or load_demo_model()
@@ -248,7 +248,7 @@ def test_cvf_follows_a_reference_model(make):
 @pytest.mark.parametrize("method", ["GradDiff", "MMUnlearner"])
 def test_saved_adapter_is_stock_and_says_what_was_erased(make, method, tmp_path):
     trainer, config, options = METHODS[method]
-    trainer = make(trainer, config, **{**options, "max_steps": 3})
+    trainer = make(trainer, config, **{**options, "max_steps": 3, "own_answers": True})
     trainer.train()
     trainer.save_model()
     base, _ = load_demo_model()

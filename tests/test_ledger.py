@@ -118,6 +118,7 @@ def make_trainer(
         disable_tqdm=True,
         use_cpu=True,
         canary_items=0,
+        own_answers=False,
     )
     return SpaceTrainer(
         model, args, anchors, retained, processing_class=processor, questions=DEMO_QUESTIONS, protect=protect,

@@ -137,5 +137,5 @@ def test_bad_input(erasure, options, message):
 
 
 def test_a_single_string_is_no_list_of_names(erasure):
-    with pytest.raises(TypeError, match="single string 'guitar'"):
+    with pytest.raises(TypeError, match="`other_names` .* the string 'guitar'"):
         relearn(erasure, other_names="guitar")

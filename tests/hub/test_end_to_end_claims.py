@@ -65,7 +65,15 @@ def test_a_bound_that_does_not_follow_from_its_counts_is_refused(published, tmp_
 
 
 def test_a_calibration_that_its_answers_do_not_show_is_refused(published, tmp_path):
-    calibration = {"risk": 0.05, "delta": 0.05, "scale": 1.0, "images": 100, "texts": 0, "scales": [0.5, 1.0]}
+    calibration = {
+        "risk": 0.05,
+        "delta": 0.05,
+        "scale": 1.0,
+        "images": 100,
+        "texts": 0,
+        "scales": [0.5, 1.0],
+        "left_out": 0,
+    }
     good = {**calibration, "changed": [0, 1]}
 
     def set_calibration(content):

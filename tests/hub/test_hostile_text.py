@@ -103,14 +103,14 @@ def test_every_nasty_case_stays_text_on_the_card(text, tmp_path_factory, plain):
 
 
 @settings(
-    max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(text=HOSTILE)
 def test_any_text_stays_text_on_the_card(text, tmp_path_factory, plain):
     check_card(text, tmp_path_factory, plain)
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=150, derandomize=True, deadline=None)
 @given(text=PIECES.map("".join) | st.text(st.characters(exclude_categories=()), max_size=300))
 @example(text="x" * 10_000)
 def test_escaped_text_reads_as_itself_wherever_it_stands(text):

@@ -37,6 +37,7 @@ def make_trainer(demo_erasure_data, tmp_path):
             "per_device_train_batch_size": 2,
             "save_strategy": "no",
             "canary_items": 0,
+            "own_answers": False,
             "hub_model_id": REPO,
             **options,
         }
@@ -139,6 +140,7 @@ def test_card_data_is_filled_while_training(hub, make_trainer, demo_erasure_data
         "max_steps": 4,
         "per_device_train_batch_size": 2,
         "canary_items": 0,
+        "own_answers": False,
     }
     assert data.settings["SpaceLoraConfig"] == {"r": 2, "lora_alpha": 4, "target_modules": r".*language_model.*q_proj"}
     assert data.hardware["processes"] == 1 and list(data.hardware["devices"].values()) == [1]
@@ -238,14 +240,16 @@ def test_not_blocking_returns_a_future_and_later_changes_do_not_reach_it(hub, ma
 
 def test_revision_token_and_private(hub, make_trainer, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.read_token)
-    trainer = make_trainer()
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
     trainer.push_to_hub(token=hub.token, revision="v2", private=True)
     assert hub.repository(REPO).private and hub.files(REPO) == {}
     assert "adapter_model.safetensors" in hub.files(REPO, "v2")
 
 
 def test_a_persons_card_in_the_output_folder_stays(hub, make_trainer):
-    trainer = make_trainer()
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
     readme = Path(trainer.args.output_dir, "README.md")
     readme.parent.mkdir(exist_ok=True)
     readme.write_text("# My own words\n")
