@@ -164,6 +164,7 @@ def test_ddp_equals_one_process(one_process, tmp_path):
     assert max(keeps) > 1e-4  # or the weights of unequal shares would not show
 
 
+@pytest.mark.slow  # DDP is tested always: what differs is how the weights are cut
 def test_fsdp2_equals_one_process(one_process, tmp_path):
     results = in_processes(tmp_path, halves(), config="fsdp2")
     assert all(result["fsdp2"] for name in RUNS for result in results[name])

@@ -68,6 +68,8 @@ def hub(hub_server, monkeypatch, tmp_path_factory):
     }.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(api, "endpoint", url)
+    # Made by the first call in this process, which may have been another test's, with the endpoint of then.
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     monkeypatch.setattr(hffs, "endpoint", url)
     monkeypatch.setattr(hffs._api, "endpoint", url)
     for name, value in {

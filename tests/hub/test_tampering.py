@@ -343,7 +343,13 @@ def test_without_statistics_and_data_a_scaled_certificate_is_not_called_right(pu
     assert "its author's word" in report.to_text()
 
 
-@pytest.mark.parametrize("keys", [("bound", "fitted_change"), ("change",), ("relative_change",)])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("change",),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in (("bound", "fitted_change"), ("relative_change",))),
+    ],
+)
 def test_retained_data_finds_a_certificate_scaled_down(published, tmp_path, demo_erasure_data, keys):
     folder = shutil.copytree(published, tmp_path / "copy")
     factor = 0.2 if "bound" in keys else 0.8
