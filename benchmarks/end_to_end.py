@@ -29,6 +29,8 @@ from pathlib import Path
 
 from erase_demo import CONCEPTS, library_defaults, machine
 
+from space_peft._io import write_json
+
 
 RISKS = (0.01, 0.05)
 SHARE = 0.25  # Of the pool, that makes the statement.
@@ -236,9 +238,7 @@ def main() -> int:
     print(json.dumps(summary, indent=1))
     command = "python " + shlex.join(sys.argv)
     content = {"command": command, "machine": machine(), "concepts": list(concepts), "summary": summary, "rows": rows}
-    temporary = output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, output)
+    write_json(output, content)
     return 0
 
 

@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_parts import decomposition, fitting, growth, steps  # noqa: E402
 
+from space_peft._io import write_json  # noqa: E402
+
 
 PARTS = {"decomposition": decomposition, "fit": fitting, "steps": steps, "growth": growth}
 
@@ -60,9 +62,7 @@ def main() -> int:
     for name in args.only or PARTS:
         print(f"-- {name}", flush=True)
         content.update(PARTS[name].measure(args.smoke, args.device))
-        temporary = output.with_suffix(".tmp")  # after every part: an interrupted benchmark keeps what it has
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, output)
+        write_json(output, content)  # after every part: an interrupted benchmark keeps what it has
     if "growth" in content:
         growth.draw(content["growth"], tempfile.mktemp(suffix=".png") if args.smoke else args.plot)
     keys = ("step_ratio", "step_ratio_vs_stock_lora", "memory_ratio", "fit_ratio", "fit_vs_eva", "fit_vs_corda")

@@ -26,6 +26,8 @@ from pathlib import Path
 
 from defaults import adapter_fields, training_fields
 
+from space_peft._io import write_json
+
 
 # Spread over kinds; none of them was used to choose a default (those are in VALIDATION).
 CONCEPTS = (
@@ -249,9 +251,7 @@ def main() -> int:
     else:
         summary = {v: {"mean": m, "stderr": e, "runs": n} for v, (m, e, n) in results.items()}
         content["ablations"] = {**record, "variants": summary, "rows": rows}
-    temporary = output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, output)
+    write_json(output, content)
     return 0
 
 

@@ -26,6 +26,8 @@ from pathlib import Path
 from defaults import adapter_fields, training_fields
 from erase_demo import VALIDATION, machine
 
+from space_peft._io import write_json
+
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "medium_model"
 # In this order, as far as the model knows them; spread over kinds.
@@ -335,9 +337,7 @@ def main() -> int:
         "variants": {variant: {"mean": summarise(own), "runs": len(own)} for variant, own in groups.items()},
         "rows": wanted,
     }  # fmt: skip
-    temporary = output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, output)
+    write_json(output, content)
     print(json.dumps(content["variants"], indent=1))
     return 0
 

@@ -25,7 +25,7 @@ def on_white(image):
     """A stamp in the middle of a white square, as the demo images are."""
     from PIL import Image
 
-    from space_peft.prompts import load_rgb
+    from space_peft.pictures import load_rgb
 
     image = load_rgb(image)
     side = max(image.size)

@@ -29,6 +29,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from stamps import cache_folder, stamps  # noqa: E402
 
+from space_peft._io import write_json  # noqa: E402
+
 
 CONCEPTS = ("fox", "owl", "shark", "banana", "castle", "guitar", "tractor", "penguin")
 K, SHORTLIST, REPEATS = 32, 1000, 5
@@ -343,10 +345,7 @@ def main() -> int:
         content["scale"] = {**record, **scale(args.rows, args.dim)}
     if args.only != "scale":
         content["real"] = {**record, **real_pool(args.sheet)}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, args.output)
+    write_json(args.output, content)
     return 0
 
 

@@ -23,7 +23,8 @@ from .canary_items import MAX_TOKENS, MOST_ITEMS, Answer, CanaryItem, read_item
 from .fingerprint import BaseFingerprint, compare_base, fingerprint_base
 from .layers import deployed_model
 from .names import check_aliases, check_name_list, mentions
-from .prompts import build_batch, load_rgb, to_device
+from .pictures import load_rgb
+from .prompts import build_batch, to_device
 from .questions import QuestionSet
 from .safe_json import read_json
 from .seed_images import RECIPE, pixel_hash, seed_image

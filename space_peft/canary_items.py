@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .prompts import load_rgb
+from .pictures import load_rgb
 from .safe_json import member_path
 
 

@@ -16,7 +16,8 @@ from ._io import atomic_path
 from .fingerprint import fingerprint_base
 from .layers import deployed_model
 from .names import check_aliases, mentions
-from .prompts import conversation, generate_tokens, load_rgb
+from .pictures import load_rgb
+from .prompts import conversation, generate_tokens
 from .questions import DEFAULT_QUESTIONS, Question
 from .rows import check_rows
 

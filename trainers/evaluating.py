@@ -199,8 +199,7 @@ class EvaluationMixin:
         Raises:
             ValueError: If a row is in none of the formats; the message names it.
         """
-        rows = test_dataset if isinstance(test_dataset, RetainedRows) else RetainedRows(test_dataset)
-        loader = self._loader_of(rows)
+        loader = self.get_test_dataloader(test_dataset)
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from space_peft.mention_rows import mention_tensors
-from space_peft.prompts import conversation, encode_conversations, load_rgb
+from space_peft.pictures import load_rgb
+from space_peft.prompts import conversation, encode_conversations
 from space_peft.questions import QuestionSet
 from space_peft.retain import RetainedRows, retained_loader  # noqa: F401
 

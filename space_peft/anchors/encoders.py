@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..features import accepted_inputs, image_features, multimodal_core
-from ..prompts import image_token, load_rgb, to_device
+from ..pictures import load_rgb
+from ..prompts import image_token, to_device
 
 
 @runtime_checkable

@@ -19,7 +19,8 @@ from ..layers import evaluating
 from ..losses import name_log_odds
 from ..mention_rows import add_branches, answered_with, mention_tensors, own_answers, placed
 from ..names import check_concept, check_name_list
-from ..prompts import answer_logits, encode_conversations, load_rgb, to_device
+from ..pictures import load_rgb
+from ..prompts import answer_logits, encode_conversations, to_device
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from ..rows import check_kind
 from .encoders import OwnSpaceEncoder

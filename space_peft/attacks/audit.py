@@ -24,7 +24,7 @@ from ..anchors.refine import name_probabilities
 from ..layers import deployed_model
 from ..mention_rows import answered_with
 from ..names import check_concept
-from ..prompts import load_rgb
+from ..pictures import load_rgb
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from .models import answers_naming, check_vocabulary, has_adapter
 from .results import AttackResult

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..prompts import load_rgb
+from ..pictures import load_rgb
 from ..questions import questions_of
 from .audit import audit_concept
 from .report import ATTACKS_NAME, AttackReport

@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 
 from ..layers import deployed_model
 from ..names import check_aliases, check_concept, mentions
-from ..prompts import generate_answers, load_rgb
+from ..pictures import load_rgb
+from ..prompts import generate_answers
 from ..questions import DEFAULT_QUESTIONS, QuestionSet
 from .models import has_adapter
 from .results import AttackResult

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .._io import atomic_path
 from ..escape import plain_line
-from ..prompts import load_rgb
+from ..pictures import load_rgb
 from .probes import Probe, ProbeResults
 from .report import LABELS, ErasureReport
 

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 
 from .._io import atomic_path
 from ..names import check_aliases, check_concept, mentions
-from ..prompts import generate_answers, load_rgb
+from ..pictures import load_rgb
+from ..prompts import generate_answers
 from ..questions import Dialogue, Question, QuestionSet
 from ..rows import check_rows
 from .metrics import AnswerFluency, ConfirmationRate, NamingRate, RetentionRate

@@ -186,3 +186,13 @@ def erasure_folder(demo_erasure_data, demo_images, tmp_path_factory):
         ErasureReport.from_results("fox", before, after).save(folder)
 
     return made_once(tmp_path_factory, "erasure", make)
+
+
+@pytest.fixture(scope="module")
+def published(erasure_folder, tmp_path_factory):
+    """The folder as it would lie on the Hub. Tests put back what they change."""
+    from space_peft.hub_cards.staging import stage
+
+    folder = tmp_path_factory.mktemp("published")
+    stage(erasure_folder, folder, base_model="space-peft/demo-llava", include_images=True)
+    return folder

@@ -12,19 +12,11 @@ from space_peft.hub_cards import verify_erasure
 from space_peft.hub_cards.certificate_checks import check_retained
 from space_peft.hub_cards.load import attach_adapter
 from space_peft.hub_cards.source import fetch
-from space_peft.hub_cards.staging import stage
 from space_peft.manifest import write_manifest
 from space_peft.retain import RetainedRows
 
 
 BASE = demo_model_path()
-
-
-@pytest.fixture(scope="module")
-def published(erasure_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("published")
-    stage(erasure_folder, folder, base_model="space-peft/demo-llava", include_images=True)
-    return folder
 
 
 def with_certificate(published, folder, change):

@@ -31,14 +31,6 @@ WATCHED = [
 BASE = demo_model_path()
 
 
-@pytest.fixture(scope="module")
-def published(erasure_folder, tmp_path_factory):
-    """The folder as it would lie on the Hub. Tests put back what they change."""
-    folder = tmp_path_factory.mktemp("published")
-    stage(erasure_folder, folder, base_model="space-peft/demo-llava", include_images=True)
-    return folder
-
-
 def failed_files(report):
     assert report.exit_code == (1 if report.failed else 0)
     return {check.file for check in report.failed}
