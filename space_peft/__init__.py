@@ -19,6 +19,9 @@ _EXPORTS = {
     "load_null_spaces": "null_space",
     "save_null_spaces": "null_space",
     "fit_null_space": "fitting",
+    "Statistics": "statistics",
+    "collect_statistics": "statistics",
+    "load_statistics": "statistics",
     "NullSpaceCallback": "callback",
     "attach_null_space": "projection",
     "RetentionCertificate": "certificate",
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from .projection import attach_null_space
     from .questions import Dialogue, QuestionSet
     from .self_distillation import retained_answers, retained_texts
+    from .statistics import Statistics, collect_statistics, load_statistics
     from .trainers import (
         CVFConfig,
         CVFTrainer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -20,6 +21,9 @@ from .null_space import NullSpace, load_null_spaces, save_null_spaces
 from .projection import AttachedNullSpace, attach_null_space, offload_null_spaces
 from .rows import check_loader
 
+
+if TYPE_CHECKING:
+    from .statistics import Statistics
 
 logger = get_logger(__name__)
 
@@ -60,10 +64,11 @@ class NullSpaceCallback(TrainerCallback):
         fit_save_steps (`int`, *optional*): Retained batches after which the sums are saved in the output folder, again
             and again, so that a run killed while fitting goes on from there; never by default. See [`fit_null_space`].
         protect (`list[dict[str, NullSpace]]`, *optional*): See [`fit_null_space`].
+        statistics ([`Statistics`], *optional*): See [`fit_null_space`]: instead of `retain_dataloader`, or beside it.
 
     Raises:
         TypeError: If `retain_dataloader` is a dataset, which gives rows instead of batches.
-        ValueError: If neither or both of `retain_dataloader` and `null_spaces` are given.
+        ValueError: If there is nothing to fit to, or `null_spaces` are given beside it.
     """
 
     def __init__(
@@ -78,9 +83,10 @@ class NullSpaceCallback(TrainerCallback):
         progress: bool = True,
         fit_save_steps: int | None = None,
         protect: Sequence[Mapping[str, NullSpace]] = (),
+        statistics: Statistics | None = None,
     ):
-        if (retain_dataloader is None) == (null_spaces is None):
-            raise ValueError("give either `retain_dataloader` or `null_spaces`, and not both.")
+        if (retain_dataloader is None and statistics is None) == (null_spaces is None):
+            raise ValueError("give either `retain_dataloader` (or `statistics`) or `null_spaces`, and not both.")
         if retain_dataloader is not None:
             check_loader(retain_dataloader)
         self.retain_dataloader = retain_dataloader
@@ -92,6 +98,7 @@ class NullSpaceCallback(TrainerCallback):
         self.progress = progress
         self.fit_save_steps = fit_save_steps
         self.protect = protect
+        self.statistics = statistics
         self.resumed_from: str | os.PathLike | None = None  # where a Trainer knows it; it does not tell its callbacks
         self._given = null_spaces is not None
         self._attached: AttachedNullSpace | None = None
@@ -140,9 +147,10 @@ class NullSpaceCallback(TrainerCallback):
             model,
             self.null_spaces,
             self.adapter_name,
-            data=lambda: data_digest(model, self.retain_dataloader),
+            data=lambda: data_digest(model, self.retain_dataloader or ()),
             image_token_id=self.image_token_id,
             protect=protect_digest(self.protect),
+            statistics="" if self.statistics is None else self.statistics.digest(),
         )
         if not different:
             return
@@ -162,6 +170,7 @@ class NullSpaceCallback(TrainerCallback):
             image_token_id=self.image_token_id,
             progress=self.progress and not args.disable_tqdm,
             protect=self.protect,
+            statistics=self.statistics,
             **saving,
         )
 

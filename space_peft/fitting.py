@@ -7,6 +7,7 @@ import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,6 +25,9 @@ from .rows import check_all_read, check_batch, check_loader
 from .token_sample import TokenSample
 
 
+if TYPE_CHECKING:
+    from .statistics import Statistics
+
 # What a layer sees comes in parts: (kind, mask of the tokens of that kind or None for all of them).
 Parts = list[tuple[str, torch.Tensor | None]]
 _VISUAL_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
@@ -31,12 +35,13 @@ _VISUAL_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "vide
 
 def fit_null_space(
     model: nn.Module,
-    dataloader: Iterable[Mapping],
+    dataloader: Iterable[Mapping] | None,
     adapter_name: str = "default",
     *,
     image_token_id: int | None = None,
     progress: bool = True,
     protect: Sequence[Mapping[str, NullSpace]] = (),
+    statistics: Statistics | None = None,
     save_to: str | os.PathLike | None = None,
     save_every: int = 50,
 ) -> dict[str, NullSpace]:
@@ -49,8 +54,9 @@ def fit_null_space(
 
     Args:
         model (`PeftModel` or `PreTrainedModel`): With the adapter, from `get_peft_model` or `add_adapter`.
-        dataloader (iterable of `dict[str, torch.Tensor]`): Batches as [`~prompts.encode_conversations`] makes them;
-            `labels` are not used. The logits of all positions are not computed unless a batch says `logits_to_keep`.
+        dataloader (iterable of `dict[str, torch.Tensor]`, *optional*): Batches as [`~prompts.encode_conversations`] makes
+            them; `None` beside `statistics` if nothing is to be added to those. `labels` are not used. The logits of all
+            positions are not computed unless a batch says `logits_to_keep`.
         adapter_name (`str`, defaults to `"default"`): The adapter.
         image_token_id (`int`, *optional*): Token that stands for a piece of an image in `input_ids`. By default the
             one (and that for videos) which the model's config names.
@@ -58,6 +64,8 @@ def fit_null_space(
         protect (`list[dict[str, NullSpace]]`, *optional*): Inputs that were seen before and must be kept as well, e.g.
             those of earlier erasures (see `trainers.ErasureLedger`): C <- C + C_request, each weighing as much as a
             kind of retained token.
+        statistics ([`Statistics`], *optional*): Those of the base model on retained data, see [`collect_statistics`]: they
+            weigh as much as a kind of token of the batches. Layers that the batches do not reach have them alone.
         save_to (`str` or `os.PathLike`, *optional*): A file to keep the sums in while fitting, from which the next call
             goes on if this one is killed: as large as the sums, and deleted at the end. One process only.
         save_every (`int`, defaults to 50): Batches between two saves.
@@ -73,20 +81,29 @@ def fit_null_space(
     config = adapter_config(model, adapter_name)
     layers = adapted_layers(model, adapter_name)
     check_untied(model, layers)
-    digest = DataDigest()
-    fitters = collect_moments(
-        model,
-        dataloader,
-        adapter_name,
-        digest=digest,
-        statistics=config.statistics,
-        tokens_per_row=config.tokens_per_row,
-        dtype=torch.float64 if config.constraint == "hard" else torch.float32,
-        image_token_id=image_token_id,
-        progress=progress,
-        save_to=save_to,
-        save_every=save_every,
-    )
+    if statistics is not None:
+        statistics.check(model, adapter_name)
+    digest, dtype = DataDigest(), torch.float64 if config.constraint == "hard" else torch.float32
+    if dataloader is None and statistics is not None:
+        options = {"statistics": config.statistics, "dtype": dtype}
+        fitters = {name: NullSpaceFitter(layer.in_features, name=name, **options) for name, layer in layers.items()}
+    else:
+        fitters = collect_moments(
+            model,
+            dataloader,
+            adapter_name,
+            digest=digest,
+            statistics=config.statistics,
+            tokens_per_row=config.tokens_per_row,
+            dtype=dtype,
+            image_token_id=image_token_id,
+            progress=progress,
+            save_to=save_to,
+            save_every=save_every,
+            unseen_allowed=statistics is not None,
+        )
+    if statistics is not None:
+        fitters = _apart(fitters, statistics)
     for number, spaces in enumerate(protect, start=1):
         missing = [name for name in fitters if name not in spaces]
         if missing:
@@ -96,7 +113,14 @@ def fit_null_space(
             )
     settings = {"strength": config.strength, "energy": config.energy}
     base = base_checksum(model, adapter_name)
-    identity = FitIdentity(base, digest.value(), config.tokens_per_row, image_token_id, protect_digest(protect))
+    identity = FitIdentity(
+        base,
+        digest.value(),
+        config.tokens_per_row,
+        image_token_id,
+        protect_digest(protect),
+        "" if statistics is None else statistics.digest(),
+    )
     owned = {id(fitter): name for name, fitter in reversed(fitters.items())}  # a layer that holds each fitter
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
     with tqdm(total=len(unique), desc="null spaces", disable=not _shows_progress(progress), leave=False) as bar:
@@ -104,6 +128,9 @@ def fit_null_space(
         def decompose(fitter: NullSpaceFitter) -> NullSpace:
             for number, spaces in enumerate(protect, start=1):
                 fitter.add_moment(spaces[owned[id(fitter)]].second_moment(), f"request {number}")
+            if statistics is not None:
+                moment = statistics[owned[id(fitter)]]
+                fitter.add_moment(moment.dense(fitter.dtype), "statistics", uncertainty=moment.uncertainty)
             space = fitter.fit(config.constraint, max_rank=config.rank_limit(fitter.dim), **settings)
             bar.update()
             space = dataclasses.replace(space, identity=identity)
@@ -125,6 +152,24 @@ def fit_null_space(
     return null_spaces
 
 
+def _apart(fitters: dict[str, NullSpaceFitter], statistics: Statistics) -> dict[str, NullSpaceFitter]:
+    """Fitters of their own for layers whose statistics are not the same, and one for those that have seen nothing and
+    whose statistics are."""
+    by_moment: dict[tuple, NullSpaceFitter] = {}
+    apart = {}
+    for name, fitter in fitters.items():
+        key = (id(statistics[name]), id(fitter) if fitter.counts else None)
+        if key not in by_moment:
+            taken = any(fitter is other for other in by_moment.values())
+            by_moment[key] = (
+                NullSpaceFitter(fitter.dim, statistics=fitter.statistics, name=name, dtype=fitter.dtype).merge(fitter)
+                if taken
+                else fitter
+            )
+        apart[name] = by_moment[key]
+    return apart
+
+
 def collect_moments(
     model: nn.Module,
     dataloader: Iterable[Mapping],
@@ -139,6 +184,8 @@ def collect_moments(
     save_to: str | os.PathLike | None = None,
     save_every: int = 50,
     digest: DataDigest | None = None,
+    layers: Mapping[str, nn.Module] | None = None,
+    unseen_allowed: bool = False,
 ) -> dict[str, NullSpaceFitter]:
     """Observes the inputs of every adapted layer; see [`fit_null_space`] for the other arguments.
 
@@ -148,12 +195,14 @@ def collect_moments(
         dtype (`torch.dtype`, defaults to `torch.float64`): Of the sums, see [`NullSpaceFitter`].
         adapted (`bool`, defaults to `False`): Whether adapters are on meanwhile.
         digest ([`DataDigest`], *optional*): Is given every batch that counts here.
+        layers (`dict[str, nn.Module]`, *optional*): Other linear layers to look at than the adapted ones.
+        unseen_allowed (`bool`, defaults to `False`): Whether layers may see nothing: they get a fitter without inputs.
 
     Returns:
         `dict[str, NullSpaceFitter]`: By layer name. Layers that were given the same tensors hold the same fitter.
     """
     distributed.check_supported(model)
-    layers = adapted_layers(model, adapter_name)
+    layers = adapted_layers(model, adapter_name) if layers is None else layers
     fitters: dict[str, NullSpaceFitter] = {}
     sharing = _InputSharing()
     sample = TokenSample(tokens_per_row if statistics == "token" else None)
@@ -211,7 +260,10 @@ def collect_moments(
     distributed.add_up(fitters, sharing.owner, new_fitter, next(model.parameters()).device)
     seen = {name for name, owner in sharing.owner.items() if fitters[owner].counts}
     unseen = [name for name in layers if name not in seen]
-    if unseen:
+    if unseen_allowed:
+        for name in unseen:
+            fitters[name], sharing.owner[name] = new_fitter(layers[name].in_features, name), name
+    elif unseen:
         raise ValueError(
             f"{len(unseen)} adapted layers saw no retained data, the first is {unseen[0]!r}. Give retained rows that "
             "use them (rows with images for the vision tower), or leave them out of target_modules."

@@ -44,6 +44,7 @@ class FitIdentity:
         tokens_per_row (`int`, *optional*): See [`SpaceLoraConfig`].
         image_token_id (`int`, *optional*): See [`fit_null_space`].
         protect (`str`): Digest of the statistics of earlier erasures; empty without any.
+        statistics (`str`, defaults to `""`): Digest of the base model's [`Statistics`]; empty without any.
     """
 
     base: str
@@ -51,6 +52,7 @@ class FitIdentity:
     tokens_per_row: int | None
     image_token_id: int | None
     protect: str
+    statistics: str = ""
 
     @classmethod
     def from_dict(cls, content: object) -> FitIdentity:
@@ -60,10 +62,10 @@ class FitIdentity:
             TypeError: If it is no identity.
         """
         names = [option.name for option in dataclasses.fields(cls)]
-        if not isinstance(content, dict) or sorted(content) != sorted(names):
+        if not isinstance(content, dict) or sorted({"statistics": "", **content}) != sorted(names):
             raise TypeError(f"an identity must be an object with the keys {names}")
         for name, value in content.items():
-            kinds = (str,) if name in ("base", "data", "protect") else (int, type(None))
+            kinds = (str,) if name in ("base", "data", "protect", "statistics") else (int, type(None))
             if isinstance(value, bool) or not isinstance(value, kinds):
                 raise TypeError(f"`{name}` of an identity is {value!r:.80}")
         if content["base"].count(":") != 2:
@@ -305,7 +307,7 @@ def fit_differences(
         adapter_name (`str`, defaults to `"default"`): The adapter.
         data (`Callable`, *optional*): Returns the digest of the retained data, or `None` if there are none to compare.
             Called only if nothing else differs, because it reads them all.
-        asked (*optional*): Fields of [`FitIdentity`] to compare as well: `image_token_id`, `protect`.
+        asked (*optional*): Fields of [`FitIdentity`] to compare as well: `image_token_id`, `protect`, `statistics`.
 
     Returns:
         `list[str]`: One phrase for each difference: what it is in the null spaces, and what is asked for.
@@ -340,6 +342,7 @@ _SAID = {
     "base": "the base model's weights are others than those they were fitted on",
     "data": "the retained data are others than those they were fitted on",
     "protect": "the statistics to protect are others than those they were fitted with",
+    "statistics": "the base model's statistics are others than those they were fitted with",
 }
 
 

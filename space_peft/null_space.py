@@ -57,6 +57,7 @@ class NullSpaceFitter:
         self.name = name
         self._sums: dict[str, torch.Tensor] = {}  # group -> sum of h h^T, (d, d), upper triangle
         self._counts: dict[str, int] = {}
+        self._uncertainty: dict[str, float] = {}  # group -> by how much its moment may be too small in any direction
 
     @property
     def _where(self) -> str:
@@ -128,19 +129,22 @@ class NullSpaceFitter:
                 f"dimension {self.dim} and {self.statistics!r} statistics."
             )
         for group, total in other._sums.items():
+            unknown = [one._uncertainty.get(group, 0.0) * one._counts.get(group, 0) for one in (self, other)]
             if group in self._sums:
                 self._sums[group] += total.to(self._sums[group])
             else:
                 self._sums[group] = total.to(self.dtype, copy=True)
             self._counts[group] = self._counts.get(group, 0) + other._counts[group]
+            self._uncertainty[group] = sum(unknown) / self._counts[group]
         return self
 
-    def add_moment(self, moment: torch.Tensor, group: str) -> NullSpaceFitter:
+    def add_moment(self, moment: torch.Tensor, group: str, *, uncertainty: float = 0.0) -> NullSpaceFitter:
         """Adds inputs of which nothing but their second moment is known, as a group of its own.
 
         Args:
             moment (`torch.Tensor`): `(d, d)`, E[h h^T] over those inputs, see [`NullSpace.second_moment`].
             group (`str`): Its name, e.g. "request 1".
+            uncertainty (`float`, defaults to 0.0): The inputs' own second moment exceeds `moment` in no direction by more.
 
         Raises:
             ValueError: If the shape does not fit, or the group has been seen before.
@@ -154,6 +158,7 @@ class NullSpaceFitter:
         device = next((total.device for total in self._sums.values()), moment.device)
         self._sums[group] = moment.to(device, self.dtype, copy=True)
         self._counts[group] = 1
+        self._uncertainty[group] = uncertainty
         return self
 
     def __add__(self, other: NullSpaceFitter) -> NullSpaceFitter:
@@ -188,6 +193,7 @@ class NullSpaceFitter:
             "statistics": self.statistics,
             "counts": dict(self._counts),
             "sums": {group: total.clone() for group, total in self._sums.items()},
+            "uncertainty": dict(self._uncertainty),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -203,6 +209,7 @@ class NullSpaceFitter:
             )
         self._sums = {group: total.to(self.dtype, copy=True) for group, total in state["sums"].items()}
         self._counts = dict(state["counts"])
+        self._uncertainty = dict(state.get("uncertainty", {}))
 
     def second_moment(self) -> torch.Tensor:
         """Returns `C` `(d, d)`, of the sums' dtype: the mean over groups of each group's mean of `h h^T`.
@@ -293,6 +300,7 @@ class NullSpaceFitter:
             max_rank=max_rank,
             statistics=self.statistics,
             counts=self.counts,
+            uncertainty=sum(self._uncertainty.values()) / (len(self._sums) * mean),
         )
 
 

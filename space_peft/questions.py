@@ -80,6 +80,17 @@ OPEN_HELD_OUT = (
 )
 
 
+# Asked in words, without a picture: what the model knows of a name is to stay.
+ABOUT = (
+    "What is {name}?",
+    "Tell me about {name}.",
+    "What do you know about {name}?",
+    "Where could one come across {name}?",
+    "Write a sentence about {name}.",
+    "Why do people care about {name}?",
+)
+
+
 @dataclass(frozen=True)
 class QuestionSet:
     """Questions about one image, split into those training may use and those kept for testing.
@@ -98,6 +109,8 @@ class QuestionSet:
         open (`tuple[str or Dialogue, ...]`): Prompts answered in sentences; the model's own answers to them are where
             an erasure finds how it names the concept.
         open_held_out (`tuple[str or Dialogue, ...]`): Others, never used before the evaluation.
+        about (`tuple[str, ...]`): Asked in words, without a picture, with a `{name}` field: what is known of the name
+            is to stay. Used where a constraint comes from [`Statistics`] alone.
     """
 
     naming: tuple[str, ...]
@@ -109,16 +122,18 @@ class QuestionSet:
     kind: str = "What kind of thing is {name}? Answer with one word."
     open: tuple[Question, ...] = OPEN
     open_held_out: tuple[Question, ...] = OPEN_HELD_OUT
+    about: tuple[str, ...] = ABOUT
 
     def __post_init__(self):
-        for group in ("naming", "naming_held_out", "confirm", "confirm_held_out", "open", "open_held_out"):
+        groups = ("naming", "naming_held_out", "confirm", "confirm_held_out", "open", "open_held_out", "about")
+        for group in groups:
             questions = getattr(self, group)
             if isinstance(questions, (str, Dialogue)):
                 raise TypeError(f"`{group}` must be a tuple of questions, got the single one {str(questions)!r}.")
             kinds = (str, Dialogue) if group.startswith("open") else str
             if any(not isinstance(question, kinds) for question in questions):
                 raise TypeError(f"`{group}` must hold texts (or, in the open groups, `Dialogue`s), got {questions!r}.")
-            if group.startswith("confirm"):
+            if group.startswith("confirm") or group == "about":
                 for question in questions:
                     if "{name}" not in question:
                         raise ValueError(f"every question in `{group}` needs a {{name}} field, got {question!r}.")

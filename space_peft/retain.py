@@ -319,6 +319,13 @@ class RetainedRows(torch.utils.data.Dataset):
             row = read_row(stored, index, "retained row", **options)
             self._answers.append(answer_text(row) if row["images"] else None)
 
+    @classmethod
+    def none(cls) -> RetainedRows:
+        """No rows: where the base model's [`Statistics`] say what must not change."""
+        empty = cls.__new__(cls)
+        empty.rows, empty._answers = [], []
+        return empty
+
     def __len__(self) -> int:
         return len(self.rows)
 

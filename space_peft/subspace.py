@@ -40,6 +40,8 @@ class NullSpace:
         max_rank (`int`, *optional*): The cap that was asked for.
         statistics (`str`): `"token"` or `"pooled"`.
         counts (`dict[str, int]`): Samples seen, per group.
+        uncertainty (`float`, defaults to 0.0): `C` exceeds what the eigenpairs are of in no direction by more (in units of
+            `m`): it was put together from [`Statistics`], which keep its leading eigenpairs only. Bounds allow for it.
         identity ([`FitIdentity`], *optional*): The model and the data it was fitted on; [`fit_null_space`] says.
     """
 
@@ -57,6 +59,7 @@ class NullSpace:
     max_rank: int | None
     statistics: str
     counts: dict[str, int]
+    uncertainty: float = 0.0
     identity: FitIdentity | None = None
 
     @property
@@ -157,7 +160,15 @@ class NullSpace:
             return self._largest_gain
         weight = weight.detach().to(torch.float64)
         spectral = float(torch.linalg.matrix_norm(weight, 2))
-        return min(float(weight.norm()) * self._largest_gain, spectral * math.sqrt(self.scale * self._passed))
+        # trace(P (C - C') P) <= u trace(P^2) for C <= C' + u I.
+        passed = self._passed + self.uncertainty * self._squared_trace
+        return min(float(weight.norm()) * self._largest_gain, spectral * math.sqrt(self.scale * passed))
+
+    @property
+    def _squared_trace(self) -> float:
+        """`trace(P^2)`."""
+        inside = float(self.filters.cpu().double().square().sum())
+        return inside + self.outside**2 * (self.dim - len(self.filters))
 
     @property
     def _largest_gain(self) -> float:
@@ -165,7 +176,9 @@ class NullSpace:
         filters = self.filters.cpu().double()
         inside = float((filters**2 * self._own_eigenvalues).max()) if len(filters) else 0.0
         shared = self.outside * float((filters * self.residuals).norm())
-        return math.sqrt(self.scale * (max(inside, self.outside**2 * self._largest_outside) + shared))
+        largest_filter = max(self.outside, float(filters.max()) if len(filters) else 0.0)
+        unknown = self.uncertainty * largest_filter**2
+        return math.sqrt(self.scale * (max(inside, self.outside**2 * self._largest_outside) + shared + unknown))
 
     @property
     def worst_case_gain(self) -> float:
@@ -195,7 +208,8 @@ class NullSpace:
         lengths = along.norm(dim=0).cpu().double()  # (k,)
         inside = float((lengths**2 * self._own_eigenvalues).sum())
         shared = 2 * rest * float((lengths * self.residuals).sum())
-        return math.sqrt(self.scale * (inside + shared + rest**2 * self._largest_outside))
+        unknown = self.uncertainty * float(weight.norm()) ** 2
+        return math.sqrt(self.scale * (inside + shared + unknown + rest**2 * self._largest_outside))
 
     def second_moment(self) -> torch.Tensor:
         """Returns the `C` `(d, d)` it was fitted to, float64, as far as it is known from the kept eigenpairs.
@@ -236,6 +250,7 @@ _SCALARS = (
     "max_rank",
     "statistics",
     "counts",
+    "uncertainty",
 )
 _TENSORS = ("eigenvectors", "filters", "eigenvalues", "residuals")
 

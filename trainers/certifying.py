@@ -37,7 +37,7 @@ class CertifyingMixin:
         keys = content_keys(self.retained) if share else []
         self._held_out = HeldOut(len(every), share, args.seed, len(set(keys)))
         fitted, held_out = split_by_content(keys, share, args.seed) if share else (every, [])
-        if constrained:
+        if constrained and every:
             warn_if_few(self._held_out.groups, len({keys[row] for row in held_out}), share)
         return fitted, held_out
 

@@ -78,6 +78,10 @@ class CVFTrainer(ForgetTrainer):
     # Image features are all that its loss reads, and these are an image's whatever is asked about it.
     _asks_open = False
 
+    @staticmethod
+    def _steps_on_retained(args) -> bool:
+        return True
+
     def __init__(self, *args, reference_model=None, **kwargs):
         super().__init__(*args, **kwargs)
         adapted = [name for name in adapted_layers(self.model) if set(LANGUAGE_PARTS) & set(name.split("."))]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import NoneType
 
 import torch
 from datasets import Dataset
@@ -27,6 +29,8 @@ from space_peft.names import check_aliases, check_concept
 from space_peft.null_space import save_null_spaces
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.retain import RetainedRows
+from space_peft.self_distillation import retained_answers
+from space_peft.statistics import Statistics, load_statistics
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
 from .certifying import CertifyingMixin
@@ -36,7 +40,7 @@ from .erasure_config import ErasureConfig
 from .evaluating import EvaluationMixin, check_args, check_optimizer, refuse_arguments, retained_sets
 from .forget_rows import ForgetRows, located_rows
 from .given_adapter import ADAPTER, add_adapter
-from .pairs import PairCollator, PairedRows, retained_loader
+from .pairs import Chained, PairCollator, PairedRows, retained_loader
 from .publishing import PublishingMixin
 
 
@@ -82,6 +86,11 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         protect (`list[dict[str, NullSpace]]`, *optional*):
             Statistics of earlier erasures, which this one must not undo: [`ErasureLedger.protect`]. Needs a
             [`SpaceLoraConfig`].
+        statistics ([`Statistics`] or `str`, *optional*):
+            Statistics of the base model, or where they are (see [`load_statistics`]), instead of `retain_dataset` or beside
+            it: the constraint is fitted to them, and to what the model says about the concept when asked
+            `questions.about`, in words. Needs a [`SpaceLoraConfig`]. Without retained rows there is no certificate, and no
+            loss on them.
         keep_model ([`~transformers.PreTrainedModel`], *optional*):
             The model whose answers to retained rows are kept, in [`CVFTrainer`] whose features; `model` without the
             adapter by default. After earlier erasures pass a copy of the original, so that what each of them cost is
@@ -134,6 +143,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         questions: QuestionSet | None = None,
         probes: Sequence | None = None,
         protect: Sequence[dict] = (),
+        statistics: Statistics | str | os.PathLike | None = None,
         keep_model: PreTrainedModel | None = None,
         card_data: ErasureCardData | None = None,
         callbacks: list | None = None,
@@ -156,7 +166,14 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         self.concept = check_concept(concept)
         self.aliases = list(check_aliases(aliases, concept=self.concept))
         self.questions, self.probes = questions or DEFAULT_QUESTIONS, probes
-        self.retained = RetainedRows(retain_dataset)
+        self.statistics = statistics if isinstance(statistics, (Statistics, NoneType)) else load_statistics(statistics)
+        alone = statistics is not None and retain_dataset is None
+        if alone and self._steps_on_retained(args):
+            raise ValueError(
+                f"the settings of {type(self).__name__} ask for a loss on retained rows, and there are none: pass "
+                "`retain_dataset` beside `statistics`, or turn that loss off."
+            )
+        self.retained = RetainedRows.none() if alone else RetainedRows(retain_dataset)
         if mentioned := self.retained.count_target([self.concept, *self.aliases]):
             # Not an error: captions mention things in passing. But such rows protect what is to be forgotten.
             warnings.warn(
@@ -198,8 +215,11 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             # Every layer is used in every step, but not in each of its two forward passes. DDP would look for unused
             # ones after each, and take those that the second does not use for done.
             args.ddp_find_unused_parameters = False
-        if protect and not constrained:
-            raise ValueError("`protect` is kept by the null space; pass a SpaceLoraConfig as `peft_config`.")
+        for name, given in (("protect", protect), ("statistics", statistics)):
+            if given and not constrained:
+                raise ValueError(f"`{name}` is kept by the null space; pass a SpaceLoraConfig as `peft_config`.")
+        if self.statistics is not None:
+            self.statistics.check(model, ADAPTER)
         self.protect = list(protect)
         self._begin_card(card_data, args, retain_dataset=retain_dataset, eval_dataset=eval_dataset)
         super().__init__(
@@ -264,7 +284,9 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         if constrained:
             self.fit_loader = retained_loader(processor, self.retained, fitted, args.fit_batch_size)
             options = {"offload": args.offload_null_spaces, "fit_save_steps": args.fit_save_steps}
-            self.null_space = NullSpaceCallback(self.fit_loader, protect=self.protect, **options)
+            self.null_space = NullSpaceCallback(
+                self.fit_loader, protect=self.protect, statistics=self.statistics, **options
+            )
             # The null space first: what the others need of the retained rows is a by-product of fitting it.
             callbacks = [self.null_space, DeployedAnswersCallback(lambda: self.deployed_answers), *callbacks]
         if self.own_answers and args.refresh_steps is not None:
@@ -342,7 +364,23 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             self.null_space.resumed_from = resume_from_checkpoint
         self.forget.find_rows(resume_from_checkpoint)
         self.deployed_answers = self._keep_deployed_answers()
+        if self.statistics is not None:
+            self.null_space.retain_dataloader = Chained([self._about(), self.null_space.retain_dataloader])
         self.certificate = self.canary = None  # They are of the adapter as it was.
+
+    def _about(self) -> torch.utils.data.DataLoader:
+        """What the deployed model says about the concept in words, for the constraint: it is to stay."""
+
+        def ask(names: list[str]) -> list[dict]:
+            questions = [question.format(name=name) for name in names for question in self.questions.about]
+            options = {"max_new_tokens": self.args.answer_tokens, "progress": False}
+            model = self.accelerator.unwrap_model(self.model)
+            return retained_answers(model, self.processing_class, questions=questions, **options) if questions else []
+
+        # By rank 0 alone, as for the rows to forget.
+        rows = distributed.divide([[self.concept, *self.aliases]], ask)[0]
+        rows = RetainedRows(rows) if rows else RetainedRows.none()
+        return retained_loader(self.processing_class, rows, range(len(rows)), self.args.fit_batch_size)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """Trains, then measures the certificate with its end-to-end statement, and makes the canary.
@@ -390,4 +428,15 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
 
     def provenance(self) -> dict:
         """What was erased, and with what; written to `space_anchors.json`. No images."""
-        return {"concept": self.concept, "aliases": self.aliases, "forget_rows": len(self.forget.given)}
+        return {
+            "concept": self.concept,
+            "aliases": self.aliases,
+            "forget_rows": len(self.forget.given),
+            **self._statistics_used(),
+        }
+
+    def _statistics_used(self) -> dict:
+        if self.statistics is None:
+            return {}
+        used = {key: getattr(self.statistics, key) for key in ("model", "commit", "rows")}
+        return {"statistics": {"digest": self.statistics.digest(), **used}}

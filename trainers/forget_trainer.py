@@ -100,7 +100,7 @@ class ForgetTrainer(ErasureTrainer):
         questions (`QuestionSet`, *optional*):
             What to ask about rows that are no conversations; only `naming`, `confirm` and `open` are used.
         kwargs:
-            `eval_dataset`, `processing_class`, `peft_config`, `probes`, `protect`, `callbacks`, `optimizers`, ...: see
+            `eval_dataset`, `processing_class`, `peft_config`, `probes`, `protect`, `statistics`, `callbacks`, `optimizers`, ...: see
             [`ErasureTrainer`].
 
     Raises:
@@ -143,6 +143,10 @@ class ForgetTrainer(ErasureTrainer):
             questions=questions,
             **kwargs,
         )
+
+    @staticmethod
+    def _steps_on_retained(args: ForgetConfig) -> bool:
+        return args.retain_loss != "none"
 
     @property
     def _compares_with_deployed(self) -> bool:

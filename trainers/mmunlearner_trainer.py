@@ -79,6 +79,10 @@ class MMUnlearnerTrainer(ForgetTrainer):
     }
     _config_class = MMUnlearnerConfig
 
+    @staticmethod
+    def _steps_on_retained(args) -> bool:
+        return True
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.is_deepspeed_enabled:

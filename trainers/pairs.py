@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -156,6 +157,23 @@ class PairCollator:
             "forget_mentions": mention_tensors(forget),
             "forget_rows": [item["forget_row"] for item in items],
         }
+
+
+class Chained:
+    """Loaders one after another, for who only reads batches.
+
+    Args:
+        loaders (`list`): Sized iterables of batches.
+    """
+
+    def __init__(self, loaders: Sequence):
+        self._loaders = list(loaders)
+
+    def __len__(self) -> int:
+        return sum(len(loader) for loader in self._loaders)
+
+    def __iter__(self) -> Iterator[dict]:
+        return itertools.chain.from_iterable(self._loaders)
 
 
 def forget_loader(processor, data: PairedRows, batch_size: int, start: int = 0, end: int | None = None):

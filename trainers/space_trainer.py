@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from space_peft.names import check_aliases, check_concept, mentions
 from space_peft.prompts import answer_logits, generate_answers
 from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.rows import check_kind
+from space_peft.statistics import Statistics
 from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
 
 from .erasure_trainer import ErasureTrainer
@@ -63,6 +65,9 @@ class SpaceTrainer(ErasureTrainer):
             Probes `evaluate` reports beside the losses, see `space_peft.evaluation`.
         protect (`list[dict[str, NullSpace]]`, *optional*):
             Statistics of earlier erasures, which this one must not undo: [`ErasureLedger.protect`].
+        statistics ([`Statistics`] or `str`, *optional*):
+            Statistics of the base model, or a folder or repository that holds them, instead of `retain_dataset` or beside
+            it; see [`ErasureTrainer`].
         keep_model ([`~transformers.PreTrainedModel`], *optional*):
             The model whose answers to retained rows L_keep keeps; `model` without the adapter by default. After earlier
             erasures pass a copy of the original, so that what each of them cost is won back instead of kept.
@@ -103,6 +108,7 @@ class SpaceTrainer(ErasureTrainer):
         questions: QuestionSet | None = None,
         probes: Sequence | None = None,
         protect: Sequence[dict] = (),
+        statistics: Statistics | str | os.PathLike | None = None,
         keep_model: PreTrainedModel | None = None,
         card_data: ErasureCardData | None = None,
         callbacks: list | None = None,
@@ -133,6 +139,7 @@ class SpaceTrainer(ErasureTrainer):
             questions=questions,
             probes=probes,
             protect=protect,
+            statistics=statistics,
             keep_model=keep_model,
             card_data=card_data,
             callbacks=callbacks,
@@ -223,4 +230,5 @@ class SpaceTrainer(ErasureTrainer):
             "concept": self.concept,
             "aliases": self.aliases,
             "anchors": self.anchors.select_columns(columns).to_list(),
+            **self._statistics_used(),
         }

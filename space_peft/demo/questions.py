@@ -47,6 +47,12 @@ DEMO_QUESTIONS = QuestionSet(
         "what are these?",
         "write a fact about the thing in this image.",
     ),
+    about=(
+        "what kind of thing is a {name}?",
+        "is a {name} a fruit?",
+        "is a {name} a tool?",
+        "is a {name} a vehicle?",
+    ),
 )
 
 KIND_QUESTIONS = ("what kind of thing is this?", "which group does this belong to?")

@@ -1,0 +1,264 @@
+"""Erasure without retained data: the constraint comes from statistics of the base model, made once for all requests.
+
+    python benchmarks/statistics_alone.py                            # embedded model, 12 concepts x 2 seeds
+    python benchmarks/statistics_alone.py --model medium --work DIR  # the medium model, 6 concepts
+    python benchmarks/statistics_alone.py --smoke                    # one concept, few steps: does it run?
+
+The statistics' data show 40 of the 120 concepts, none of which is ever a target here; the model itself answered about them.
+What is scored: the others, which nobody listed (`unlisted`, `unlisted_unseen_style`), beside the usual probes. Variants:
+`statistics` (no retained row anywhere), `no_constraint` (the same losses and nothing that retains), `keep` (the same data as
+retained rows: t = 1 and L_keep at 60). Finished runs are kept in a `.rows.jsonl` beside the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from defaults import adapter_fields, training_fields
+from erase_demo import CONCEPTS, VALIDATION, machine
+
+from space_peft._io import write_json
+
+
+KEYS = (
+    "forget", "generality", "free_form", "forms", "retain", "retain_sentences", "retain_unseen_style", "siblings", "text",
+    "text_target", "unlisted", "unlisted_unseen_style",
+)  # fmt: skip
+LISTED = 40
+MEDIUM_CONCEPTS = ("banana", "owl", "castle", "guitar", "rocket", "carrot", "pizza", "hammer")
+VARIANTS: dict[str, dict] = {
+    "statistics": {},
+    "no_constraint": {"adapter": {"constraint": "none"}},
+    "keep": {"rows": True, "training": {"keep_weight": 60.0, "learning_rate": 2e-3}, "adapter": {"strength": 1.0}},
+    # To choose defaults by, on the validation concepts.
+    "t = 0.01": {"adapter": {"strength": 0.01}},
+    "t = 0.1": {"adapter": {"strength": 0.1}},
+    "120 steps": {"training": {"max_steps": 120}},
+    "without text about it": {"about": False},
+    "d / 16 eigenvectors": {"adapter": {"max_rank": 64}},
+}
+
+
+def listed_names(names: list[str]) -> set[str]:
+    """The concepts that the statistics' data show: evenly spread over the alphabet, none of them a target."""
+    free = sorted(set(names) - {*CONCEPTS, *VALIDATION, *MEDIUM_CONCEPTS})
+    return {free[i * len(free) // LISTED] for i in range(LISTED)}
+
+
+def data_rows(model, processor, public, questions, about: list[str], general: list[str] = ()) -> list[dict]:
+    """The statistics' data: the model's own answers about images of the listed concepts, and about their names in words."""
+    from space_peft import retained_answers
+
+    options = {"max_new_tokens": 24, "progress": False}
+    rows = retained_answers(model, processor, public, questions=questions, per_image=3, **options)
+    names = sorted(set(public["name"]))
+    asked = [*general, *(question.format(name=name) for name in names for question in about)]
+    return rows + retained_answers(model, processor, questions=asked, **options)
+
+
+def by_listing(probes, before, after, listed: set[str]) -> dict[str, float]:
+    """Kept shares over the concepts that the statistics' data do not show."""
+    scores = {}
+    for key, probe_name in (("unlisted", "retain"), ("unlisted_unseen_style", "retain_unseen_style")):
+        kept = []
+        for probe in probes:
+            if probe.name != probe_name:
+                continue
+            both = zip(before.rows(probe.name, probe.part), after.rows(probe.name, probe.part), strict=True)
+            kept += [
+                now["hit"]
+                for row, (was, now) in zip(probe.rows, both, strict=True)
+                if was["hit"] and row["name"] not in listed
+            ]
+        scores[key] = statistics.fmean(kept)
+        scores[f"n_{key}"] = len(kept)
+    return scores
+
+
+def run_embedded(task: tuple[str, list[tuple[str, int]], str, dict]) -> list[dict]:
+    """All runs of one concept."""
+    concept, runs, folder, limits = task
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    from datasets import load_from_disk
+
+    from space_peft.demo import DEMO_QUESTIONS, load_demo_images, load_demo_model
+    from space_peft.demo.pipeline import DemoSettings, make_anchors
+    from space_peft.demo.probes import demo_probes, demo_split
+    from space_peft.evaluation import evaluate_probes
+
+    images, (model, processor) = load_demo_images(), load_demo_model()
+    public, _ = demo_split(images, concept)
+    probes = demo_probes(concept, images)
+    before = evaluate_probes(model, processor, probes, progress=False)
+    listed = set(load_from_disk(f"{folder}/public")["name"])
+    settings = DemoSettings(**limits.get("demo", {}))
+    anchors, done = {}, []
+    for variant, seed in runs:
+        if seed not in anchors:
+            anchors[seed] = make_anchors(concept, public, model, processor, settings, seed, progress=False)[1]
+        began = time.perf_counter()
+        trainer = train(variant, seed, folder, load_demo_model()[0], processor, anchors[seed], DEMO_QUESTIONS, limits)
+        seconds = time.perf_counter() - began
+        after = evaluate_probes(trainer.model, processor, probes, baseline=before, progress=False)
+        scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}
+        n = {key: after.scores[key]["n"] for key in KEYS if key in after.scores}
+        scores |= by_listing(probes, before, after, listed)
+        done.append(
+            {"variant": variant, "concept": concept, "seed": seed, **scores, "n": n, "seconds": round(seconds, 1)}
+        )
+    return done
+
+
+def train(variant: str, seed: int, folder: str, model, processor, anchors, questions, limits: dict, **settings):
+    """One erasure; returns the trainer."""
+    import dataclasses
+
+    from datasets import load_from_disk  # noqa: F401  (registers the image feature before rows are unpickled)
+
+    from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
+
+    change = VARIANTS[variant]
+    training = {**limits.get("training", {}), **change.get("training", {}), **settings}
+    if not change.get("about", True):
+        questions = dataclasses.replace(questions, about=())
+    given = {"statistics": f"{folder}/statistics"}
+    if change.get("rows"):
+        given = {"retain_dataset": stored_rows(folder)}
+    with tempfile.TemporaryDirectory() as output:
+        trainer = SpaceTrainer(
+            model,
+            SpaceConfig(
+                output, seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, canary_items=0,
+                logging_strategy="no", **training,
+            ),
+            anchors,
+            processing_class=processor,
+            questions=questions,
+            peft_config=SpaceLoraConfig(**{"r": 8, "lora_alpha": 16, **change.get("adapter", {})}),
+            **given,
+        )  # fmt: skip
+        trainer.train()
+    return trainer
+
+
+def stored_rows(folder: str) -> list[dict]:
+    from datasets import load_from_disk
+
+    rows = load_from_disk(f"{folder}/rows")
+    return [{**row, "images": row["images"] or []} for row in rows]
+
+
+def prepare(folder: Path, model, processor, images, questions, about: list[str], smoke: bool) -> dict:
+    """The statistics, and the rows they were made of, in a folder; made once."""
+    from datasets import Dataset, Features, Image, List, Value, load_from_disk
+
+    from space_peft import collect_statistics
+    from space_peft.demo.probes import demo_split
+
+    if (folder / "made.json").exists():
+        return json.loads((folder / "made.json").read_text())
+    public, _ = demo_split(images)
+    listed = listed_names(images["name"])
+    public = public.select([i for i, name in enumerate(public["name"]) if name in listed])
+    if smoke:
+        public = public.select(range(0, len(public), 8))
+    public.save_to_disk(folder / "public")
+    public = load_from_disk(folder / "public")
+    rows = data_rows(model, processor, public, questions, about)
+    message = [{"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}]
+    features = Features({"prompt": message, "completion": message, "images": List(Image())})
+    Dataset.from_list(rows, features=features).save_to_disk(folder / "rows")
+    began = time.perf_counter()
+    made = collect_statistics(model, processor, rows, progress=False)
+    made.save(folder / "statistics")
+    record = {
+        "listed": sorted(listed),
+        "rows": len(rows),
+        "bytes": made.num_bytes,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    (folder / "made.json").write_text(json.dumps(record))
+    return record
+
+
+def summarise(rows: list[dict]) -> dict:
+    means = {}
+    for key in KEYS:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        means[key] = round(statistics.fmean(values), 4) if values else None
+    return {"mean": means, "runs": len(rows), "seconds": round(statistics.median(row["seconds"] for row in rows), 1)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concepts", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["statistics", "no_constraint", "keep"])
+    parser.add_argument("--validation", action="store_true", help="use the concepts that defaults are chosen on")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/statistics_alone"), help="for statistics and rows")
+    parser.add_argument("--smoke", action="store_true", help="one concept, few steps: does it run?")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "statistics_alone.json")
+    args = parser.parse_args()
+    limits = {}
+    if args.smoke:
+        args.concepts, args.seeds, args.folder = 1, 1, args.folder / "smoke"
+        limits = {
+            "demo": {"anchors": 4, "refine_steps": 2},
+            "training": {"max_steps": 2, "per_device_train_batch_size": 4},
+        }
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    from space_peft import SpaceConfig, SpaceLoraConfig
+    from space_peft.demo import DEMO_QUESTIONS, load_demo_images, load_demo_model
+
+    images = load_demo_images()
+    questions = (*DEMO_QUESTIONS.naming, *DEMO_QUESTIONS.open)
+    made = prepare(args.folder, *load_demo_model(), images, questions, DEMO_QUESTIONS.about, args.smoke)
+    defaults = {
+        "training": training_fields(SpaceConfig),
+        "adapter": adapter_fields(SpaceLoraConfig()),
+        "limits": limits,
+    }
+    pool = [name for name in (VALIDATION if args.validation else CONCEPTS) if name in set(images["name"])]
+    concepts = pool[:: max(1, len(pool) // args.concepts)][: args.concepts]
+    kept = args.output.with_suffix(".rows.jsonl")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    rows = [row for row in rows if row.pop("defaults", None) == defaults]
+    done = {(row["variant"], row["concept"], row["seed"]) for row in rows}
+    runs = {c: [(v, s) for s in range(args.seeds) for v in args.variants if (v, c, s) not in done] for c in concepts}
+    from tqdm import tqdm
+
+    with ProcessPoolExecutor(args.workers) as executor, tqdm(total=sum(map(len, runs.values())), desc="runs") as bar:
+        tasks = [executor.submit(run_embedded, (c, own, str(args.folder), limits)) for c, own in runs.items() if own]
+        for task in as_completed(tasks):
+            rows += task.result()
+            with kept.open("a") as file:
+                file.writelines(json.dumps({**row, "defaults": defaults}) + "\n" for row in task.result())
+            bar.update(len(task.result()))
+    wanted = [row for row in rows if row["concept"] in concepts and row["seed"] < args.seeds]
+    result = {v: summarise([row for row in wanted if row["variant"] == v]) for v in args.variants}
+    content = json.loads(args.output.read_text()) if args.output.exists() else {}
+    content["embedded"] = {
+        "command": "python " + shlex.join(sys.argv), "machine": machine(), "concepts": concepts, "statistics_of": made,
+        "defaults": defaults, **result, "rows": wanted,
+    }  # fmt: skip
+    write_json(args.output, content)
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
