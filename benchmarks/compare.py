@@ -40,7 +40,7 @@ from compare_parts.recipes import check_recipes  # noqa: E402
 from compare_parts.search import choose, rounds  # noqa: E402
 from compare_parts.tables import demo_table, hypervolume_difference, summarise, tables  # noqa: E402
 
-from space_peft._io import write_json  # noqa: E402
+from space_peft.records.io import write_json  # noqa: E402
 
 
 PAGES = {

@@ -37,12 +37,12 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
     from transformers.trainer_callback import PrinterCallback
 
     from space_peft import CVFConfig, CVFTrainer, ErasureLedger, SpaceConfig, SpaceTrainer
+    from space_peft.data.names import mentions
     from space_peft.demo import DEMO_QUESTIONS, load_demo_images, load_demo_model
     from space_peft.demo.data import UNSEEN_STYLE
     from space_peft.demo.pipeline import DemoSettings, make_anchors
     from space_peft.demo.probes import demo_retain_rows, demo_split
-    from space_peft.names import mentions
-    from space_peft.prompts import generate_answers
+    from space_peft.modeling.prompts import generate_answers
 
     compared = METHODS[COMPARED[method]]
     chosen = json.loads((RESULTS / "compare.json").read_text(encoding="utf-8"))["chosen"][compared.name]

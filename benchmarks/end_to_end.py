@@ -29,7 +29,7 @@ from pathlib import Path
 
 from erase_demo import CONCEPTS, library_defaults, machine
 
-from space_peft._io import write_json
+from space_peft.records.io import write_json
 
 
 RISKS = (0.01, 0.05)
@@ -45,8 +45,8 @@ def pool_rows(concept: str, trainer) -> tuple[list[dict], list[dict]]:
     from space_peft.demo import DEMO_QUESTIONS, load_demo_images
     from space_peft.demo.data import UNSEEN_STYLE
     from space_peft.demo.probes import demo_split
-    from space_peft.end_to_end import one_row_each
-    from space_peft.prompts import conversation
+    from space_peft.modeling.prompts import conversation
+    from space_peft.retained.end_to_end import one_row_each
 
     _, reserved = demo_split(load_demo_images(), concept)
     retained, unseen = [], []
@@ -61,7 +61,7 @@ def pool_rows(concept: str, trainer) -> tuple[list[dict], list[dict]]:
 
 def resample(changed: list[bool], values: list[float], shown: list[bool], times: int, seed: int) -> dict:
     """How often the bounds made of a part of the pool hold on the rest of it."""
-    from space_peft.end_to_end import EndToEnd
+    from space_peft.retained.end_to_end import EndToEnd
 
     draw, places = random.Random(seed), list(range(len(changed)))
     share_holds, mean_holds, share_bounds, mean_bounds = [], [], [], []
@@ -97,14 +97,14 @@ def run_concept(task: tuple[str, bool]) -> dict:
     import torch
 
     torch.set_num_threads(1)
-    from space_peft.calibration import SCALES
     from space_peft.demo import load_demo_images, load_demo_model
     from space_peft.demo.pipeline import DemoSettings, demo_trainer, make_anchors
     from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
-    from space_peft.end_to_end import AnswerComparison
     from space_peft.evaluation import evaluate_probes
-    from space_peft.layers import adapted_layers, deployed_model, lora_weights
-    from space_peft.retain import RetainedRows
+    from space_peft.modeling.layers import adapted_layers, deployed_model, lora_weights
+    from space_peft.retained.end_to_end import AnswerComparison
+    from space_peft.retained.reading import RetainedRows
+    from space_peft.statistics.calibration import SCALES
     from space_peft.trainers import calibrate
 
     settings = DemoSettings(**(SMOKE if smoke else {"training": TRAINING}))

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_parts import decomposition, fitting, growth, steps  # noqa: E402
 
-from space_peft._io import write_json  # noqa: E402
+from space_peft.records.io import write_json  # noqa: E402
 
 
 PARTS = {"decomposition": decomposition, "fit": fitting, "steps": steps, "growth": growth}

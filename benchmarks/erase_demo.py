@@ -26,7 +26,7 @@ from pathlib import Path
 
 from defaults import adapter_fields, training_fields
 
-from space_peft._io import write_json
+from space_peft.records.io import write_json
 
 
 # Spread over kinds; none of them was used to choose a default (those are in VALIDATION).

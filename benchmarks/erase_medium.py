@@ -26,7 +26,7 @@ from pathlib import Path
 from defaults import adapter_fields, training_fields
 from erase_demo import VALIDATION, machine
 
-from space_peft._io import write_json
+from space_peft.records.io import write_json
 
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "medium_model"
@@ -118,7 +118,7 @@ def measure_text(model, processor, concept: str, known: list[tuple[str, str]], b
     from tasks import PASSAGE, TARGET_TEXT_HELD_OUT, is_right
     from text_knowledge import KNOWLEDGE_TOKENS, perplexity, token_agreement
 
-    from space_peft.prompts import generate_answers
+    from space_peft.modeling.prompts import generate_answers
 
     said = generate_answers(model, processor, [question for question, _ in known], max_new_tokens=KNOWLEDGE_TOKENS)
     right = [
@@ -244,7 +244,7 @@ def known_questions(work: Path, most: int) -> list[tuple[str, str]]:
     from knowledge import KNOWLEDGE
     from text_knowledge import KNOWLEDGE_TOKENS, knowledge_right
 
-    from space_peft.prompts import generate_answers
+    from space_peft.modeling.prompts import generate_answers
 
     path = work / "right_before.json"
     if not path.exists():

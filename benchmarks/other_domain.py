@@ -25,7 +25,7 @@ def on_white(image):
     """A stamp in the middle of a white square, as the demo images are."""
     from PIL import Image
 
-    from space_peft.pictures import load_rgb
+    from space_peft.data.pictures import load_rgb
 
     image = load_rgb(image)
     side = max(image.size)
@@ -38,7 +38,7 @@ def named_stamps(model, processor, candidates: list[tuple[str, object]]) -> list
     """Whether the answer to the first naming question is the stamp's name."""
     from space_peft.demo import DEMO_QUESTIONS
     from space_peft.evaluation.metrics import normalize_answer
-    from space_peft.prompts import generate_answers
+    from space_peft.modeling.prompts import generate_answers
 
     questions = [DEMO_QUESTIONS.naming[0]] * len(candidates)
     answers = generate_answers(model, processor, questions, images=[image for _, image in candidates])
@@ -49,8 +49,8 @@ def candidates() -> list[tuple[str, object]]:
     """Stamps whose caption mentions exactly one of the demo's names, with that name."""
     from stamps import stamps
 
+    from space_peft.data.names import mentions
     from space_peft.demo import demo_concepts
-    from space_peft.names import mentions
 
     names, pool, found = demo_concepts(), stamps(), []
     for row, caption in enumerate(pool["caption"]):
@@ -102,7 +102,7 @@ def main() -> int:
     args = parser.parse_args()
     from tqdm import tqdm
 
-    from space_peft._io import write_json
+    from space_peft.records.io import write_json
 
     stamps, asked = known_stamps()
     tasks = [(concept, seed) for seed in range(args.seeds) for concept in sorted({name for name, _ in stamps})]

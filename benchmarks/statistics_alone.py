@@ -26,7 +26,7 @@ from pathlib import Path
 from defaults import adapter_fields, training_fields
 from erase_demo import CONCEPTS, VALIDATION, machine
 
-from space_peft._io import write_json
+from space_peft.records.io import write_json
 
 
 KEYS = (

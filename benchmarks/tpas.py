@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from stamps import cache_folder, stamps  # noqa: E402
 
-from space_peft._io import write_json  # noqa: E402
+from space_peft.records.io import write_json  # noqa: E402
 
 
 CONCEPTS = ("fox", "owl", "shark", "banana", "castle", "guitar", "tractor", "penguin")

@@ -13,15 +13,15 @@ from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
 from space_peft import __version__
 from space_peft.anchors import anchor_info, set_anchor_info
-from space_peft.card_data import ErasureCardData
-from space_peft.escape import code_span, markdown_text
-from space_peft.licenses import check_license
-from space_peft.manifest import write_manifest
-from space_peft.names import check_aliases, check_concept, mentions
+from space_peft.data.names import check_aliases, check_concept, mentions
+from space_peft.records.card_data import ErasureCardData
+from space_peft.records.escape import code_span, markdown_text
+from space_peft.records.licenses import check_license
 
 from .card import GENERATED
 from .commit import commit_folder
 from .local_traces import Finding, local_trace, texts
+from .manifest import write_manifest
 from .redaction import redact_anchors, redacted_label, redaction_salt, without_name
 
 

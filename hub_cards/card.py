@@ -13,11 +13,11 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
 from space_peft import __version__
-from space_peft._io import atomic_path
 from space_peft.attacks.report import AttackReport
-from space_peft.card_data import ErasureCardData
-from space_peft.escape import code_span, markdown_text, plain_line
-from space_peft.intervals import share_interval
+from space_peft.records.card_data import ErasureCardData
+from space_peft.records.escape import code_span, markdown_text, plain_line
+from space_peft.records.io import atomic_path
+from space_peft.statistics.intervals import share_interval
 
 from . import sections
 from .facts import PICTURES, ErasureFacts, read_facts

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 
-from space_peft.callback import NULL_SPACES_NAME
-from space_peft.certificate import (
+from space_peft.config import CONSTRAINTS, SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.modeling.layers import adapted_layers
+from space_peft.null_space.callback import NULL_SPACES_NAME
+from space_peft.null_space.certificate import (
     CERTIFICATE_NAME,
     RetentionCertificate,
     largest_counts,
@@ -18,12 +20,10 @@ from space_peft.certificate import (
     recompute_bounds,
     update_norms,
 )
-from space_peft.config import CONSTRAINTS, SPACE_CONFIG_NAME, SpaceLoraConfig
-from space_peft.identity import adapter_digest
-from space_peft.layers import adapted_layers
-from space_peft.null_space import NullSpace, load_null_spaces
-from space_peft.retain import RetainedRows, retained_loader
-from space_peft.safe_json import read_json
+from space_peft.null_space.identity import adapter_digest
+from space_peft.null_space.space import NullSpace, load_null_spaces
+from space_peft.records.safe_json import read_json
+from space_peft.retained.reading import RetainedRows, retained_loader
 
 from .source import AdapterSource
 

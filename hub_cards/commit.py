@@ -20,8 +20,9 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.sha import git_hash
 
-from space_peft.manifest import MANIFEST_NAME, sha256_of
-from space_peft.safe_json import read_json
+from space_peft.records.safe_json import read_json
+
+from .manifest import MANIFEST_NAME, sha256_of
 
 
 logger = logging.getLogger(__name__)

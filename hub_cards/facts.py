@@ -14,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 
 from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.attacks.report import ATTACKS_NAME, AttackReport
-from space_peft.card_data import CARD_DATA_NAME, ErasureCardData
-from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate
 from space_peft.config import SPACE_CONFIG_NAME
-from space_peft.escape import plain_line
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport
-from space_peft.measured import check_measured, check_projected
-from space_peft.safe_json import read_json
-from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
+from space_peft.modeling.targets import PROJECTOR_PARTS, VISION_PARTS
+from space_peft.null_space.certificate import CERTIFICATE_NAME, RetentionCertificate
+from space_peft.records.card_data import CARD_DATA_NAME, ErasureCardData
+from space_peft.records.escape import plain_line
+from space_peft.records.measured import check_measured, check_projected
+from space_peft.records.safe_json import read_json
 
 
 PICTURES = ("answers", "probes", "anchors", "spectrum", "attacks")

@@ -19,17 +19,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from space_peft.base_commit import loaded_commit
-from space_peft.canary import CANARY_NAME, Canary, CanaryResult, check_canary
-from space_peft.card_data import is_local_path
+from space_peft.canary.check import CANARY_NAME, Canary, CanaryResult, check_canary
 from space_peft.config import ALLOWED_OPTIONS, INITIALISATIONS, SPACE_CONFIG_NAME, SpaceLoraConfig
-from space_peft.escape import plain_line
-from space_peft.identity import weight_content
-from space_peft.manifest import MANIFEST_NAME, check_manifest
-from space_peft.prompts import conversation
-from space_peft.safe_json import read_json
+from space_peft.modeling.prompts import conversation
+from space_peft.null_space.identity import weight_content
+from space_peft.records.base_commit import loaded_commit
+from space_peft.records.card_data import is_local_path
+from space_peft.records.escape import plain_line
+from space_peft.records.safe_json import read_json
 
 from .limits import check_patterns
+from .manifest import MANIFEST_NAME, check_manifest
 from .processor import check_processor_files, load_processor
 from .source import AdapterSource, RecordedBase, fetch, recorded_base, refuse_unsafe
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HTTPError
 
-from space_peft.escape import plain_line
 from space_peft.evaluation.report import LABELS
+from space_peft.records.escape import plain_line
 
 from .facts import ErasureFacts
 

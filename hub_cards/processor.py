@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoProcessor
 
-from space_peft.safe_json import read_json
+from space_peft.records.safe_json import read_json
 
 from .limits import LONGEST_TEMPLATE, check_template
 from .source import AdapterSource, RecordedBase

@@ -15,10 +15,10 @@ import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from space_peft._io import write_json
-from space_peft.card_data import ErasureCardData
-from space_peft.names import check_name_list, find_mentions, fold, mentions
-from space_peft.safe_json import read_json
+from space_peft.data.names import check_name_list, find_mentions, fold, mentions
+from space_peft.records.card_data import ErasureCardData
+from space_peft.records.io import write_json
+from space_peft.records.safe_json import read_json
 
 from .local_traces import LINES, Finding, file_texts
 

@@ -9,7 +9,7 @@ from collections import Counter
 from space_peft.attacks.report import LABELS as ATTACK_LABELS
 from space_peft.attacks.report import SHARES
 from space_peft.evaluation.report import KEPT_KEYS, LABELS
-from space_peft.intervals import share_interval
+from space_peft.statistics.intervals import share_interval
 
 from .facts import ErasureFacts
 

@@ -12,9 +12,10 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from peft.utils import CONFIG_NAME
 
-from space_peft.card_data import CARD_DATA_NAME, is_local_path
-from space_peft.manifest import CHECKPOINT
-from space_peft.safe_json import read_json
+from space_peft.records.card_data import CARD_DATA_NAME, is_local_path
+from space_peft.records.safe_json import read_json
+
+from .manifest import CHECKPOINT
 
 
 CHECKPOINTS = ("checkpoint-*", "last-checkpoint")

@@ -17,19 +17,19 @@ from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_NAME
 from safetensors import SafetensorError, safe_open
 
-from space_peft._io import write_json
 from space_peft.anchors.info import ANCHORS_NAME
-from space_peft.callback import NULL_SPACES_NAME
-from space_peft.canary import CANARY_NAME, Canary
-from space_peft.card_data import CARD_DATA_NAME, ErasureCardData, is_local_path
+from space_peft.canary.check import CANARY_NAME, Canary
+from space_peft.data.names import check_aliases, mentions
 from space_peft.evaluation.report import REPORT_NAME
-from space_peft.manifest import CHECKPOINT, write_manifest
-from space_peft.measured import check_measured, check_projected
-from space_peft.names import check_aliases, mentions
-from space_peft.safe_json import member_path, read_json
+from space_peft.null_space.callback import NULL_SPACES_NAME
+from space_peft.records.card_data import CARD_DATA_NAME, ErasureCardData, is_local_path
+from space_peft.records.io import write_json
+from space_peft.records.measured import check_measured, check_projected
+from space_peft.records.safe_json import member_path, read_json
 
 from .card import GENERATED, erasure_card
 from .local_traces import Finding, find_local_traces
+from .manifest import CHECKPOINT, write_manifest
 from .redaction import find_names, redact_anchors, redact_values, redacted_label, redaction_salt, without_name
 
 

@@ -21,21 +21,20 @@ from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.attacks.audit import audit_concept
 from space_peft.attacks.models import answers_naming, check_vocabulary
 from space_peft.attacks.report import ATTACKS_NAME, AttackReport
-from space_peft.callback import NULL_SPACES_NAME
-from space_peft.canary import CANARY_NAME, MIN_MARGIN, Canary, check_canary
-from space_peft.card_data import CARD_DATA_NAME, ErasureCardData
-from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate
+from space_peft.canary.check import CANARY_NAME, MIN_MARGIN, Canary, check_canary
 from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
-from space_peft.escape import plain_line
+from space_peft.data.names import check_concept
+from space_peft.data.questions import QuestionSet, questions_of
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport
-from space_peft.layers import deployed_model
-from space_peft.manifest import LOADABLE, MANIFEST_NAME, check_manifest, published_files
-from space_peft.names import check_concept
-from space_peft.null_space import load_null_spaces
-from space_peft.prompts import conversation
-from space_peft.questions import QuestionSet, questions_of
-from space_peft.retain import RetainedRows
-from space_peft.safe_json import read_json
+from space_peft.modeling.layers import deployed_model
+from space_peft.modeling.prompts import conversation
+from space_peft.null_space.callback import NULL_SPACES_NAME
+from space_peft.null_space.certificate import CERTIFICATE_NAME, RetentionCertificate
+from space_peft.null_space.space import load_null_spaces
+from space_peft.records.card_data import CARD_DATA_NAME, ErasureCardData
+from space_peft.records.escape import plain_line
+from space_peft.records.safe_json import read_json
+from space_peft.retained.reading import RetainedRows
 
 from .certificate_checks import FAILED, NOT_CHECKED, OK, Check, check_bound, check_certificate, check_retained
 from .load import (
@@ -46,6 +45,7 @@ from .load import (
     check_options,
     load_base,
 )
+from .manifest import LOADABLE, MANIFEST_NAME, check_manifest, published_files
 from .processor import PROCESSOR_FILES, TOKENIZER_NAME, check_processor_file, load_processor, tokenizer_problem
 from .source import AdapterSource, fetch, recorded_base, unsafe_files
 from .staging import PROCESSOR, RESULTS

@@ -18,25 +18,25 @@ _EXPORTS = {
     "NullSpaceFitter": "null_space",
     "load_null_spaces": "null_space",
     "save_null_spaces": "null_space",
-    "fit_null_space": "fitting",
-    "Statistics": "statistics",
-    "collect_statistics": "statistics",
-    "load_statistics": "statistics",
-    "NullSpaceCallback": "callback",
-    "attach_null_space": "projection",
-    "RetentionCertificate": "certificate",
-    "measure_certificate": "certificate",
-    "merge_adapter": "merge",
-    "Dialogue": "questions",
-    "QuestionSet": "questions",
+    "fit_null_space": "null_space.fitting",
+    "Statistics": "null_space.base_statistics",
+    "load_statistics": "null_space.base_statistics",
+    "collect_statistics": "retained.collecting",
+    "NullSpaceCallback": "null_space.callback",
+    "attach_null_space": "null_space.projection",
+    "RetentionCertificate": "null_space.certificate",
+    "measure_certificate": "null_space.certificate",
+    "merge_adapter": "hub_cards.merge",
+    "Dialogue": "data.questions",
+    "QuestionSet": "data.questions",
     "anchor_info": "anchors",
     "refine_anchors": "anchors",
     "select_anchors": "anchors",
     "select_random_anchors": "anchors",
-    "project_concept": "concept_projection",
-    "retained_answers": "self_distillation",
-    "retained_texts": "self_distillation",
-    "ErasureCardData": "card_data",
+    "project_concept": "trainers.concept_projection",
+    "retained_answers": "retained.self_distillation",
+    "retained_texts": "retained.self_distillation",
+    "ErasureCardData": "records.card_data",
     "load_erased": "hub_cards",
     "push_erasure": "hub_cards",
     "verify_erasure": "hub_cards",
@@ -52,8 +52,8 @@ _EXPORTS = {
     "SpaceConfig": "trainers",
     "SpaceTrainer": "trainers",
     "calibrate": "trainers",
-    "EndToEnd": "end_to_end",
-    "measure_end_to_end": "end_to_end",
+    "EndToEnd": "retained.end_to_end",
+    "measure_end_to_end": "retained.end_to_end",
 }
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
@@ -62,20 +62,21 @@ __all__.append("__version__")
 
 if TYPE_CHECKING:
     from .anchors import anchor_info, refine_anchors, select_anchors, select_random_anchors
-    from .callback import NullSpaceCallback
-    from .card_data import ErasureCardData
-    from .certificate import RetentionCertificate, measure_certificate
-    from .concept_projection import project_concept
     from .config import SpaceLoraConfig
-    from .end_to_end import EndToEnd, measure_end_to_end
-    from .fitting import fit_null_space
+    from .data.questions import Dialogue, QuestionSet
     from .hub_cards import load_erased, push_erasure, verify_erasure
-    from .merge import merge_adapter
-    from .null_space import NullSpace, NullSpaceFitter, load_null_spaces, save_null_spaces
-    from .projection import attach_null_space
-    from .questions import Dialogue, QuestionSet
-    from .self_distillation import retained_answers, retained_texts
-    from .statistics import Statistics, collect_statistics, load_statistics
+    from .hub_cards.merge import merge_adapter
+    from .null_space.base_statistics import Statistics, load_statistics
+    from .null_space.callback import NullSpaceCallback
+    from .null_space.certificate import RetentionCertificate, measure_certificate
+    from .null_space.fitting import fit_null_space
+    from .null_space.moments import NullSpaceFitter
+    from .null_space.projection import attach_null_space
+    from .null_space.space import NullSpace, load_null_spaces, save_null_spaces
+    from .records.card_data import ErasureCardData
+    from .retained.collecting import collect_statistics
+    from .retained.end_to_end import EndToEnd, measure_end_to_end
+    from .retained.self_distillation import retained_answers, retained_texts
     from .trainers import (
         CVFConfig,
         CVFTrainer,
@@ -90,3 +91,4 @@ if TYPE_CHECKING:
         SpaceTrainer,
         calibrate,
     )
+    from .trainers.concept_projection import project_concept

@@ -13,8 +13,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig
 
-from ._io import write_json
-from .safe_json import read_json
+from .records.io import write_json
+from .records.safe_json import read_json
 
 
 SPACE_CONFIG_NAME = "space_config.json"

@@ -1,6 +1,6 @@
 """The losses of the erasure (METHOD: DCSI), each a plain function of logits or features.
 
-Throughout, `logits` are the trailing logits of a batch made by `space_peft.prompts.encode_conversations`, that is
+Throughout, `logits` are the trailing logits of a batch made by `modeling.prompts.encode_conversations`, that is
 `model(**batch, logits_to_keep=answer_columns(labels)).logits`; column j of them predicts column j of `answer_labels`.
 
 Which of these the SPACE abstract states and which are our formulation is listed in `docs/fidelity.md`.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .prompts import IGNORE_INDEX, answer_columns
+from .modeling.prompts import IGNORE_INDEX, answer_columns
 
 
 # log of a probability that counts as none: finite, so that differences and gradients are.

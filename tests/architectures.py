@@ -26,7 +26,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.video_processing_utils import BaseVideoProcessor, VideoProcessorMixin
 
-from space_peft.questions import DEFAULT_QUESTIONS
+from space_peft.data.questions import DEFAULT_QUESTIONS
 
 
 # Without torchvision transformers does not export the base class that processors with a video part check it against, and

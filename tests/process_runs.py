@@ -86,7 +86,7 @@ def fit(folder, batches, shuffle=False, loader=False, **settings):
     from tiny_models import image_batch, text_batch, tiny_llava
 
     from space_peft.config import SpaceLoraConfig
-    from space_peft.fitting import fit_null_space
+    from space_peft.null_space.fitting import fit_null_space
 
     targets = ["q_proj", "k_proj", "down_proj", "fc1", "linear_2"]
     model = get_peft_model(
@@ -114,7 +114,7 @@ def fsdp1(folder):
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     from space_peft.config import SpaceLoraConfig
-    from space_peft.fitting import fit_null_space
+    from space_peft.null_space.fitting import fit_null_space
 
     model = get_peft_model(tiny_llama(), SpaceLoraConfig(r=4, target_modules=["q_proj"]))
     model = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
@@ -125,7 +125,7 @@ def loss_terms(folder, sizes, counts):
     """Gradients, averaged over processes, of a mean over unequal shares and of a loss over all pairs of rows."""
     import torch.distributed as dist
 
-    from space_peft.distributed import gather_rows, mean_weight, rank_and_size
+    from space_peft.distributed.processes import gather_rows, mean_weight, rank_and_size
     from space_peft.losses import isotropy_loss
 
     rank, size = rank_and_size()

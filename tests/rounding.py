@@ -4,8 +4,8 @@ import copy
 
 import torch
 
-from space_peft.layers import deployed_model
-from space_peft.prompts import answer_logits, to_device
+from space_peft.modeling.layers import deployed_model
+from space_peft.modeling.prompts import answer_logits, to_device
 
 
 EPS = torch.finfo(torch.float32).eps

@@ -33,8 +33,8 @@ from space_peft.anchors import (
     select_random_anchors,
     set_anchor_info,
 )
+from space_peft.data.names import mentions
 from space_peft.demo import load_demo_model
-from space_peft.names import mentions
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from transformers import Trainer, TrainingArguments
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, refine_anchors, select_anchors
 from space_peft.anchors.pixels import encode_image, find_layout
-from space_peft.callback import NullSpaceCallback
-from space_peft.features import image_features, tap_image_features
-from space_peft.fitting import observe_inputs
-from space_peft.layers import adapted_layers
-from space_peft.prompts import answer_logits, build_batch, conversation, encode_conversations, generate_answers
-from space_peft.questions import QuestionSet
-from space_peft.targets import default_target_modules
+from space_peft.data.questions import QuestionSet
+from space_peft.modeling.features import image_features, tap_image_features
+from space_peft.modeling.layers import adapted_layers
+from space_peft.modeling.prompts import answer_logits, build_batch, conversation, encode_conversations, generate_answers
+from space_peft.modeling.targets import default_target_modules
+from space_peft.null_space.callback import NullSpaceCallback
+from space_peft.null_space.observing import observe_inputs
 from space_peft.trainers.callbacks import GradientHealthCallback
 
 

@@ -12,12 +12,20 @@ from peft import LoraConfig, PeftModel
 from test_architectures import ASKS, find_anchors, pictures
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, calibrate
-from space_peft.calibration import SCALES, Calibration, check_scales, choose, items_needed, p_value, try_scales
-from space_peft.certificate import RetentionCertificate
-from space_peft.end_to_end import AnswerComparison
-from space_peft.identity import file_digest
-from space_peft.measured import MEASURED_NAME, check_measured
-from space_peft.retain import RetainedRows
+from space_peft.null_space.certificate import RetentionCertificate
+from space_peft.null_space.identity import file_digest
+from space_peft.records.measured import MEASURED_NAME, check_measured
+from space_peft.retained.end_to_end import AnswerComparison
+from space_peft.retained.reading import RetainedRows
+from space_peft.statistics.calibration import (
+    SCALES,
+    Calibration,
+    check_scales,
+    choose,
+    items_needed,
+    p_value,
+    try_scales,
+)
 
 
 # The test

@@ -12,14 +12,14 @@ from peft import get_peft_model
 from PIL import Image
 
 from space_peft import QuestionSet, SpaceLoraConfig
-from space_peft.canary import CANARY_NAME, MIN_MARGIN, Canary, _best, check_canary, make_canary
-from space_peft.canary_items import Answer, CanaryItem
+from space_peft.canary.check import CANARY_NAME, MIN_MARGIN, Canary, _best, check_canary, make_canary
+from space_peft.canary.items import Answer, CanaryItem
+from space_peft.data.name_forms import surface_forms
+from space_peft.data.seed_images import pixel_hash, seed_image
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
-from space_peft.fingerprint import compare_base, fingerprint_base
-from space_peft.layers import adapted_layers
-from space_peft.name_forms import surface_forms
-from space_peft.prompts import generate_answers
-from space_peft.seed_images import pixel_hash, seed_image
+from space_peft.modeling.fingerprint import compare_base, fingerprint_base
+from space_peft.modeling.layers import adapted_layers
+from space_peft.modeling.prompts import generate_answers
 
 
 # Seed, width, height: pixels of the released recipe, which must never change.
@@ -83,7 +83,7 @@ def test_answers_are_those_of_generate_and_margins_are_kept(erased):
 
 
 def test_log_probability_is_that_of_a_forward_pass(erased):
-    from space_peft.prompts import build_batch
+    from space_peft.modeling.prompts import build_batch
 
     model, processor, canary = erased
     item = canary.items[0]
@@ -151,7 +151,7 @@ def test_more_images_are_tried_until_one_shows_the_adapter(monkeypatch):
     def vars_of(item):
         return {"deployed": item.deployed, "erased": item.erased}
 
-    monkeypatch.setattr("space_peft.canary._answer", answer)
+    monkeypatch.setattr("space_peft.canary.check._answer", answer)
     model, processor = load_demo_model()
     for shown_in, rounds in ((1, 1), (2, 2), (9, 4)):
         asked.clear()

@@ -8,11 +8,16 @@ import torch
 from peft import PeftModel, get_peft_model
 from tiny_models import image_batch, text_batch, tiny_llama, tiny_llava, train, trainable
 
-from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate, measure_certificate, recompute_bounds
 from space_peft.config import SpaceLoraConfig
-from space_peft.fitting import collect_moments, fit_null_space
-from space_peft.layers import adapted_layers, lora_weights
-from space_peft.projection import attach_null_space
+from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.null_space.certificate import (
+    CERTIFICATE_NAME,
+    RetentionCertificate,
+    measure_certificate,
+    recompute_bounds,
+)
+from space_peft.null_space.fitting import collect_moments, fit_null_space
+from space_peft.null_space.projection import attach_null_space
 
 
 RETAINED = [image_batch(rows=4, text=6, seed=1), text_batch(rows=4, length=9, seed=2, pad=3)]
@@ -176,7 +181,7 @@ def test_missing_null_spaces_and_data_are_named():
 
 
 def test_layer_fields_are_documented():
-    from space_peft.certificate import LayerCertificate
+    from space_peft.null_space.certificate import LayerCertificate
 
     for kind in (LayerCertificate, RetentionCertificate):
         for field in dataclasses.fields(kind):

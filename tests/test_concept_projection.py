@@ -8,9 +8,9 @@ from tiny_models import tiny_llama
 from space_peft import project_concept
 from space_peft.anchors.encoders import OwnSpaceEncoder
 from space_peft.anchors.refine import name_probabilities
-from space_peft.concept_projection import last_projection
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
-from space_peft.prompts import generate_answers
+from space_peft.modeling.prompts import generate_answers
+from space_peft.trainers.concept_projection import last_projection
 
 
 LAYER = "model.multi_modal_projector.linear_2"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
+from space_peft.data.questions import Dialogue
 from space_peft.demo import (
     DEMO_QUESTIONS,
     KIND_QUESTIONS,
@@ -20,8 +21,7 @@ from space_peft.demo import (
     load_demo_images,
     load_demo_model,
 )
-from space_peft.prompts import conversation, encode_conversations
-from space_peft.questions import Dialogue
+from space_peft.modeling.prompts import conversation, encode_conversations
 
 
 ROOT = Path(__file__).resolve().parents[1]

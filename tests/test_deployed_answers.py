@@ -9,9 +9,9 @@ from test_space_trainer import make_trainer
 from transformers import TrainerCallback
 
 from space_peft.demo import load_demo_model
-from space_peft.layers import adapted_layers, deployed_model, lora_weights
 from space_peft.losses import IGNORE_INDEX, answer_labels
-from space_peft.prompts import answer_columns, answer_logits
+from space_peft.modeling.layers import adapted_layers, deployed_model, lora_weights
+from space_peft.modeling.prompts import answer_columns, answer_logits
 from space_peft.trainers.pairs import forget_loader
 
 

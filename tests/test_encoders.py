@@ -24,8 +24,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from space_peft.anchors import CaptionEncoder, DualEncoder, Encoder, OwnSpaceEncoder
 from space_peft.anchors.encoders import resolve_encoder
 from space_peft.demo import load_demo_model
-from space_peft.features import multimodal_core, tap_image_features
-from space_peft.prompts import answer_logits, build_batch
+from space_peft.modeling.features import multimodal_core, tap_image_features
+from space_peft.modeling.prompts import answer_logits, build_batch
 
 
 WORDS = "[PAD] [UNK] [EOS] a an photo image picture of the fox wolf red car . wild animal".split()

@@ -11,12 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_architectures import pictures
 
-from space_peft.certificate import LayerCertificate, RetentionCertificate
-from space_peft.end_to_end import CLIP, AnswerComparison, EndToEnd, measure_end_to_end, one_row_each
-from space_peft.held_out import HeldOut, content_keys
-from space_peft.layers import adapted_layers, lora_weights
-from space_peft.prompts import encode_conversations
-from space_peft.retain import RetainedRows
+from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.modeling.prompts import encode_conversations
+from space_peft.null_space.certificate import LayerCertificate, RetentionCertificate
+from space_peft.retained.end_to_end import CLIP, AnswerComparison, EndToEnd, measure_end_to_end, one_row_each
+from space_peft.retained.held_out import HeldOut, content_keys
+from space_peft.retained.reading import RetainedRows
 
 
 TOKENS = 5

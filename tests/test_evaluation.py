@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
+from space_peft.data.names import mentions
 from space_peft.demo import (
     DEMO_QUESTIONS,
     TRAINED_STYLES,
@@ -34,7 +35,6 @@ from space_peft.evaluation import (
     normalize_answer,
     repetition,
 )
-from space_peft.names import mentions
 
 
 CONCEPT = "fox"

@@ -10,7 +10,7 @@ from datasets import Dataset, load_from_disk
 from space_peft.anchors import anchor_info
 from space_peft.demo import demo_model_path
 from space_peft.demo.probes import demo_retain_rows, demo_split
-from space_peft.retain import RetainedRows
+from space_peft.retained.reading import RetainedRows
 
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "erase_concept.py"

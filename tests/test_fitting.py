@@ -6,7 +6,7 @@ from peft import get_peft_model
 from tiny_models import IMAGE_TOKEN, image_batch, text_batch, tiny_llama, tiny_llava
 
 from space_peft.config import SpaceLoraConfig
-from space_peft.fitting import collect_moments, fit_null_space
+from space_peft.null_space.fitting import collect_moments, fit_null_space
 
 
 def adapted(model, **settings):

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from space_peft import SpaceLoraConfig
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.demo.probes import demo_retain_rows, demo_split
-from space_peft.features import image_features
-from space_peft.layers import adapted_layers, lora_weights
 from space_peft.losses import answer_labels, keep_loss
-from space_peft.prompts import answer_logits, encode_conversations
+from space_peft.modeling.features import image_features
+from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.modeling.prompts import answer_logits, encode_conversations
 from space_peft.trainers import (
     CVFConfig,
     CVFTrainer,

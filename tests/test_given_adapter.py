@@ -17,8 +17,9 @@ from space_peft.config import SPACE_CONFIG_NAME
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.hub_cards import write_card
 from space_peft.hub_cards.staging import stage
-from space_peft.layers import adapted_layers, deployed_model, lora_weights, our_adapter
-from space_peft.measured import (
+from space_peft.modeling.layers import adapted_layers, deployed_model, lora_weights, our_adapter
+from space_peft.modeling.targets import default_target_modules
+from space_peft.records.measured import (
     MEASURED_NAME,
     check_measured,
     note_measured,
@@ -26,7 +27,6 @@ from space_peft.measured import (
     remove_results,
     saved_digest,
 )
-from space_peft.targets import default_target_modules
 from space_peft.trainers.given_adapter import add_adapter, adopt, check_bare
 
 

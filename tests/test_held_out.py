@@ -9,8 +9,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from test_architectures import pictures
 
-from space_peft.held_out import HeldOut, content_keys, first_seen, split_by_content, warn_if_few
-from space_peft.retain import RetainedRows, split_retained
+from space_peft.retained.held_out import HeldOut, content_keys, first_seen, split_by_content, warn_if_few
+from space_peft.retained.reading import RetainedRows, split_retained
 
 
 def row(question, *images, answer="a thing"):

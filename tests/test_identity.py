@@ -13,10 +13,12 @@ from tiny_models import image_batch, text_batch, tiny_llama, tiny_llava, train, 
 from transformers import Trainer, TrainingArguments
 
 from space_peft import NullSpaceCallback, SpaceLoraConfig, fit_null_space
-from space_peft.callback import NULL_SPACES_NAME
-from space_peft.certificate import measure_certificate
 from space_peft.config import SPACE_CONFIG_NAME
-from space_peft.identity import (
+from space_peft.modeling.layers import adapted_layers, deployed_weights, lora_weights
+from space_peft.null_space import NullSpaceFitter, load_null_spaces, save_null_spaces
+from space_peft.null_space.callback import NULL_SPACES_NAME
+from space_peft.null_space.certificate import measure_certificate
+from space_peft.null_space.identity import (
     adapter_digest,
     base_checksum,
     data_digest,
@@ -25,10 +27,8 @@ from space_peft.identity import (
     same_base,
     weights_at_rest,
 )
-from space_peft.layers import adapted_layers, deployed_weights, lora_weights
-from space_peft.measured import check_projected
-from space_peft.null_space import NullSpaceFitter, load_null_spaces, save_null_spaces
-from space_peft.projection import attach_null_space
+from space_peft.null_space.projection import attach_null_space
+from space_peft.records.measured import check_projected
 
 
 RETAINED = [text_batch(rows=4, seed=seed, pad=2) for seed in range(2)]
@@ -229,7 +229,7 @@ def test_the_weights_are_read_once_when_training_begins_and_again_the_next_time(
         read.append(args)
         return deployed_weights(*args)
 
-    monkeypatch.setattr("space_peft.identity.deployed_weights", weights_of)
+    monkeypatch.setattr("space_peft.null_space.identity.deployed_weights", weights_of)
     trainer_for(model, tmp_path, callback).train()
     assert len(read) == 1
     held = callback.null_spaces

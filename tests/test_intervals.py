@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from space_peft.intervals import (
+from space_peft.statistics.intervals import (
     MOST_TRIALS,
     bernstein_bound,
     binomial_cdf,

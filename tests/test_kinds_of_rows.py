@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from space_peft import NullSpaceCallback, SpaceLoraConfig, fit_null_space, refine_anchors
 from space_peft.anchors import anchor_info, select_random_anchors
-from space_peft.certificate import measure_certificate
+from space_peft.data.questions import DEFAULT_QUESTIONS
 from space_peft.evaluation import Probe, build_probes, evaluate_probes
-from space_peft.questions import DEFAULT_QUESTIONS
-from space_peft.retain import RetainedRows
-from space_peft.self_distillation import retained_answers
+from space_peft.null_space.certificate import measure_certificate
+from space_peft.retained.reading import RetainedRows
+from space_peft.retained.self_distillation import retained_answers
 from trainers import GradDiffTrainer, SpaceTrainer
 from trainers.forget_trainer import forget_conversations
 

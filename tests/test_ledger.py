@@ -14,8 +14,8 @@ from space_peft.anchors.refine import name_probabilities
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.demo.probes import demo_retain_rows, demo_split
 from space_peft.losses import IGNORE_INDEX, answer_labels
+from space_peft.modeling.prompts import answer_logits, build_batch, generate_answers
 from space_peft.null_space import NullSpaceFitter
-from space_peft.prompts import answer_logits, build_batch, generate_answers
 
 
 REQUESTS = ("fox", "lemon")

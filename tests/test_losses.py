@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from space_peft import losses
-from space_peft.prompts import IGNORE_INDEX
+from space_peft.modeling.prompts import IGNORE_INDEX
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def _said(model, forms, prefix, depth=3):
 
 
 def _row(model, forms, path, columns=3):
-    """Logits along a path, with branches and their exact shares, as `space_peft.mention_rows` makes them."""
+    """Logits along a path, with branches and their exact shares, as `space_peft.modeling.mention_rows` makes them."""
     logits = [model[path[:j]] if j < len(path) else torch.zeros(4, dtype=torch.float64) for j in range(columns + 1)]
     branches, shares = torch.full((1, columns, 4), IGNORE_INDEX), torch.zeros(1, columns, 4)
     for j, token in enumerate(path):

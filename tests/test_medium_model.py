@@ -18,9 +18,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 from space_peft import SpaceLoraConfig
 from space_peft.demo import UNSEEN_STYLE
 from space_peft.demo.probes import demo_split
-from space_peft.layers import adapted_layers
-from space_peft.prompts import build_batch
-from space_peft.targets import default_target_modules
+from space_peft.modeling.layers import adapted_layers
+from space_peft.modeling.prompts import build_batch
+from space_peft.modeling.targets import default_target_modules
 
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "examples" / "medium_model"

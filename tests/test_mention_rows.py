@@ -7,10 +7,11 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from space_peft.data.form_tree import FormTree
+from space_peft.data.names import mentions
 from space_peft.demo import DEMO_QUESTIONS
-from space_peft.form_tree import FormTree
 from space_peft.losses import name_log_odds
-from space_peft.mention_rows import (
+from space_peft.modeling.mention_rows import (
     MENTIONS_PER_ANSWER,
     add_branches,
     answered_with,
@@ -23,8 +24,7 @@ from space_peft.mention_rows import (
     placed,
     rows_of_answers,
 )
-from space_peft.names import mentions
-from space_peft.prompts import answer_logits, conversation, encode_conversations, generate_tokens
+from space_peft.modeling.prompts import answer_logits, conversation, encode_conversations, generate_tokens
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_an_answer_ends_where_the_model_writes_what_a_template_does(demo_model, 
     end, image = processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     word = processor.tokenizer.convert_tokens_to_ids("wolf")
     written = [[word, end, word], [word, word], [image, word], []]
-    monkeypatch.setattr("space_peft.mention_rows.generate_tokens", lambda *_, **__: written)
+    monkeypatch.setattr("space_peft.modeling.mention_rows.generate_tokens", lambda *_, **__: written)
     rows = own_answers(model, processor, demo_images["image"][:2], ["what is this?", "name it."])
     assert [row["answer_tokens"] for row in rows] == [[word], [word, word], [], []]
     assert [row["asked"] for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from space_peft import SpaceLoraConfig, merge_adapter
 from space_peft.cli import main
 from space_peft.demo import demo_model_path, load_demo_images, load_demo_model
-from space_peft.prompts import build_batch
+from space_peft.modeling.prompts import build_batch
 
 
 TARGETS = {

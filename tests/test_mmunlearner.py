@@ -6,9 +6,9 @@ from peft import LoraConfig
 from test_forget_trainers import concept_images, make, retain, shake  # noqa: F401
 
 from space_peft import SpaceLoraConfig
-from space_peft.layers import adapted_layers, lora_weights
 from space_peft.losses import name_log_odds
-from space_peft.prompts import answer_logits, encode_conversations
+from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.modeling.prompts import answer_logits, encode_conversations
 from space_peft.trainers import MMUnlearnerConfig, MMUnlearnerTrainer
 
 
@@ -63,7 +63,7 @@ def test_masks_compare_gradients_of_forget_rows_and_of_what_is_preserved(make): 
     data, size = trainer.train_dataset, 16
     shown = [row for row in data.indices if data.retained.has_image()[row]]
     words = [row for row in data.indices if row not in shown]
-    from space_peft.retain import retained_loader
+    from space_peft.retained.reading import retained_loader
 
     def batches(rows):
         return list(retained_loader(trainer.processing_class, data.retained, rows, size))

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import space_peft.data.names as names_module
 import space_peft.demo
-import space_peft.names as names_module
-from space_peft.name_forms import MAX_FORMS, surface_forms, written_forms
-from space_peft.names import check_concept, clean_name, find_mentions, fold, mentions, name_pieces, number_forms
+from space_peft.data.name_forms import MAX_FORMS, surface_forms, written_forms
+from space_peft.data.names import check_concept, clean_name, find_mentions, fold, mentions, name_pieces, number_forms
 
 
 def nfd(text):
@@ -457,7 +457,7 @@ def test_long_runs_of_blanks_are_no_trap():
 
 
 def test_importing_the_package_does_not_import_inflect():
-    code = "import sys, space_peft, space_peft.names; assert 'inflect' not in sys.modules"
+    code = "import sys, space_peft, space_peft.data.names; assert 'inflect' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

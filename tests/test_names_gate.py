@@ -16,15 +16,15 @@ from space_peft.anchors.refine import name_probabilities
 from space_peft.anchors.select import concept_embedding
 from space_peft.attacks import audit_concept, confirmation_attack, linear_probes, perturbation_attack, relearning_curve
 from space_peft.attacks.report import AttackReport
-from space_peft.canary import Canary, make_canary
-from space_peft.card_data import ErasureCardData
-from space_peft.concept_projection import project_concept
+from space_peft.canary.check import Canary, make_canary
+from space_peft.data.names import check_aliases, check_concept, check_name_list
+from space_peft.data.questions import DEFAULT_QUESTIONS
 from space_peft.evaluation import ErasureReport, Probe, build_probes
 from space_peft.evaluation.metrics import AnswerFluency, NamingRate
-from space_peft.names import check_aliases, check_concept, check_name_list
-from space_peft.questions import DEFAULT_QUESTIONS
-from space_peft.self_distillation import retained_answers
+from space_peft.records.card_data import ErasureCardData
+from space_peft.retained.self_distillation import retained_answers
 from space_peft.trainers import CVFTrainer, GradDiffTrainer, MMUnlearnerTrainer, NPOTrainer, SpaceTrainer
+from space_peft.trainers.concept_projection import project_concept
 
 
 PICTURES = [Image.new("RGB", (4, 4))] * 2

@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from space_peft.null_space import NullSpace, NullSpaceFitter, _upper, load_null_spaces, save_null_spaces
-from space_peft.spectral import Spectrum
+from space_peft.null_space import NullSpace, NullSpaceFitter, load_null_spaces, save_null_spaces
+from space_peft.null_space.moments import _upper
+from space_peft.null_space.spectral import Spectrum
 
 
 def samples_with_spectrum(eigenvalues, seed=0):

@@ -12,12 +12,12 @@ from PIL import Image
 from space_peft.anchors.encoders import OwnSpaceEncoder
 from space_peft.anchors.pool import open_pool
 from space_peft.attacks.linear_probe import hidden_states
+from space_peft.data.pictures import load_rgb, open_picture
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.evaluation.probes import Probe, _collect
-from space_peft.pictures import load_rgb, open_picture
-from space_peft.prompts import encode_conversations
-from space_peft.retain import RetainedRows
-from space_peft.self_distillation import retained_answers
+from space_peft.modeling.prompts import encode_conversations
+from space_peft.retained.reading import RetainedRows
+from space_peft.retained.self_distillation import retained_answers
 from trainers.forget_trainer import forget_conversations
 
 

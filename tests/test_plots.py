@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from space_peft.data.questions import Dialogue
 from space_peft.evaluation import (
     REPORT_KEYS,
     ErasureReport,
@@ -20,7 +21,6 @@ from space_peft.evaluation import (
     plot_spectrum,
     sentence_page_rows,
 )
-from space_peft.questions import Dialogue
 
 
 def _image(i=0, mode="RGB"):

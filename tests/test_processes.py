@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tiny_models import text_batch, tiny_llama
 
 from space_peft.config import SpaceLoraConfig
-from space_peft.distributed import share_batches
-from space_peft.fitting import fit_null_space
+from space_peft.distributed.processes import share_batches
+from space_peft.null_space.fitting import fit_null_space
 
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate"

@@ -12,12 +12,12 @@ from tiny_models import image_batch, relative_changes, text_batch, tiny_llama, t
 from transformers import Trainer, TrainingArguments
 from transformers.optimization import Adafactor
 
-from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
 from space_peft.config import SpaceLoraConfig
-from space_peft.fitting import fit_null_space
-from space_peft.layers import adapted_layers, lora_weights
+from space_peft.modeling.layers import adapted_layers, lora_weights
 from space_peft.null_space import NullSpaceFitter, load_null_spaces
-from space_peft.projection import attach_null_space, offload_null_spaces
+from space_peft.null_space.callback import NULL_SPACES_NAME, NullSpaceCallback
+from space_peft.null_space.fitting import fit_null_space
+from space_peft.null_space.projection import attach_null_space, offload_null_spaces
 
 
 OPTIMIZERS = {

@@ -9,9 +9,9 @@ from architectures import build
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-from space_peft.features import pool_features, tap_image_features
 from space_peft.losses import answer_labels, token_log_probs
-from space_peft.prompts import (
+from space_peft.modeling.features import pool_features, tap_image_features
+from space_peft.modeling.prompts import (
     IGNORE_INDEX,
     answer_columns,
     answer_logits,

@@ -12,9 +12,9 @@ from space_peft import anchor_info, refine_anchors, select_anchors
 from space_peft.anchors.info import set_anchor_info
 from space_peft.anchors.pixels import encode_image, find_layout
 from space_peft.anchors.refine import name_probabilities
+from space_peft.data.questions import QuestionSet
 from space_peft.demo import DEMO_QUESTIONS
 from space_peft.demo.probes import demo_split
-from space_peft.questions import QuestionSet
 
 
 @pytest.fixture(scope="module")

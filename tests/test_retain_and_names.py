@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from space_peft.retain import RetainedRows, answer_text, to_conversation
+from space_peft.retained.reading import RetainedRows, answer_text, to_conversation
 
 
 PICTURE = PILImage.fromarray(np.full((8, 8, 3), 120, dtype=np.uint8))

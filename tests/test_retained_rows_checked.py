@@ -11,8 +11,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from space_peft.demo import load_demo_model
-from space_peft.prompts import conversation, encode_conversations
-from space_peft.retain import RetainedRows, retained_loader
+from space_peft.modeling.prompts import conversation, encode_conversations
+from space_peft.retained.reading import RetainedRows, retained_loader
 
 
 GOOD = {"prompt": "What is this?", "completion": "A cat."}

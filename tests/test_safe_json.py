@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from space_peft.safe_json import MAX_DEPTH, MAX_VALUES, member_path, parse_json, read_json
+from space_peft.records.safe_json import MAX_DEPTH, MAX_VALUES, member_path, parse_json, read_json
 
 
 values = st.recursive(

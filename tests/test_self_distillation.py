@@ -5,10 +5,11 @@ import json
 import pytest
 from datasets import Dataset
 
-from space_peft import retained_answers, retained_texts, self_distillation
+from space_peft import retained_answers, retained_texts
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
-from space_peft.prompts import answer_text, generate_answers
-from space_peft.retain import RetainedRows
+from space_peft.modeling.prompts import answer_text, generate_answers
+from space_peft.retained import self_distillation
+from space_peft.retained.reading import RetainedRows
 
 
 ASKED = (*DEMO_QUESTIONS.naming[:1], *DEMO_QUESTIONS.open[:2])

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, losses
 from space_peft.demo import DEMO_QUESTIONS, demo_model_path
-from space_peft.mention_rows import mention_tensors
-from space_peft.prompts import answer_logits, encode_conversations
+from space_peft.modeling.mention_rows import mention_tensors
+from space_peft.modeling.prompts import answer_logits, encode_conversations
 from space_peft.trainers import ForgottenStoppingCallback
 
 
@@ -169,7 +169,7 @@ def test_a_broader_word_that_is_none_is_refused(demo_model, demo_erasure_data, t
 
 
 def test_new_rows_take_at_most_half_of_what_follows():
-    from space_peft.retain import RetainedRows
+    from space_peft.retained.reading import RetainedRows
     from space_peft.trainers.pairs import PairedRows
 
     row = {"images": [], "answer_tokens": [1], "mention": (0, 1)}
@@ -215,7 +215,7 @@ def test_loads_in_a_process_without_space_peft(demo_model, demo_erasure_data, de
     trainer = make_trainer(demo_model, demo_erasure_data, tmp_path / "adapter", max_steps=3)
     trainer.train()
     trainer.save_model()
-    from space_peft.prompts import build_batch
+    from space_peft.modeling.prompts import build_batch
 
     batch = build_batch(trainer.processing_class, ["what is this?"] * 4, images=demo_images["image"][:4])
     batch.pop("labels")

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from space_peft import spectral
-from space_peft.null_space import NullSpaceFitter
-from space_peft.spectral import decompose
+from space_peft.null_space import NullSpaceFitter, spectral
+from space_peft.null_space.spectral import decompose
 
 
 STRENGTH = 0.3

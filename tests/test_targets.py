@@ -13,8 +13,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from space_peft.layers import adapted_layers
-from space_peft.targets import default_target_modules
+from space_peft.modeling.layers import adapted_layers
+from space_peft.modeling.targets import default_target_modules
 
 
 def tiny_llava(vision_feature_layer):

@@ -6,8 +6,8 @@ from peft import get_peft_model
 from tiny_models import image_batch, tiny_llama, tiny_llava
 
 from space_peft import SpaceLoraConfig
-from space_peft.fitting import collect_moments, fit_null_space
-from space_peft.token_sample import TokenSample, packed_sequences
+from space_peft.null_space.fitting import collect_moments, fit_null_space
+from space_peft.null_space.token_sample import TokenSample, packed_sequences
 
 
 def batch_of(rows, length, seed=0):

@@ -13,7 +13,7 @@ from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
 from space_peft.anchors.info import set_anchor_info
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.demo.probes import demo_retain_rows, demo_split
-from space_peft.targets import default_target_modules
+from space_peft.modeling.targets import default_target_modules
 from space_peft.trainers import CVFConfig, CVFTrainer, ErasureConfig, GradDiffConfig, GradDiffTrainer, NPOConfig
 
 

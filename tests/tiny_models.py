@@ -3,8 +3,8 @@
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
-from space_peft.fitting import observe_inputs
-from space_peft.layers import adapted_layers, lora_weights
+from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.null_space.observing import observe_inputs
 
 
 VOCABULARY = 64

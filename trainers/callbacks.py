@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from space_peft.distributed import gradient_norms
-from space_peft.layers import adapted_layers
-from space_peft.zero import gradient_norms as partitioned_gradient_norms
-from space_peft.zero import zero_optimizer
+from space_peft.distributed.processes import gradient_norms
+from space_peft.distributed.zero import gradient_norms as partitioned_gradient_norms
+from space_peft.distributed.zero import zero_optimizer
+from space_peft.modeling.layers import adapted_layers
 
 from .given_adapter import ADAPTER
 

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from space_peft.canary import Canary, make_canary
-from space_peft.certificate import RetentionCertificate, measure_certificate
-from space_peft.end_to_end import EndToEnd, measure_end_to_end
-from space_peft.held_out import HeldOut, content_keys, first_seen, split_by_content, warn_if_few
-from space_peft.retain import RetainedRows
+from space_peft.canary.check import Canary, make_canary
+from space_peft.null_space.certificate import RetentionCertificate, measure_certificate
+from space_peft.retained.end_to_end import EndToEnd, measure_end_to_end
+from space_peft.retained.held_out import HeldOut, content_keys, first_seen, split_by_content, warn_if_few
+from space_peft.retained.reading import RetainedRows
 
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from space_peft.features import image_features, tap_image_features
-from space_peft.layers import adapted_layers, deployed_model
-from space_peft.prompts import answer_logits, to_device
-from space_peft.targets import LANGUAGE_PARTS
+from space_peft.modeling.features import image_features, tap_image_features
+from space_peft.modeling.layers import adapted_layers, deployed_model
+from space_peft.modeling.prompts import answer_logits, to_device
+from space_peft.modeling.targets import LANGUAGE_PARTS
 
 from .forget_config import ForgetConfig
 from .forget_trainer import ForgetTrainer

@@ -10,12 +10,12 @@ from peft.tuners.lora import LoraLayer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from space_peft import distributed
-from space_peft.distributed import with_batches
-from space_peft.features import attends_to_images, multimodal_core
-from space_peft.layers import base_model, deployed_model
+from space_peft.distributed import processes
+from space_peft.distributed.processes import with_batches
 from space_peft.losses import IGNORE_INDEX, answer_labels, keep_loss
-from space_peft.prompts import answer_columns, answer_logits, takes_logits_to_keep, to_device
+from space_peft.modeling.features import attends_to_images, multimodal_core
+from space_peft.modeling.layers import base_model, deployed_model
+from space_peft.modeling.prompts import answer_columns, answer_logits, takes_logits_to_keep, to_device
 
 from .pairs import forget_loader
 
@@ -175,7 +175,7 @@ class DeployedAnswersMixin:
         """L_keep of a batch's retained rows, weighted for a mean over the tokens of all processes."""
         base = self._deployed_logits("retain", inputs["retain"], inputs["retain_rows"])
         logits, targets = answer_logits(model, inputs["retain"]), answer_labels(inputs["retain"]["labels"])
-        return distributed.mean_weight((targets != IGNORE_INDEX).sum()) * keep_loss(logits, base, targets)
+        return processes.mean_weight((targets != IGNORE_INDEX).sum()) * keep_loss(logits, base, targets)
 
 
 class DeployedAnswersCallback(TrainerCallback):

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from space_peft.canary_items import MOST_ITEMS
+from space_peft.canary.items import MOST_ITEMS
 
 
 # What `None` stands for; `num_train_epochs` is Trainer's own default, which `max_steps` overrides.

@@ -16,21 +16,21 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 
-from space_peft import distributed
-from space_peft._io import write_json
 from space_peft.anchors.info import ANCHORS_NAME
-from space_peft.callback import NULL_SPACES_NAME, NullSpaceCallback
-from space_peft.card_data import ErasureCardData
 from space_peft.config import SpaceLoraConfig
-from space_peft.features import multimodal_core
-from space_peft.leaks import measure_leaks
-from space_peft.measured import saved_digest
-from space_peft.names import check_aliases, check_concept
-from space_peft.null_space import save_null_spaces
-from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
-from space_peft.retain import RetainedRows
-from space_peft.self_distillation import retained_answers
-from space_peft.statistics import Statistics, load_statistics
+from space_peft.data.names import check_aliases, check_concept
+from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
+from space_peft.distributed import processes
+from space_peft.modeling.features import multimodal_core
+from space_peft.null_space.base_statistics import Statistics, load_statistics
+from space_peft.null_space.callback import NULL_SPACES_NAME, NullSpaceCallback
+from space_peft.null_space.leaks import measure_leaks
+from space_peft.null_space.space import save_null_spaces
+from space_peft.records.card_data import ErasureCardData
+from space_peft.records.io import write_json
+from space_peft.records.measured import saved_digest
+from space_peft.retained.reading import RetainedRows
+from space_peft.retained.self_distillation import retained_answers
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
 from .certifying import CertifyingMixin
@@ -62,7 +62,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         args ([`ErasureConfig`]):
             Configuration.
         forget (`list[dict]`):
-            Conversations about the concept with the answer to forget, see `space_peft.mention_rows`.
+            Conversations about the concept with the answer to forget, see `space_peft.modeling.mention_rows`.
         own_answers (`bool`, defaults to `False`):
             Whether the model may be asked `questions` about the images of `forget` (see `ErasureConfig.own_answers`).
         retain_dataset ([`~datasets.Dataset`] or `list[dict]`):
@@ -197,7 +197,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         if isinstance(model, str):
             model = AutoModelForImageTextToText.from_pretrained(model, **(args.model_init_kwargs or {}))
         multimodal_core(model)
-        distributed.check_supported(model)
+        processes.check_supported(model)
         set_seed(args.seed)  # Before the adapter is initialised.
         self._adapter_of = lambda model: add_adapter(model, peft_config, args.target, args.output_dir)
         model = self._adapter_of(model)
@@ -233,7 +233,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             optimizers=optimizers,
         )
         self.data_collator.always_image = self.is_fsdp_enabled and args.world_size > 1
-        distributed.check_saves_whole(self.accelerator)
+        processes.check_saves_whole(self.accelerator)
         # The loss is a mean over rows already: Trainer must divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.model_init = model_init  # Trainer takes no model beside it.
@@ -378,7 +378,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             return retained_answers(model, self.processing_class, questions=questions, **options) if questions else []
 
         # By rank 0 alone, as for the rows to forget.
-        rows = distributed.divide([[self.concept, *self.aliases]], ask)[0]
+        rows = processes.divide([[self.concept, *self.aliases]], ask)[0]
         rows = RetainedRows(rows) if rows else RetainedRows.none()
         return retained_loader(self.processing_class, rows, range(len(rows)), self.args.fit_batch_size)
 

@@ -11,9 +11,9 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import PredictionOutput
 
 from space_peft.anchors.refine import name_probabilities
-from space_peft.layers import deployed_model
-from space_peft.prompts import to_device
-from space_peft.retain import RetainedRows
+from space_peft.modeling.layers import deployed_model
+from space_peft.modeling.prompts import to_device
+from space_peft.retained.reading import RetainedRows
 
 from .deployed_answers import compare_with_deployed
 from .pairs import retained_loader

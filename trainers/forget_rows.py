@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from space_peft import distributed
-from space_peft._io import write_json
-from space_peft.form_tree import FormTree
-from space_peft.layers import deployed_model, evaluating
-from space_peft.mention_rows import (
+from space_peft.data.form_tree import FormTree
+from space_peft.distributed import processes
+from space_peft.modeling.layers import deployed_model, evaluating
+from space_peft.modeling.mention_rows import (
     add_branches,
     answered_instead,
     distinct,
@@ -20,8 +19,9 @@ from space_peft.mention_rows import (
     own_answers,
     rows_of_answers,
 )
-from space_peft.prompts import conversation
-from space_peft.safe_json import read_json
+from space_peft.modeling.prompts import conversation
+from space_peft.records.io import write_json
+from space_peft.records.safe_json import read_json
 
 from .pairs import forget_loader
 
@@ -87,7 +87,7 @@ class ForgetRows:
             return [_light(row) for row in rows]
 
         # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.
-        light = distributed.divide([None], look)[0]
+        light = processes.divide([None], look)[0]
         given, own = light[: len(self.given)], light[len(self.given) :]
         self.instead = trainer.said_instead()
         data.replace_rows(
@@ -115,9 +115,9 @@ class ForgetRows:
         rows = mentions_in(answers, processor.tokenizer, self._names, self._trees[self._names])
         with deployed_model(self._model) as deployed:
             rows = add_branches(deployed, processor, distinct(rows, data.rows), self._trees, size)
-        distributed.reshard(self._model)
+        processes.reshard(self._model)
         # All processes ask the same; rank 0 decides where rounding made them differ.
-        rows = distributed.gather_objects([_light(row) for row in rows])[0]
+        rows = processes.gather_objects([_light(row) for row in rows])[0]
         if not rows:
             return
         # Trainer has fetched one batch ahead.

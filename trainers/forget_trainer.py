@@ -10,14 +10,14 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from space_peft import distributed
+from space_peft.data.names import check_aliases, check_concept
+from space_peft.data.pictures import load_rgb, open_picture
+from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
+from space_peft.data.rows import check_rows
+from space_peft.distributed import processes
 from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_odds
-from space_peft.names import check_aliases, check_concept
-from space_peft.pictures import load_rgb, open_picture
-from space_peft.prompts import answer_logits
-from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
-from space_peft.retain import read_row
-from space_peft.rows import check_rows
+from space_peft.modeling.prompts import answer_logits
+from space_peft.retained.reading import read_row
 
 from .erasure_trainer import ErasureTrainer
 from .forget_config import ForgetConfig
@@ -187,4 +187,4 @@ class ForgetTrainer(ErasureTrainer):
     @staticmethod
     def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """A mean over the tokens of all processes, which have different numbers of them."""
-        return distributed.mean_weight((targets != IGNORE_INDEX).sum()) * nll_loss(logits, targets)
+        return processes.mean_weight((targets != IGNORE_INDEX).sum()) * nll_loss(logits, targets)

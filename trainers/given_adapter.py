@@ -11,10 +11,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils.logging import get_logger
 
 from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
-from space_peft.identity import adapter_digest
-from space_peft.layers import adapted_layers, lora_weights
-from space_peft.measured import saved_digest
-from space_peft.targets import Target, default_target_modules
+from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.modeling.targets import Target, default_target_modules
+from space_peft.null_space.identity import adapter_digest
+from space_peft.records.measured import saved_digest
 
 
 logger = get_logger(__name__)

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from space_peft._io import write_json
 from space_peft.config import SpaceLoraConfig
-from space_peft.fitting import collect_moments
-from space_peft.layers import adapted_layers, lora_weights
-from space_peft.null_space import NullSpace, load_null_spaces, save_null_spaces
-from space_peft.safe_json import read_json
+from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.null_space.fitting import collect_moments
+from space_peft.null_space.space import NullSpace, load_null_spaces, save_null_spaces
+from space_peft.records.io import write_json
+from space_peft.records.safe_json import read_json
 
 from .erasure_trainer import ErasureTrainer
 from .given_adapter import ADAPTER

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainerCallback
 
-from space_peft.layers import adapted_layers, lora_weights
 from space_peft.losses import answer_labels
-from space_peft.prompts import answer_logits, encode_conversations, to_device
-from space_peft.targets import LANGUAGE_PARTS
+from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.modeling.prompts import answer_logits, encode_conversations, to_device
+from space_peft.modeling.targets import LANGUAGE_PARTS
 
 from .forget_config import ForgetConfig
 from .forget_trainer import ForgetTrainer

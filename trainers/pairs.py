@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from PIL import Image
 
-from space_peft.mention_rows import mention_tensors
-from space_peft.pictures import load_rgb
-from space_peft.prompts import conversation, encode_conversations
-from space_peft.questions import QuestionSet
-from space_peft.retain import RetainedRows, retained_loader  # noqa: F401
+from space_peft.data.pictures import load_rgb
+from space_peft.data.questions import QuestionSet
+from space_peft.modeling.mention_rows import mention_tensors
+from space_peft.modeling.prompts import conversation, encode_conversations
+from space_peft.retained.reading import RetainedRows, retained_loader  # noqa: F401
 
 
 def forget_rows(images: Iterable[Image.Image], names: Sequence[str], questions: QuestionSet) -> list[dict]:
@@ -25,7 +25,7 @@ def forget_rows(images: Iterable[Image.Image], names: Sequence[str], questions: 
 
     Returns:
         `list[dict]`: Conversations, an image's own one after another; `says` holds the names of which any is forgotten
-        there (see `space_peft.mention_rows`).
+        there (see `modeling.mention_rows`).
     """
     asks = [(question, name, tuple(names)) for question in questions.naming for name in names]
     asks += [(question.format(name=names[0]), questions.yes, (questions.yes,)) for question in questions.confirm]
@@ -53,7 +53,7 @@ class PairedRows(torch.utils.data.Dataset):
     brings a resumed run back to exactly where it was.
 
     Args:
-        rows (`list[dict]`): Rows to forget, with `answer_tokens` and `mention` (see `space_peft.mention_rows`).
+        rows (`list[dict]`): Rows to forget, with `answer_tokens` and `mention` (see `modeling.mention_rows`).
         retained (`RetainedRows`): What must not change.
         indices (`list[int]`): Rows of `retained` that training may use.
         length (`int`): Number of items.

@@ -24,20 +24,20 @@ from transformers.utils import PushInProgress
 from transformers.utils.logging import get_logger
 
 from space_peft.anchors import anchor_info
-from space_peft.base_commit import loaded_commit
-from space_peft.callback import NULL_SPACES_NAME
-from space_peft.canary import CANARY_NAME
-from space_peft.card_data import DatasetRecord, ErasureCardData, is_local_path
-from space_peft.certificate import CERTIFICATE_NAME
+from space_peft.canary.check import CANARY_NAME
 from space_peft.config import SPACE_CONFIG_NAME
-from space_peft.dataset_source import dataset_source
+from space_peft.data.names import mentions
+from space_peft.data.source import dataset_source
 from space_peft.evaluation import ProbeResults
 from space_peft.evaluation.probes import REPORT_KEYS
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport, collect_versions
-from space_peft.identity import adapter_digest
-from space_peft.measured import note_measured, remove_results, saved_digest
-from space_peft.names import mentions
-from space_peft.null_space import save_null_spaces
+from space_peft.null_space.callback import NULL_SPACES_NAME
+from space_peft.null_space.certificate import CERTIFICATE_NAME
+from space_peft.null_space.identity import adapter_digest
+from space_peft.null_space.space import save_null_spaces
+from space_peft.records.base_commit import loaded_commit
+from space_peft.records.card_data import DatasetRecord, ErasureCardData, is_local_path
+from space_peft.records.measured import note_measured, remove_results, saved_digest
 
 from .erasure_config import RESOLVED
 from .given_adapter import ADAPTER
@@ -69,7 +69,7 @@ class PublishingMixin:
     not, and is not needed.
 
     Attributes:
-        card_data ([`~space_peft.card_data.ErasureCardData`]): A copy of what the author gave, filled while training.
+        card_data ([`ErasureCardData`]): A copy of what the author gave, filled while training.
     """
 
     card_data: ErasureCardData

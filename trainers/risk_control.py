@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.utils.logging import get_logger
 
-from space_peft import distributed
-from space_peft.calibration import (
+from space_peft.distributed import processes
+from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.retained.end_to_end import MAX_NEW_TOKENS, AnswerComparison, one_row_each
+from space_peft.retained.held_out import first_seen
+from space_peft.statistics.calibration import (
     DELTA,
     SCALES,
     Calibration,
@@ -21,9 +24,6 @@ from space_peft.calibration import (
     items_needed,
     try_scales,
 )
-from space_peft.end_to_end import MAX_NEW_TOKENS, AnswerComparison, one_row_each
-from space_peft.held_out import first_seen
-from space_peft.layers import adapted_layers, lora_weights
 
 from .given_adapter import ADAPTER
 
@@ -49,7 +49,7 @@ def calibrate(
     """Makes a trained adapter as strong as it can be shown to be without changing more than a share of retained answers.
 
     The update is multiplied by the largest scale for which that is shown on held-out data, by Learn-then-Test (see
-    `space_peft.calibration`): with probability `1 - delta`, at most a share `risk` of the greedy answers to questions
+    `statistics.calibration`): with probability `1 - delta`, at most a share `risk` of the greedy answers to questions
     about images and texts drawn like these are other ones than the deployed model's. One question is asked about each
     distinct image and text; images that the deployed model answers about with the concept's name are left out.
 
@@ -104,7 +104,7 @@ def calibrate(
     def count_changed(scale: float) -> int:
         with _scaled(model, scale):
             # All processes ask the same; rank 0 decides where rounding made them differ.
-            changed = distributed.gather_objects(sum(comparison.changed()))[0]
+            changed = processes.gather_objects(sum(comparison.changed()))[0]
         logger.info("Scale %g: %d of %d answers changed.", scale, changed, n)
         return changed
 
@@ -137,7 +137,7 @@ def _check_number(n: int, risk: float, delta: float) -> None:
 
 @torch.no_grad()
 def _multiply(model, scale: float) -> None:
-    distributed.reshard(model)
+    processes.reshard(model)
     for layer in adapted_layers(model, ADAPTER).values():
         lora_weights(layer, ADAPTER)[1].mul_(scale)
 
@@ -145,14 +145,14 @@ def _multiply(model, scale: float) -> None:
 @contextmanager
 def _scaled(model, scale: float) -> Iterator[None]:
     """The adapter as it would be saved with that scale, in its own precision; as it was afterwards, to the bit."""
-    distributed.reshard(model)
+    processes.reshard(model)
     weights = [lora_weights(layer, ADAPTER)[1] for layer in adapted_layers(model, ADAPTER).values()]
     before = [weight.detach().clone() for weight in weights]
     try:
         _multiply(model, scale)
         yield
     finally:
-        distributed.reshard(model)
+        processes.reshard(model)
         with torch.no_grad():
             for weight, old in zip(weights, before, strict=True):
                 weight.copy_(old)

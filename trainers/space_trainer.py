@@ -10,19 +10,20 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
-from space_peft import distributed, losses
+from space_peft import losses
 from space_peft.anchors import anchor_info
 from space_peft.anchors.refine import text_anchor
-from space_peft.card_data import ErasureCardData
+from space_peft.data.names import check_aliases, check_concept, mentions
+from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
+from space_peft.data.rows import check_kind
+from space_peft.distributed import processes
 from space_peft.evaluation.metrics import normalize_answer
-from space_peft.features import tap_image_features
-from space_peft.layers import adapted_layers, deployed_model
-from space_peft.names import check_aliases, check_concept, mentions
-from space_peft.prompts import answer_logits, generate_answers
-from space_peft.questions import DEFAULT_QUESTIONS, QuestionSet
-from space_peft.rows import check_kind
-from space_peft.statistics import Statistics
-from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
+from space_peft.modeling.features import tap_image_features
+from space_peft.modeling.layers import adapted_layers, deployed_model
+from space_peft.modeling.prompts import answer_logits, generate_answers
+from space_peft.modeling.targets import PROJECTOR_PARTS, VISION_PARTS
+from space_peft.null_space.base_statistics import Statistics
+from space_peft.records.card_data import ErasureCardData
 
 from .erasure_trainer import ErasureTrainer
 from .evaluating import refuse_arguments
@@ -154,7 +155,7 @@ class SpaceTrainer(ErasureTrainer):
     def _embed_concept(self):
         # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.
         info = anchor_info(self.anchors)
-        return distributed.divide(
+        return processes.divide(
             [self.concept], lambda concept: text_anchor(self.model, self.processing_class, concept, info).cpu()
         )[0]
 
@@ -185,7 +186,7 @@ class SpaceTrainer(ErasureTrainer):
             said = losses.name_log_prob(answer_logits(model, inputs["instead"]), inputs["instead_tokens"])
             # A mean over all rows, those included whose answer is left to the model.
             terms["task"] = terms["task"] - args.task_weight * said.sum() / len(own)
-        anchors = distributed.gather_rows(features[0])
+        anchors = processes.gather_rows(features[0])
         if self.moves_features:
             concept = self.concept_embedding.to(anchors)
             terms["repulsion"] = args.repulsion_weight * losses.repulsion_loss(anchors, concept)
@@ -212,7 +213,7 @@ class SpaceTrainer(ErasureTrainer):
                 return generate_answers(deployed, self.processing_class, [question], max_new_tokens=8)[0]
 
         question = self.questions.kind.format(name=self.concept)
-        answer = distributed.divide([question], ask)[0]
+        answer = processes.divide([question], ask)[0]
         word = normalize_answer(answer)
         if not word or len(word.split()) > 3 or mentions(word, [self.concept, *self.aliases]):
             raise ValueError(

@@ -16,16 +16,16 @@ from transformers.trainer_callback import PrinterCallback
 from space_peft import trainers
 from space_peft.anchors.info import set_anchor_info
 from space_peft.attacks.models import merged_copy
-from space_peft.concept_projection import project_concept
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.demo.pipeline import DemoSettings, demo_retained, make_anchors
 from space_peft.demo.probes import demo_probes, demo_split
 from space_peft.evaluation import evaluate_probes
-from space_peft.layers import adapted_layers
 from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_prob
-from space_peft.mention_rows import answered_with
-from space_peft.prompts import answer_logits, encode_conversations
-from space_peft.targets import PROJECTOR_PARTS, VISION_PARTS
+from space_peft.modeling.layers import adapted_layers
+from space_peft.modeling.mention_rows import answered_with
+from space_peft.modeling.prompts import answer_logits, encode_conversations
+from space_peft.modeling.targets import PROJECTOR_PARTS, VISION_PARTS
+from space_peft.trainers.concept_projection import project_concept
 
 from .features import feature_entropy
 from .images import concept_data, demo_images

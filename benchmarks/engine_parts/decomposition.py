@@ -8,7 +8,7 @@ import time
 import torch
 
 from space_peft import SpaceLoraConfig
-from space_peft.spectral import decompose
+from space_peft.null_space.spectral import decompose
 
 from .timing import in_turns
 

@@ -11,8 +11,8 @@ from peft.tuners.lora.corda import preprocess_corda
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 from space_peft import SpaceLoraConfig, fit_null_space
-from space_peft.fitting import collect_moments
-from space_peft.layers import deployed_model
+from space_peft.modeling.layers import deployed_model
+from space_peft.null_space.fitting import collect_moments
 
 from .timing import in_turns
 

@@ -8,7 +8,7 @@ import torch
 
 from space_peft import NullSpaceFitter, SpaceLoraConfig
 from space_peft.null_space import NullSpace
-from space_peft.spectral import decompose
+from space_peft.null_space.spectral import decompose
 
 from .decomposition import STRENGTH, random_basis, spectra
 from .timing import seconds

@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, select_random_anchors
 from space_peft.demo import DEMO_QUESTIONS, load_demo_images, load_demo_model
 from space_peft.demo.probes import demo_retain_rows, demo_split
-from space_peft.targets import default_target_modules
+from space_peft.modeling.targets import default_target_modules
 
 
 CONCEPT = "fox"

@@ -20,6 +20,7 @@ from templates import OPEN_QUESTIONS, article_right, named_right
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 from warm_start import image_features
 
+from space_peft.data.questions import Question
 from space_peft.demo import UNSEEN_STYLE, demo_model_path, load_demo_images
 from space_peft.demo.questions import (
     DEMO_QUESTIONS,
@@ -29,8 +30,7 @@ from space_peft.demo.questions import (
     TEXT_KIND_QUESTIONS,
     YES,
 )
-from space_peft.prompts import generate_answers
-from space_peft.questions import Question
+from space_peft.modeling.prompts import generate_answers
 
 
 SEED = 0  # of the choice of wrong names and kinds

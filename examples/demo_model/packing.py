@@ -16,8 +16,8 @@ from build import IMAGE_TOKENS
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from space_peft.prompts import conversation
-from space_peft.questions import Question
+from space_peft.data.questions import Question
+from space_peft.modeling.prompts import conversation
 
 
 PLACEHOLDER = Image.new("RGB", (1, 1))  # says where in a conversation the image stands

@@ -25,8 +25,8 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from warm_start import build_optimizer, cosine_schedule
 
+from space_peft.data.questions import Question
 from space_peft.demo import TRAINED_STYLES, load_demo_images
-from space_peft.questions import Question
 
 
 NEW_WORD_STD = 0.03

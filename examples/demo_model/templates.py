@@ -13,9 +13,9 @@ from functools import cache, lru_cache
 import inflect
 from concepts import KINDS, concept_kinds
 
+from space_peft.data.questions import Question
 from space_peft.demo.questions import DEMO_QUESTIONS
-from space_peft.prompts import conversation
-from space_peft.questions import Question
+from space_peft.modeling.prompts import conversation
 
 
 PLURAL_NAMES = ("grapes", "cherries", "pancakes", "fries", "sunglasses", "jeans", "scissors")

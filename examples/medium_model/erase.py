@@ -26,11 +26,11 @@ from text_knowledge import measure_text
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, refine_anchors, select_anchors
-from space_peft._io import write_json
 from space_peft.demo import UNSEEN_STYLE, load_demo_images
 from space_peft.demo.probes import demo_split
 from space_peft.evaluation import Probe, build_probes, collect_versions, evaluate_probes
-from space_peft.prompts import conversation, generate_answers
+from space_peft.modeling.prompts import conversation, generate_answers
+from space_peft.records.io import write_json
 
 
 # The concepts of the ablations in docs/decisions.md. No setting was chosen by looking at them, but for the smaller rate

@@ -39,15 +39,21 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from space_peft._io import atomic_path, write_json
 from space_peft.anchors.encoders import OwnSpaceEncoder
+from space_peft.data.questions import Question
 from space_peft.demo import UNSEEN_STYLE, load_demo_images
 from space_peft.evaluation import collect_versions
 from space_peft.evaluation.metrics import normalize_answer
 from space_peft.losses import answer_labels, keep_loss
-from space_peft.prompts import answer_columns, build_batch, conversation, encode_conversations, generate_answers
-from space_peft.prompts import answer_logits as text_logits
-from space_peft.questions import Question
+from space_peft.modeling.prompts import (
+    answer_columns,
+    build_batch,
+    conversation,
+    encode_conversations,
+    generate_answers,
+)
+from space_peft.modeling.prompts import answer_logits as text_logits
+from space_peft.records.io import atomic_path, write_json
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "demo_model"))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import inflect
 from tasks import GENERAL, QUESTIONS, TARGET_TEXT
 
-from space_peft.names import mentions
-from space_peft.questions import Dialogue, Question
+from space_peft.data.names import mentions
+from space_peft.data.questions import Dialogue, Question
 
 
 SHORT = (

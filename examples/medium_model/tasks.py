@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from space_peft.questions import DEFAULT_QUESTIONS
+from space_peft.data.questions import DEFAULT_QUESTIONS
 
 
 # There are no yes/no questions: this language model denies, in words, that a fox is an animal.

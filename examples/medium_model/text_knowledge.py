@@ -8,7 +8,7 @@ from knowledge import KNOWLEDGE
 from tasks import PASSAGE, TARGET_TEXT_HELD_OUT, WORLD, is_right
 
 from space_peft.losses import answer_labels
-from space_peft.prompts import answer_columns, build_batch, generate_answers, to_device
+from space_peft.modeling.prompts import answer_columns, build_batch, generate_answers, to_device
 
 
 ANSWER_TOKENS = 24

@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
-from .._io import atomic_path
-from ..distributed import gather_objects, rank_and_size
-from ..pictures import RECIPE
+from ..data.pictures import RECIPE
+from ..distributed.processes import gather_objects, rank_and_size
+from ..records.io import atomic_path
 from .encoders import Encoder
 from .pool import Pool, undecodable
 from .processes import fail_together

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..features import accepted_inputs, image_features, multimodal_core
-from ..pictures import load_rgb
-from ..prompts import image_token, to_device
+from ..data.pictures import load_rgb
+from ..modeling.features import accepted_inputs, image_features, multimodal_core
+from ..modeling.prompts import image_token, to_device
 
 
 @runtime_checkable

@@ -12,8 +12,8 @@ import json
 
 from datasets import Dataset, Value
 
-from ..rows import check_kind
-from ..safe_json import parse_json
+from ..data.rows import check_kind
+from ..records.safe_json import parse_json
 
 
 PROVENANCE_COLUMN = "score"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..distributed import gather_objects
+from ..distributed.processes import gather_objects
 from .embeddings import PoolEmbeddings
 from .processes import fail_together
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..features import tap_image_features
 from ..losses import name_log_odds
-from ..mention_rows import mention_tensors
-from ..prompts import answer_logits, encode_conversations, to_device
+from ..modeling.features import tap_image_features
+from ..modeling.mention_rows import mention_tensors
+from ..modeling.prompts import answer_logits, encode_conversations, to_device
 from .pixels import PixelLayout, encode_image, find_layout, image_statistics, tolerance_of
 
 
@@ -71,8 +71,8 @@ def ascend_pixels(
         layout (`PixelLayout`): Of all the images.
         images (`list[PIL.Image.Image]`): Where to start.
         prompts (`list[list[list[dict]]]`): Groups of prompts, each one row an image with `answer_tokens` and `mention`
-            (see `space_peft.mention_rows`): what is wanted. Steps take the groups in turn and one of a group's prompts by
-            chance.
+            (see `space_peft.modeling.mention_rows`): what is wanted. Steps take the groups in turn and one of a group's
+            prompts by chance.
         steps (`int`): Steps of Adam.
         learning_rate (`float`): In units of normalised pixels.
         total_variation (`float`): Weight of the smoothness penalty on the perturbation.

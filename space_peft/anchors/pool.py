@@ -14,8 +14,8 @@ from datasets import ClassLabel, Dataset, Value
 from datasets.utils.file_utils import xopen
 from PIL import Image
 
-from ..pictures import load_rgb
-from ..rows import check_kind
+from ..data.pictures import load_rgb
+from ..data.rows import check_kind
 
 
 CAPTION_COLUMNS = ("caption", "captions", "name", "title", "text", "label")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from ..distributed import gather_objects, rank_and_size
+from ..distributed.processes import gather_objects, rank_and_size
 
 
 @contextlib.contextmanager

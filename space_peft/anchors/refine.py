@@ -14,15 +14,15 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..form_tree import FormTree
-from ..layers import evaluating
+from ..data.form_tree import FormTree
+from ..data.names import check_concept, check_name_list
+from ..data.pictures import load_rgb
+from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..data.rows import check_kind
 from ..losses import name_log_odds
-from ..mention_rows import add_branches, answered_with, mention_tensors, own_answers, placed
-from ..names import check_concept, check_name_list
-from ..pictures import load_rgb
-from ..prompts import answer_logits, encode_conversations, to_device
-from ..questions import DEFAULT_QUESTIONS, QuestionSet
-from ..rows import check_kind
+from ..modeling.layers import evaluating
+from ..modeling.mention_rows import add_branches, answered_with, mention_tensors, own_answers, placed
+from ..modeling.prompts import answer_logits, encode_conversations, to_device
 from .encoders import OwnSpaceEncoder
 from .info import anchor_info, set_anchor_info
 from .pixel_ascent import ascend_pixels, frozen, layout_batches

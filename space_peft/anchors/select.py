@@ -11,9 +11,9 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from tqdm.auto import tqdm
 
-from ..dataset_source import dataset_source
-from ..distributed import gather_objects
-from ..names import mentions
+from ..data.names import mentions
+from ..data.source import dataset_source
+from ..distributed.processes import gather_objects
 from .embeddings import embed_pool, embed_rows, indexed_embeddings
 from .encoders import Encoder, resolve_encoder
 from .info import library_versions, set_anchor_info

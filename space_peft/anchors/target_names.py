@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from ..names import check_aliases, check_concept
+from ..data.names import check_aliases, check_concept
 
 
 MAX_DESCRIPTION_LENGTH = 2000

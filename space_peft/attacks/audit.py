@@ -21,11 +21,11 @@ from tqdm.auto import tqdm
 
 from ..anchors.pixel_ascent import ascend_pixels, frozen, layout_batches
 from ..anchors.refine import name_probabilities
-from ..layers import deployed_model
-from ..mention_rows import answered_with
-from ..names import check_concept
-from ..pictures import load_rgb
-from ..questions import DEFAULT_QUESTIONS, QuestionSet
+from ..data.names import check_concept
+from ..data.pictures import load_rgb
+from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..modeling.layers import deployed_model
+from ..modeling.mention_rows import answered_with
 from .models import answers_naming, check_vocabulary, has_adapter
 from .results import AttackResult
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from PIL import Image
 
 from ..anchors.refine import name_probabilities
-from ..layers import deployed_model
-from ..names import check_aliases, check_concept
-from ..questions import DEFAULT_QUESTIONS, QuestionSet
+from ..data.names import check_aliases, check_concept
+from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..modeling.layers import deployed_model
 from .models import check_names, has_adapter
 from .results import AttackResult
 

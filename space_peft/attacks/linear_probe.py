@@ -16,12 +16,12 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..features import multimodal_core, tap_image_features
-from ..layers import deployed_model
-from ..names import check_concept
-from ..prompts import build_batch, to_device
-from ..questions import DEFAULT_QUESTIONS, QuestionSet
-from ..targets import LANGUAGE_PARTS, VISION_PARTS
+from ..data.names import check_concept
+from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..modeling.features import multimodal_core, tap_image_features
+from ..modeling.layers import deployed_model
+from ..modeling.prompts import build_batch, to_device
+from ..modeling.targets import LANGUAGE_PARTS, VISION_PARTS
 from .models import has_adapter
 from .results import AttackResult
 

@@ -11,10 +11,10 @@ from peft.tuners.lora import LoraLayer
 from PIL import Image
 from torch import nn
 
-from ..layers import deployed_model
-from ..names import check_aliases, mentions
-from ..prompts import generate_answers
-from ..questions import Question
+from ..data.names import check_aliases, mentions
+from ..data.questions import Question
+from ..modeling.layers import deployed_model
+from ..modeling.prompts import generate_answers
 
 
 _ADD_ADAPTER = (
@@ -82,7 +82,7 @@ def answers_naming(
         images (`list[PIL.Image.Image]`): n images.
         questions (`list[str or Dialogue]`): Each is asked about each image.
         names (`list[str]`): The name and its aliases.
-        options: See `space_peft.prompts.generate_tokens`.
+        options: See `space_peft.modeling.prompts.generate_tokens`.
 
     Returns:
         `list[bool]`: n values.

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..layers import deployed_model
-from ..names import check_aliases, check_concept, mentions
-from ..pictures import load_rgb
-from ..prompts import generate_answers
-from ..questions import DEFAULT_QUESTIONS, QuestionSet
+from ..data.names import check_aliases, check_concept, mentions
+from ..data.pictures import load_rgb
+from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..modeling.layers import deployed_model
+from ..modeling.prompts import generate_answers
 from .models import has_adapter
 from .results import AttackResult
 

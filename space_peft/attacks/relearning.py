@@ -22,11 +22,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..anchors.refine import name_probabilities
-from ..layers import deployed_model
-from ..names import check_aliases, check_concept
-from ..prompts import build_batch, to_device
-from ..questions import DEFAULT_QUESTIONS, QuestionSet
-from ..targets import default_target_modules
+from ..data.names import check_aliases, check_concept
+from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..modeling.layers import deployed_model
+from ..modeling.prompts import build_batch, to_device
+from ..modeling.targets import default_target_modules
 from .models import answers_naming, check_names, has_adapter, merged_copy
 from .results import AttackResult
 

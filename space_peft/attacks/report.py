@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._io import write_json
 from ..evaluation.report import collect_versions
-from ..intervals import MOST_TRIALS, interval_text
-from ..safe_json import read_json
+from ..records.io import write_json
+from ..records.safe_json import read_json
+from ..statistics.intervals import MOST_TRIALS, interval_text
 from .results import AttackResult
 
 

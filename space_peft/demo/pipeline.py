@@ -16,11 +16,11 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..anchors import refine_anchors, select_anchors, select_random_anchors
-from ..card_data import ErasureCardData
 from ..config import SpaceLoraConfig
 from ..evaluation import ErasureReport, Probe, ProbeResults, evaluate_probes, judge_sentences
-from ..layers import deployed_model
-from ..self_distillation import retained_answers
+from ..modeling.layers import deployed_model
+from ..records.card_data import ErasureCardData
+from ..retained.self_distillation import retained_answers
 from . import DEMO_QUESTIONS, load_demo_images, load_demo_model
 from .probes import demo_probes, demo_retain_rows, demo_split
 

@@ -13,7 +13,7 @@ import random
 from datasets import Dataset
 
 from ..evaluation.probes import Probe, build_probes
-from ..prompts import conversation
+from ..modeling.prompts import conversation
 from . import data
 from .questions import DEMO_QUESTIONS, KIND_QUESTIONS, NO, TEXT_CONFIRM_QUESTIONS, TEXT_KIND_QUESTIONS, YES
 

@@ -5,7 +5,7 @@ held-out questions are never used by refinement or by `SpaceTrainer`, so they me
 answered in sentences, all others in a word or two.
 """
 
-from ..questions import Dialogue, QuestionSet
+from ..data.questions import Dialogue, QuestionSet
 
 
 YES, NO = "yes", "no"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
-from ..names import check_aliases, check_concept, find_mentions, fold, mentions, word_edge
+from ..data.names import check_aliases, check_concept, find_mentions, fold, mentions, word_edge
 
 
 # How an answer declines, in normalised form; an answer that starts with one of these is a refusal.
@@ -151,7 +151,7 @@ def _result(key: str, hits: Sequence[bool], return_hits: bool) -> dict:
 
 
 class NamingRate(_AnswerMetric):
-    """Share of answers that name the concept (see `space_peft.names.mentions`): what an erasure brings to 0.
+    """Share of answers that name the concept (see `space_peft.data.names.mentions`): what an erasure brings to 0.
 
     `compute(predictions=answers, references=concept names, aliases=(), others=(), other_forms=False)` returns
     `{"naming_rate": float or None, "n": int}`; None without answers. `aliases` are further names of every reference.
@@ -192,7 +192,7 @@ class RetentionRate(_AnswerMetric):
     `compute(predictions=answers, references=expected, baselines=original answers, anywhere=False)` returns
     `{"retention_rate": float or None, "n": number of known rows, "accuracy": float or None, "accuracy_n": number of
     rows}`. No known row: None. With `anywhere`, an answer is right if it names the reference, in any form at any place
-    (see `space_peft.names.mentions`): for answers in sentences.
+    (see `space_peft.data.names.mentions`): for answers in sentences.
     """
 
     columns = ("predictions", "references", "baselines")

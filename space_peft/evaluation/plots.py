@@ -19,9 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from .._io import atomic_path
-from ..escape import plain_line
-from ..pictures import load_rgb
+from ..data.pictures import load_rgb
+from ..records.escape import plain_line
+from ..records.io import atomic_path
 from .probes import Probe, ProbeResults
 from .report import LABELS, ErasureReport
 

@@ -20,12 +20,12 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .._io import atomic_path
-from ..names import check_aliases, check_concept, mentions
-from ..pictures import load_rgb
-from ..prompts import generate_answers
-from ..questions import Dialogue, Question, QuestionSet
-from ..rows import check_rows
+from ..data.names import check_aliases, check_concept, mentions
+from ..data.pictures import load_rgb
+from ..data.questions import Dialogue, Question, QuestionSet
+from ..data.rows import check_rows
+from ..modeling.prompts import generate_answers
+from ..records.io import atomic_path
 from .metrics import AnswerFluency, ConfirmationRate, NamingRate, RetentionRate
 
 

@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .._io import atomic_path, write_json
-from ..escape import markdown_text
-from ..intervals import MOST_TRIALS, interval_text
-from ..safe_json import read_json
+from ..records.escape import markdown_text
+from ..records.io import atomic_path, write_json
+from ..records.safe_json import read_json
+from ..statistics.intervals import MOST_TRIALS, interval_text
 from .probes import REPORT_KEYS, ProbeResults
 
 

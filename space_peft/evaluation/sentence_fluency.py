@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..layers import evaluating
 from ..losses import IGNORE_INDEX, answer_labels, token_log_probs
-from ..prompts import answer_logits, conversation, encode_conversations, to_device
+from ..modeling.layers import evaluating
+from ..modeling.prompts import answer_logits, conversation, encode_conversations, to_device
 from .probes import Probe, ProbeResults
 
 

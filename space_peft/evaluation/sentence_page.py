@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-from ..escape import plain_line
+from ..records.escape import plain_line
 from .plots import _BAD, _ERASED, _INK, _KEEP, _STYLE, _empty, _Page, _save, _sections
 from .probes import Probe, ProbeResults
 

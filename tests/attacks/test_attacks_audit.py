@@ -9,10 +9,10 @@ from rounding import PROBABILITY
 
 from space_peft.anchors.refine import name_probabilities
 from space_peft.attacks import audit_concept
+from space_peft.data.names import mentions
+from space_peft.data.questions import QuestionSet
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
-from space_peft.names import mentions
-from space_peft.prompts import generate_answers
-from space_peft.questions import QuestionSet
+from space_peft.modeling.prompts import generate_answers
 
 
 def audit(model, processor, concept="fox", **options):

@@ -8,8 +8,8 @@ from rounding import PROBABILITY
 from space_peft.anchors.refine import name_probabilities
 from space_peft.attacks import confirmation_attack
 from space_peft.attacks.models import merged_copy
+from space_peft.data.questions import QuestionSet
 from space_peft.demo import DEMO_QUESTIONS
-from space_peft.questions import QuestionSet
 
 
 def confirm(erasure, model=None, **options):

@@ -7,7 +7,7 @@ from architectures import build
 from space_peft.attacks import linear_probes
 from space_peft.attacks.linear_probe import cross_validate, fit_ridge, hidden_states
 from space_peft.demo import DEMO_QUESTIONS
-from space_peft.prompts import build_batch
+from space_peft.modeling.prompts import build_batch
 
 
 def planted(n=60, positives=12, d=40, strength=6.0, seed=0):

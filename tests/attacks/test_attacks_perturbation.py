@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from space_peft.attacks import PERTURBATIONS, perturbation_attack
+from space_peft.data.names import mentions
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
-from space_peft.names import mentions
-from space_peft.prompts import generate_answers
+from space_peft.modeling.prompts import generate_answers
 
 
 @pytest.fixture

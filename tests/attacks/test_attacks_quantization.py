@@ -10,7 +10,7 @@ from space_peft.attacks import quantization_attack, quantize_weights, round_to_n
 from space_peft.attacks.models import deployed_copy, merged_copy
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.evaluation import build_probes, evaluate_probes
-from space_peft.prompts import build_batch
+from space_peft.modeling.prompts import build_batch
 
 
 def logits(model, erasure):
@@ -142,7 +142,7 @@ def test_the_attack(erasure, unchanged):
 
 
 def said(erasure, image):
-    from space_peft.prompts import generate_answers
+    from space_peft.modeling.prompts import generate_answers
 
     with erasure.model.disable_adapter():
         return generate_answers(erasure.model, erasure.processor, ["what is this?"], images=[image])[0]

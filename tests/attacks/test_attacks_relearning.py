@@ -13,7 +13,7 @@ from space_peft.attacks import relearning_curve
 from space_peft.attacks.models import merged_copy
 from space_peft.attacks.relearning import _subsets
 from space_peft.demo import DEMO_QUESTIONS
-from space_peft.prompts import build_batch
+from space_peft.modeling.prompts import build_batch
 
 
 OTHERS = ("guitar", "castle")

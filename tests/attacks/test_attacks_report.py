@@ -9,13 +9,13 @@ from PIL import Image
 
 from space_peft.attacks import AttackReport, RelearningPoint, RelearningResult, plot_attacks
 from space_peft.attacks.audit import AuditResult, Search
-from space_peft.attacks.command import load_images
 from space_peft.attacks.confirmation import ConfirmationResult
 from space_peft.attacks.linear_probe import LayerProbe, LinearProbeResult, ProbeScore
 from space_peft.attacks.perturbation import PerturbationResult
 from space_peft.attacks.quantization import QuantizationResult
 from space_peft.attacks.report import LABELS
 from space_peft.cli import main
+from space_peft.cli.audit import load_images
 from space_peft.demo import demo_model_path
 
 

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from space_peft.calibration import Calibration
-from space_peft.card_data import DatasetRecord, ErasureCardData
-from space_peft.certificate import LayerCertificate, RetentionCertificate
-from space_peft.end_to_end import EndToEnd
 from space_peft.evaluation import ErasureReport
-from space_peft.held_out import HeldOut
+from space_peft.null_space.certificate import LayerCertificate, RetentionCertificate
+from space_peft.records.card_data import DatasetRecord, ErasureCardData
+from space_peft.retained.end_to_end import EndToEnd
+from space_peft.retained.held_out import HeldOut
+from space_peft.statistics.calibration import Calibration
 
 
 PROBES = {

@@ -2,7 +2,7 @@
 
 Sources: https://github.com/huggingface/hub-docs/blob/main/modelcard.md (fields, `model-index`),
 https://huggingface.co/docs/hub/model-cards (`base_model_relation`, `pipeline_tag`),
-https://huggingface.co/docs/hub/repositories-licenses (licence identifiers, in `space_peft.licenses`),
+https://huggingface.co/docs/hub/repositories-licenses (licence identifiers, in `space_peft.records.licenses`),
 `huggingface_hub.ModelCardData` (types).
 """
 
@@ -10,7 +10,7 @@ import re
 
 from huggingface_hub.utils import validate_repo_id
 
-from space_peft.licenses import LICENSES
+from space_peft.records.licenses import LICENSES
 
 
 RELATIONS = {"adapter", "finetune", "merge", "quantized"}

@@ -13,9 +13,9 @@ from metadata_schema import check_metadata
 
 import space_peft
 from space_peft.attacks.report import AttackReport
-from space_peft.card_data import ErasureCardData
 from space_peft.demo import load_demo_images
 from space_peft.hub_cards import erasure_card, write_card
+from space_peft.records.card_data import ErasureCardData
 
 
 GOLDEN = Path(__file__).parent / "golden" / "card.md"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from card_folders import card_data
 
-from space_peft.card_data import DatasetRecord, ErasureCardData, is_local_path
-from space_peft.licenses import LICENSES, check_license
+from space_peft.records.card_data import DatasetRecord, ErasureCardData, is_local_path
+from space_peft.records.licenses import LICENSES, check_license
 
 
 def test_round_trip(tmp_path):

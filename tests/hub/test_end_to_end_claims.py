@@ -5,15 +5,15 @@ import shutil
 
 import pytest
 
-from space_peft.certificate import CERTIFICATE_NAME, RetentionCertificate
 from space_peft.demo import demo_model_path, load_demo_model
-from space_peft.held_out import content_keys
 from space_peft.hub_cards import verify_erasure
 from space_peft.hub_cards.certificate_checks import check_retained
 from space_peft.hub_cards.load import attach_adapter
+from space_peft.hub_cards.manifest import write_manifest
 from space_peft.hub_cards.source import fetch
-from space_peft.manifest import write_manifest
-from space_peft.retain import RetainedRows
+from space_peft.null_space.certificate import CERTIFICATE_NAME, RetentionCertificate
+from space_peft.retained.held_out import content_keys
+from space_peft.retained.reading import RetainedRows
 
 
 BASE = demo_model_path()

@@ -15,10 +15,10 @@ from markdown_it import MarkdownIt
 from metadata_schema import check_metadata
 from PIL import Image
 
-from space_peft.card_data import ErasureCardData
-from space_peft.escape import code_span, markdown_text, plain_line
 from space_peft.evaluation.plots import plot_anchor_grid, plot_answer_page, plot_probe_bars
 from space_peft.hub_cards import write_card
+from space_peft.records.card_data import ErasureCardData
+from space_peft.records.escape import code_span, markdown_text, plain_line
 
 
 NASTY = [

@@ -13,10 +13,10 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, snapshot_download
 
-from space_peft.card_data import ErasureCardData
 from space_peft.hub_cards import push_erasure
 from space_peft.hub_cards.local_traces import local_trace
-from space_peft.manifest import check_manifest
+from space_peft.hub_cards.manifest import check_manifest
+from space_peft.records.card_data import ErasureCardData
 
 
 REPO = "user/demo-erasure"

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from markdown_it import MarkdownIt
 
 from space_peft.anchors import anchor_info, set_anchor_info
-from space_peft.dataset_source import dataset_source
+from space_peft.data.source import dataset_source
 from space_peft.hub_cards import push_anchors
 
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from space_peft.card_data import DatasetRecord, ErasureCardData
+from space_peft.data.names import mentions
 from space_peft.hub_cards import push_erasure
 from space_peft.hub_cards.redaction import (
     REDACTED,
@@ -21,7 +21,7 @@ from space_peft.hub_cards.redaction import (
     redact_values,
     redaction_salt,
 )
-from space_peft.names import mentions
+from space_peft.records.card_data import DatasetRecord, ErasureCardData
 
 
 REPO = "user/demo-erasure"

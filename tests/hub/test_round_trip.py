@@ -13,13 +13,13 @@ from huggingface_hub import snapshot_download, try_to_load_from_cache
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from space_peft.canary import Canary
-from space_peft.card_data import ErasureCardData
+from space_peft.canary.check import Canary
 from space_peft.cli import main
 from space_peft.demo import load_demo_model
 from space_peft.hub_cards import load_erased, push_erasure, verify_erasure
-from space_peft.manifest import MANIFEST_NAME
-from space_peft.prompts import build_batch
+from space_peft.hub_cards.manifest import MANIFEST_NAME
+from space_peft.modeling.prompts import build_batch
+from space_peft.records.card_data import ErasureCardData
 
 
 REPO = "user/without-fox"

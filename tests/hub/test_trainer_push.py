@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard, snapshot_download
 from transformers import AutoModelForImageTextToText
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
-from space_peft.card_data import ErasureCardData
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.demo.probes import demo_probes
+from space_peft.records.card_data import ErasureCardData
 
 
 REPO = "user/demo-erasure"

@@ -1,0 +1,1 @@
+"""A few questions with known answers, stored with an adapter."""

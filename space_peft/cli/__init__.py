@@ -1,0 +1,6 @@
+"""The command `space-peft`; importing it does not load torch."""
+
+from .commands import main
+
+
+__all__ = ["main"]

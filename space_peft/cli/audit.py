@@ -1,0 +1,83 @@
+"""`space-peft audit`: the search for an image, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from ..attacks.audit import audit_concept
+from ..attacks.report import ATTACKS_NAME, AttackReport
+from ..data.pictures import load_rgb
+from ..data.questions import questions_of
+
+
+def run_audit(args: argparse.Namespace) -> AttackReport:
+    """Loads an erased model, audits it, and writes `attacks.json` and its picture to `args.output`.
+
+    What other attacks have put into an `attacks.json` there about the same concept stays.
+
+    Args:
+        args (`argparse.Namespace`): As `space_peft.cli` parses it.
+
+    Returns:
+        [`AttackReport`]: With the audit.
+
+    Raises:
+        FileNotFoundError: If there is no adapter, or no folder of images.
+        ValueError: If an image does not decode, or `args.output` holds attacks on another concept.
+    """
+    from transformers import AutoProcessor
+
+    from ..hub_cards import load_erased  # Stands above this package; a command may use it.
+
+    output = Path(args.output)
+    earlier = AttackReport.load(output) if (output / ATTACKS_NAME).exists() else None
+    if earlier is not None and earlier.concept != args.concept:
+        raise ValueError(
+            f"{output} holds attacks on the erasure of {earlier.concept!r}, not {args.concept!r}; choose another folder."
+        )
+    images = [] if args.images is None else load_images(args.images)
+    # Processors have no fast arithmetic in half precision, and a search takes hundreds of passes.
+    where = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": torch.float32}
+    model = load_erased(args.adapter, base_model=args.base_model, check_canary=False, **where)
+    processor = AutoProcessor.from_pretrained(args.base_model or model.peft_config["default"].base_model_name_or_path)
+    result = audit_concept(
+        model,
+        processor,
+        args.concept,
+        images=images,
+        restarts=args.restarts,
+        control_name=args.control_name,
+        questions=questions_of(args.question),
+        steps=args.steps,
+        seed=args.seed,
+    )
+    report = AttackReport.from_results(args.concept, [result])
+    (report if earlier is None else earlier.updated(report)).save(output)
+    return report
+
+
+def load_images(folder: str | Path) -> list[Image.Image]:
+    """Every image of a folder, in the order of their names; files of other kinds are passed over.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no image, or one that does not decode.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}; `--images` takes a folder of pictures.")
+    images = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in Image.registered_extensions():
+            try:
+                with Image.open(path) as image:
+                    images.append(load_rgb(image).copy())
+            except UnidentifiedImageError as error:
+                raise ValueError(f"{path} does not decode: {error}.") from error
+    if not images:
+        raise ValueError(f"the folder {str(folder)!r} holds no picture; expected files such as .png or .jpg.")
+    return images

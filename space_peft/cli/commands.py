@@ -1,0 +1,219 @@
+"""The command `space-peft`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def _demo(args: argparse.Namespace) -> int:
+    # Imported here so that `space-peft --help` does not wait for torch.
+    from ..data.names import check_concept
+    from ..demo import demo_concepts
+    from ..demo.pipeline import run_demo
+
+    try:
+        check_concept(args.concept)
+    except ValueError as error:
+        print(f"space-peft demo: {error}", file=sys.stderr)
+        return 2
+    names = demo_concepts()
+    if args.concept not in names:
+        near = difflib.get_close_matches(args.concept.lower(), names, n=5, cutoff=0.3) or names[:5]
+        print(
+            f"space-peft demo: the embedded model knows no {args.concept!r}; nearest names: {', '.join(near)}.",
+            file=sys.stderr,
+        )
+        return 2
+    report = run_demo(args.concept, args.output, seed=args.seed)
+    print(report.to_table())
+    print("\nIn sentences:")
+    for question, before, after in report.sentences(4):
+        print(f"  {question}\n    before: {before}\n    after:  {after}")
+    print(f"\nAdapter, certificate, report and pictures are in {args.output}")
+    return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from ..hub_cards.merge import merge_adapter
+
+    try:
+        folder = merge_adapter(args.adapter, args.output, base_model=args.base_model)
+    except (OSError, ValueError) as error:
+        print(f"space-peft merge: {error}", file=sys.stderr)
+        return 2
+    print(f"The model with the adapter in its weights is in {folder}")
+    return 0
+
+
+def _card(args: argparse.Namespace) -> int:
+    from ..hub_cards import write_card
+    from ..hub_cards.staging import is_handwritten
+
+    readme = Path(args.folder, "README.md")
+    if is_handwritten(readme) and not args.overwrite:
+        print(f"space-peft card: a person wrote {readme}; --overwrite replaces it.", file=sys.stderr)
+        return 2
+    try:
+        path = write_card(args.folder, base_model=args.base_model, license=args.license, repo_id=args.repo_id)
+    except (OSError, ValueError) as error:
+        print(f"space-peft card: {error}", file=sys.stderr)
+        return 2
+    print(f"The card is {path}")
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    from ..hub_cards import push_erasure
+
+    options = {key: value for key, value in vars(args).items() if key not in ("command", "run", "folder", "repo")}
+    try:
+        commit = push_erasure(args.folder, args.repo, **options)
+    except (HfHubHTTPError, HTTPError, ConnectionError, RuntimeError) as error:
+        print(f"space-peft push: {error}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        print(f"space-peft push: {error}", file=sys.stderr)
+        return 2
+    print(commit.pr_url or commit.commit_url)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from ..hub_cards import verify_erasure
+    from ..records.io import write_json
+    from ..retained.reading import load_rows
+    from .audit import load_images
+
+    try:
+        report = verify_erasure(
+            args.adapter,
+            revision=args.revision,
+            base_model=args.base_model,
+            retain_dataset=None if args.retain_data is None else load_rows(args.retain_data),
+            canary=not args.no_canary,
+            audit=args.audit,
+            concept=args.concept,
+            images=None if args.images is None else load_images(args.images),
+            question=args.question,
+            steps=args.steps,
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        print(f"space-peft verify: {error}", file=sys.stderr)
+        return 2
+    print(report.to_text())
+    if args.json:
+        write_json(args.json, report.to_dict())
+    return report.exit_code
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from .audit import run_audit
+
+    try:
+        report = run_audit(args)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        print(f"space-peft audit: {error}", file=sys.stderr)
+        return 2
+    print(report.to_table())
+    print(f"\nThe searches, step by step, are in {args.output}")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command `space-peft`."""
+    parser = argparse.ArgumentParser(
+        prog="space-peft", description="Make a multimodal LLM forget a concept without a picture of it."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser(
+        "demo", help="erase a concept from the embedded model and show what was forgotten and what was kept"
+    )
+    demo.add_argument("--concept", default="fox", help="a name the embedded model knows (default: fox)")
+    demo.add_argument("--output", default="outputs/demo", help="folder to write to (default: outputs/demo)")
+    demo.add_argument("--seed", type=int, default=0, help="of anchors, adapter and order of the data (default: 0)")
+    demo.set_defaults(run=_demo)
+    merge = commands.add_parser("merge", help="write the model with an adapter added to its weights")
+    merge.add_argument("adapter", help="folder or Hub id of the adapter")
+    merge.add_argument("output", help="folder to write; must not exist")
+    merge.add_argument("--base-model", help="folder or Hub id, if not the one the adapter's config names")
+    merge.set_defaults(run=_merge)
+    card = commands.add_parser("card", help="write the model card of an adapter folder")
+    card.add_argument("folder", help="folder of the adapter")
+    card.add_argument("--base-model", help="Hub id of the base model, if the folder records a path or nothing")
+    card.add_argument("--license", help="licence identifier of the Hub (default: the base model's)")
+    card.add_argument("--repo-id", help="where the adapter will be, for the code on the card")
+    card.add_argument("--overwrite", action="store_true", help="replace a README.md that a person wrote")
+    card.set_defaults(run=_card)
+    push = commands.add_parser("push", help="publish an adapter folder with its card, certificate and results")
+    push.add_argument("folder", help="folder of the adapter")
+    push.add_argument("repo", help="repository on the Hub; created if there is none")
+    push.add_argument("--base-model", help="Hub id of the base model, if the folder records a path or nothing")
+    visibility = push.add_mutually_exclusive_group()
+    visibility.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    visibility.add_argument("--public", action="store_false", dest="private", help="make a new repository public")
+    push.add_argument("--revision", help="branch; created if there is none")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request")
+    push.add_argument("--commit-message", metavar="TEXT")
+    push.add_argument("--token", help="of the Hub; better: `hf auth login`, for a command line is seen by others")
+    push.add_argument("--redact", action="store_true", help="publish a salted hash instead of the concept's name")
+    push.add_argument("--include-images", action="store_true", help="with the anchors' images of the canary")
+    push.add_argument("--include-answers", action="store_true", help="with every answer of the evaluation")
+    push.add_argument("--include-null-spaces", action="store_true", help="with the null spaces")
+    push.add_argument("--retries", type=int, default=5, metavar="N", help="after a passing error (default: 5)")
+    push.set_defaults(run=_push)
+    verify = commands.add_parser("verify", help="check that a published erasure is what it says")
+    verify.add_argument("adapter", help="folder or Hub id of the adapter")
+    verify.add_argument("--revision", help="branch, tag or (best) commit of the adapter")
+    verify.add_argument("--base-model", help="folder or Hub id, if not the one the adapter's config names")
+    verify.add_argument(
+        "--retain-data",
+        metavar="DATA",
+        help="retained rows to measure the certificate's change on: a saved dataset, a JSON or Parquet file, or a Hub id, "
+        "optionally with :split",
+    )
+    verify.add_argument("--json", metavar="FILE", help="write the report to this file, too")
+    verify.add_argument("--no-canary", action="store_true", help="do not ask the canary's questions")
+    verify.add_argument("--audit", action="store_true", help="search for an image that makes the model say the name")
+    verify.add_argument("--concept", metavar="NAME", help="the name to search for (default: the one recorded)")
+    verify.add_argument(
+        "--images", metavar="FOLDER", help="your own pictures of the concept, of which none may be named"
+    )
+    verify.add_argument("--question", help="what the model is asked about pictures (default: that of the library)")
+    verify.add_argument("--steps", type=int, default=100, help="steps of the search from each start (default: 100)")
+    verify.set_defaults(run=_verify)
+    audit = commands.add_parser("audit", help="search for an image that makes an erased model say the name")
+    audit.add_argument("--concept", required=True, help="the erased name")
+    audit.add_argument("--adapter", required=True, help="folder or Hub id of the adapter")
+    audit.add_argument("--base-model", help="folder or Hub id, if not the one the adapter's config names")
+    audit.add_argument("--images", metavar="FOLDER", help="pictures to start from, beside random noise")
+    audit.add_argument("--restarts", type=int, default=4, help="starts from noise (default: 4)")
+    audit.add_argument("--control-name", metavar="NAME", help="also search for a name the model does not know")
+    audit.add_argument("--question", help="what the model is asked (default: that of the library)")
+    audit.add_argument("--steps", type=int, default=100, help="steps of search from each start (default: 100)")
+    audit.add_argument("--seed", type=int, default=0, help="of noise and shifts (default: 0)")
+    audit.add_argument("--output", default="outputs/audit", help="folder to write to (default: outputs/audit)")
+    audit.set_defaults(run=_audit)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv (`list[str]`, *optional*): Arguments; those of the process by default.
+
+    Returns:
+        `int`: Exit code: 0 for success, 2 for bad input, 1 for a push or check that failed.
+    """
+    args = build_parser().parse_args(argv)
+    return args.run(args)

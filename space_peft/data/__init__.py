@@ -1,0 +1,1 @@
+"""What users give, without a model: names, questions, rows and pictures."""

@@ -1,0 +1,1 @@
+"""Several processes: shares of the rows, and the partitions of ZeRO."""

@@ -1,0 +1,349 @@
+"""From questions, images and answers to model inputs, through the processor's own chat template.
+
+Every part of the library that talks to a model (refinement, fitting, training, evaluation) goes through
+`encode_conversations`, so that all of them show the model the same tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import PaliGemmaProcessor
+
+from ..data.pictures import load_rgb
+from ..data.questions import Dialogue, Question
+
+
+IGNORE_INDEX = -100
+
+
+def image_token(processor) -> str:
+    """The text that stands for an image in a prompt.
+
+    Raises:
+        ValueError: If the processor has none.
+    """
+    token, index = getattr(processor, "image_token", None), getattr(processor, "image_token_id", None)
+    if token is None and index is None:
+        raise ValueError(
+            f"{type(processor).__name__} has no image token, so its prompts cannot hold an image. Load the processor "
+            "of the multimodal model itself: `AutoProcessor.from_pretrained(...)`."
+        )
+    return processor.tokenizer.convert_ids_to_tokens(index) if token is None else token
+
+
+def conversation(question: Question, *, answer: str | None = None, image: Image.Image | None = None) -> dict:
+    """One question about at most one image, in TRL's prompt-completion format.
+
+    Args:
+        question (`str` or `Dialogue`): The user's turn, or several turns.
+        answer (`str`, *optional*): The assistant's turn; without it the conversation is a prompt to be answered.
+        image (`PIL.Image.Image`, *optional*): The image, put before the question.
+
+    Returns:
+        `dict`: `prompt` and `completion` (lists of messages) and `images` (list of PIL images).
+    """
+    dialogue = question if isinstance(question, Dialogue) else Dialogue((question,))
+    completion = [] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    return {
+        "prompt": dialogue.messages(image),
+        "completion": completion,
+        "images": [] if image is None else [image],
+    }
+
+
+def answer_text(row: dict) -> str:
+    """The assistant's text of a conversation."""
+    return " ".join(
+        block["text"] for message in row["completion"] for block in message["content"] if block["type"] == "text"
+    )
+
+
+def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """Tokenises prompt-completion conversations into one batch whose answers start in the same column.
+
+    Prompts are padded on the left and completions on the right: a row is `[pad] prompt completion [pad]`, so the
+    logits that predict the answers are one slice of columns for the whole batch (see `answer_columns`).
+
+    Args:
+        processor (`ProcessorMixin`): With a chat template; `tokenizer` and `image_processor` are its own.
+        rows (`list[dict]`): As made by `conversation`; rows with and without images may be mixed. A row may hold
+            `answer_tokens`, the token ids of its answer as a model writes them; they go before its completion.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` `(n, length)`, `labels` `(n, length)` with -100
+        outside the completions, and what the processor adds (`pixel_values`, ...).
+
+    Raises:
+        ValueError: If there is no chat template, it does not extend the prompt by the completion, there are no rows, or a
+            row says the image token as text or has other pictures than its prompt shows.
+    """
+    if len(rows) == 0:
+        raise ValueError("got no rows to encode; expected at least one conversation.")
+    if getattr(processor, "chat_template", None) is None:
+        raise ValueError(
+            f"{type(processor).__name__} has no chat template, so it is not known how a question is put to the model. Set "
+            "`processor.chat_template`; docs/models.md has one for PaliGemma, whose checkpoints come without."
+        )
+    tokenizer = processor.tokenizer
+    prompts, completions = [], []
+    for number, row in enumerate(rows):
+        _check_no_image_token(processor, row, number)
+        tokens = row.get("answer_tokens")
+        prompt, answer = _split_rendering(processor, {**row, "completion": []} if tokens is not None else row)
+        prompts.append(prompt)
+        if tokens is None:
+            tokens = tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
+        completions.append(list(tokens))
+    # By row: processors that allow several images a row take a flat list for one row's.
+    images = [[load_rgb(image) for image in row["images"]] for row in rows]
+    try:
+        batch = _encode_prompts(processor, prompts, images)
+    except StopIteration as error:
+        # Some processors run out of images so. Within a dataloader it would end the epoch, and nobody would know.
+        raise ValueError(
+            f"{type(processor).__name__} found more image tokens than images: the rows have {list(map(len, images))}."
+        ) from error
+    width = max(len(ids) for ids in completions)
+    shape = batch["input_ids"].shape  # (n, length of the prompts)
+    tail = torch.full((shape[0], width), tokenizer.pad_token_id)
+    tail_mask = torch.zeros(shape[0], width, dtype=batch["attention_mask"].dtype)
+    for i, ids in enumerate(completions):
+        tail[i, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        tail_mask[i, : len(ids)] = 1
+    labels = torch.full(shape, IGNORE_INDEX)
+    for key, value in batch.items():
+        if key == "input_ids":
+            batch[key] = torch.cat([value, tail], dim=1)
+        elif key == "attention_mask":
+            batch[key] = torch.cat([value, tail_mask], dim=1)
+        elif key == "cross_attention_mask":
+            # (n, length, images, tiles): an answer sees what the end of its prompt sees (Mllama).
+            batch[key] = torch.cat([value, value[:, -1:].expand(-1, width, -1, -1)], dim=1)
+        elif isinstance(value, torch.Tensor) and value.shape == shape:
+            # token_type_ids and the like mark images; an answer is text, which they mark with 0. PaliGemma's mark what
+            # must not be seen ahead, and that is the answer.
+            kind = int(key == "token_type_ids" and isinstance(processor, PaliGemmaProcessor))
+            batch[key] = torch.cat([value, value.new_full((shape[0], width), kind)], dim=1)
+    batch["labels"] = torch.cat([labels, tail.masked_fill(tail_mask == 0, IGNORE_INDEX)], dim=1)
+    return batch
+
+
+def _check_no_image_token(processor, row: dict, number: int) -> None:
+    """Refuses the image token as text: the model would be given a place for a picture that is not there."""
+    token = getattr(processor, "image_token", None)
+    if not isinstance(token, str) or not token:
+        return
+    for message in (*row["prompt"], *row["completion"]):
+        if any(token in (block.get("text") or "") for block in message["content"] if isinstance(block, dict)):
+            raise ValueError(
+                f"row {number} of a batch says the image token {token!r} as text; take it out, and show pictures with a "
+                "block of type 'image'."
+            )
+
+
+def _split_rendering(processor, row: dict) -> tuple[str, str]:
+    """A conversation as the chat template writes it: up to where the answer begins, and the answer."""
+    prompt = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+    if not row["completion"]:
+        return prompt, ""
+    whole = processor.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+    if not whole.startswith(prompt):
+        raise ValueError(
+            "the chat template does not extend the prompt by the completion, so the answer cannot be told "
+            f"apart: prompt {prompt[-60:]!r}, whole conversation {whole[-120:]!r}. Use a template whose "
+            "generation prompt is the beginning of the assistant's turn."
+        )
+    return prompt, whole[len(prompt) :]
+
+
+def answer_token_ids(processor, row: dict) -> list[int]:
+    """The token ids of a row's answer with what the chat template puts around it, as `encode_conversations` has them."""
+    if (tokens := row.get("answer_tokens")) is not None:
+        return list(tokens)
+    return processor.tokenizer(_split_rendering(processor, row)[1], add_special_tokens=False)["input_ids"]
+
+
+def _encode_prompts(processor, prompts: list[str], images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
+    """Prompts padded on the left, with what the processor makes of their images."""
+    # The template has already written the special tokens; adding them again would put two BOS in front.
+    options = {"padding": True, "padding_side": "left", "add_special_tokens": False, "return_tensors": "pt"}
+    if not isinstance(processor, PaliGemmaProcessor) or all(images):
+        return dict(processor(images=images if any(images) else None, text=prompts, **options))
+    # PaliGemma's processor refuses text alone, and beside rows with images it writes BOS into the middle of a word.
+    tokenizer = processor.tokenizer
+    shown, silent = ([i for i, row in enumerate(images) if bool(row) == wanted] for wanted in (True, False))
+    parts = [dict(tokenizer([f"{tokenizer.bos_token}{prompts[i]}\n" for i in silent], **options))]
+    parts[0]["token_type_ids"] = torch.zeros_like(parts[0]["input_ids"])
+    if shown:
+        parts.append(dict(processor(images=[images[i] for i in shown], text=[prompts[i] for i in shown], **options)))
+    length = max(part["input_ids"].shape[1] for part in parts)
+    order = torch.tensor(silent + shown).argsort()
+    merged = {"pixel_values": parts[1]["pixel_values"]} if shown else {}
+    for key, padding in (("input_ids", tokenizer.pad_token_id), ("attention_mask", 0), ("token_type_ids", 0)):
+        columns = [F.pad(part[key], (length - part[key].shape[1], 0), value=padding) for part in parts]
+        merged[key] = torch.cat(columns)[order]
+    return merged
+
+
+def build_batch(
+    processor,
+    questions: Sequence[Question],
+    *,
+    images: Sequence[Image.Image] | None = None,
+    answers: Sequence[str] | None = None,
+) -> dict[str, torch.Tensor]:
+    """`encode_conversations` for single questions: row i is `questions[i]` about `images[i]`, answered `answers[i]`.
+
+    Args:
+        processor (`ProcessorMixin`): See `encode_conversations`.
+        questions (`list[str or Dialogue]`): One question a row.
+        images (`list[PIL.Image.Image]`, *optional*): One image a row; `None` for text-only questions.
+        answers (`list[str]`, *optional*): One answer a row; `None` for prompts to be answered.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The batch.
+    """
+    n = len(questions)
+    for name, column in (("images", images), ("answers", answers)):
+        if column is not None and len(column) != n:
+            raise ValueError(f"got {n} questions but {len(column)} {name}; expected one a question.")
+    rows = [
+        conversation(
+            questions[i],
+            answer=None if answers is None else answers[i],
+            image=None if images is None else images[i],
+        )
+        for i in range(n)
+    ]
+    return encode_conversations(processor, rows)
+
+
+def answer_columns(labels: torch.Tensor) -> int:
+    """How many trailing logits predict the answers: pass it as `logits_to_keep`; the last logit predicts nothing.
+
+    Args:
+        labels (`torch.Tensor`): `(n, length)` as `encode_conversations` makes them.
+
+    Returns:
+        `int`: Number of trailing columns, from the one that predicts the first answer token to the end.
+    """
+    has_label = (labels != IGNORE_INDEX).any(dim=0)
+    if not has_label.any():
+        raise ValueError("no row of the batch has an answer: `labels` is -100 everywhere.")
+    return labels.shape[1] - int(has_label.int().argmax()) + 1
+
+
+def answer_logits(model, batch: dict) -> torch.Tensor:
+    """The logits that predict a batch's answers, from one forward pass.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model, also as `DistributedDataParallel` or another wrapper with a
+            `module` holds it.
+        batch (`dict[str, torch.Tensor]`): As `encode_conversations` makes it, with `labels`, on the model's device.
+
+    Returns:
+        `torch.Tensor`: `(n, answer_columns(labels), vocabulary)`; column j predicts column j of
+        `losses.answer_labels(labels)`, and the last one nothing.
+    """
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    columns = answer_columns(batch["labels"])
+    if takes_logits_to_keep(model):
+        inputs["logits_to_keep"] = columns
+    return model(**inputs).logits[:, -columns:]
+
+
+def takes_logits_to_keep(model) -> bool:
+    """Whether the model's forward can be told to compute its last logits only; those of all positions are large."""
+    while hasattr(model, "module"):
+        model = model.module
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Of the class: mixed precision wraps the forward of the instance, which hides the parameters.
+    return "logits_to_keep" in inspect.signature(type(base).forward).parameters
+
+
+def to_device(batch: dict, model) -> dict:
+    """Moves a batch to the model's device, floating-point inputs to its dtype."""
+    # Quantised weights have an integer dtype, and offloaded ones the meta device (accelerate then moves the inputs).
+    parameters = [weight for weight in model.parameters() if weight.is_floating_point()]
+    dtype = parameters[0].dtype
+    device = next((weight.device for weight in parameters if weight.device.type != "meta"), torch.device("cpu"))
+    moved = {}
+    for key, value in batch.items():
+        if isinstance(value, torch.Tensor):
+            value = value.to(device)
+            value = value.to(dtype) if value.is_floating_point() else value
+        moved[key] = value
+    return moved
+
+
+@torch.no_grad()
+def generate_tokens(
+    model,
+    processor,
+    rows: Sequence[dict],
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 12,
+    desc: str | None = None,
+) -> list[list[int]]:
+    """Greedy answers to conversations, as token ids, the same for any `batch_size` up to rounding.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model; its training mode is restored afterwards.
+        processor (`ProcessorMixin`): Its processor.
+        rows (`list[dict]`): As made by `conversation`, without an answer.
+        batch_size (`int`, defaults to 64): Rows a forward pass.
+        max_new_tokens (`int`, defaults to 12): Longest answer, in tokens.
+        desc (`str`, *optional*): Label of the progress bar; no bar without it.
+
+    Returns:
+        `list[list[int]]`: Each answer up to its end of turn, which is left out.
+    """
+    was_training = model.training
+    model.eval()
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id}
+    answers = []
+    try:
+        for start in tqdm(range(0, len(rows), batch_size), desc=desc, disable=desc is None, leave=False):
+            batch = encode_conversations(processor, rows[start : start + batch_size])
+            batch.pop("labels")
+            width = batch["input_ids"].shape[1]
+            tokens = model.generate(**to_device(batch, model), max_new_tokens=max_new_tokens, do_sample=False)
+            for answer in tokens[:, width:].tolist():
+                answers.append(answer[: next((i for i, token in enumerate(answer) if token in ends), len(answer))])
+    finally:
+        model.train(was_training)
+    return answers
+
+
+def generate_answers(
+    model,
+    processor,
+    questions: Sequence[Question],
+    *,
+    images: Sequence[Image.Image] | None = None,
+    **options,
+) -> list[str]:
+    """`generate_tokens` for single questions, as text.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        processor (`ProcessorMixin`): Its processor.
+        questions (`list[str or Dialogue]`): One question a row.
+        images (`list[PIL.Image.Image]`, *optional*): One image a row; `None` for text-only questions.
+        options (*optional*): `batch_size`, `max_new_tokens`, `desc`: see `generate_tokens`.
+
+    Returns:
+        `list[str]`: The answers, special tokens and surrounding blanks removed.
+    """
+    images = [None] * len(questions) if images is None else images
+    rows = [conversation(question, image=image) for question, image in zip(questions, images, strict=True)]
+    answers = generate_tokens(model, processor, rows, **options)
+    return [answer.strip() for answer in processor.batch_decode(answers, skip_special_tokens=True)]

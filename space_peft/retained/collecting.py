@@ -1,0 +1,126 @@
+"""Collecting a base model's statistics: one pass over retained data, once for all requests."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..distributed import processes
+from ..modeling.layers import base_model
+from ..modeling.targets import default_target_modules
+from ..null_space.base_statistics import LEAST_RANK, RANK_SHARE, SecondMoment, Statistics
+from ..null_space.fitting import collect_moments
+from ..null_space.identity import DataDigest, base_checksum
+from ..null_space.moments import NullSpaceFitter
+from ..records.base_commit import loaded_commit
+from .reading import RetainedRows, retained_loader
+
+
+def collect_statistics(
+    model: nn.Module,
+    processor,
+    retain_dataset,
+    *,
+    target_modules: str | Sequence[str] | None = None,
+    statistics: str = "token",
+    tokens_per_row: int | None = 64,
+    rank_share: int = RANK_SHARE,
+    batch_size: int = 32,
+    image_token_id: int | None = None,
+    progress: bool = True,
+    save_to: str | os.PathLike | None = None,
+    save_every: int = 50,
+) -> Statistics:
+    """Computes the second moment of every adaptable layer's inputs on retained data, in one pass over the deployed model.
+
+    In a distributed run every process calls it with the same data, sees a share of the batches and decomposes a share of
+    the layers; all return the same.
+
+    Args:
+        model (`PreTrainedModel`): The base model. An adapter of ours inside is off; others that are on belong to the model.
+        processor (`ProcessorMixin`): Its processor.
+        retain_dataset (`datasets.Dataset` or `list[dict]`): What must not change, in TRL's formats, as for the trainers.
+        target_modules (`str` or `list[str]`, *optional*): Layers to look at, as in [`~peft.LoraConfig`]: a regular
+            expression, or the ends of names. By default every linear layer of tower, projector and language model, so
+            that any `target_modules` may be asked for later.
+        statistics (`str`, defaults to `"token"`): See [`SpaceLoraConfig`].
+        tokens_per_row (`int`, *optional*, defaults to 64): See [`SpaceLoraConfig`].
+        rank_share (`int`, defaults to 16): `d / rank_share` eigenpairs of each layer are kept, 64 at least.
+        batch_size (`int`, defaults to 32): Rows a forward pass.
+        image_token_id (`int`, *optional*): See [`fit_null_space`].
+        progress (`bool`, defaults to `True`): Whether to show progress bars.
+        save_to (`str` or `os.PathLike`, *optional*): A file to keep the sums in meanwhile, see [`fit_null_space`].
+        save_every (`int`, defaults to 50): Batches between two saves.
+
+    Returns:
+        [`Statistics`]
+
+    Raises:
+        ValueError: If no layer is meant, one saw no data, or a row cannot be used; the message names it.
+    """
+    retained = RetainedRows(retain_dataset)
+    layers = _layers(model, target_modules)
+    digest = DataDigest()
+    fitters = collect_moments(
+        model,
+        retained_loader(processor, retained, range(len(retained)), batch_size),
+        layers=layers,
+        digest=digest,
+        statistics=statistics,
+        tokens_per_row=tokens_per_row,
+        dtype=torch.float32,
+        image_token_id=image_token_id,
+        progress=progress,
+        save_to=save_to,
+        save_every=save_every,
+    )
+    unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
+    shown = progress and processes.rank_and_size()[0] == 0
+    with tqdm(total=len(unique), desc="eigenvectors", disable=not shown, leave=False) as bar:
+
+        def keep(fitter: NullSpaceFitter) -> SecondMoment:
+            rank = min(fitter.dim, max(fitter.dim // rank_share, LEAST_RANK))
+            moment = SecondMoment.of(fitter.second_moment(), fitter.counts, rank)
+            bar.update()
+            return moment
+
+        kept = processes.divide(unique, keep)
+    moment_of = {id(fitter): moment for fitter, moment in zip(unique, kept, strict=True)}
+    inner = base_model(model)
+    name = getattr(inner.config, "_name_or_path", None) or None
+    return Statistics(
+        {layer: moment_of[id(fitter)] for layer, fitter in fitters.items()},
+        base=base_checksum(model),
+        data=digest.value(),
+        rows=len(retained),
+        kind=statistics,
+        tokens_per_row=tokens_per_row,
+        model=name,
+        commit=None if name is None else loaded_commit(name),
+    )
+
+
+def _layers(model: nn.Module, target_modules: str | Sequence[str] | None) -> dict[str, nn.Module]:
+    """Linear layers by name, as PEFT's `target_modules` chooses them."""
+    inner = base_model(model)
+    if target_modules is None:
+        target_modules = default_target_modules(inner, "all")
+    # An adapter puts a wrapper in a layer's place, and the layer inside.
+    linear = {
+        name.removesuffix(".base_layer"): module
+        for name, module in inner.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
+    if isinstance(target_modules, str):
+        chosen = {name: module for name, module in linear.items() if re.fullmatch(target_modules, name)}
+    else:
+        ends = tuple(target_modules)
+        chosen = {name: m for name, m in linear.items() if any(name == end or name.endswith(f".{end}") for end in ends)}
+    if not chosen:
+        raise ValueError(f"no linear layer of the model is meant by target_modules={target_modules!r:.200}.")
+    return chosen
