@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from defaults import adapter_fields, training_fields
@@ -137,9 +137,9 @@ def measure_text(model, processor, concept: str, known: list[tuple[str, str]], b
     }
 
 
-def run(task: tuple[str, int, list[str], str, dict, list]) -> list[dict]:
-    """All variants of one concept and seed, in one process; the unadapted model is asked once."""
-    concept, seed, variants, work, limits, known = task
+def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list]) -> list[dict]:
+    """All runs of one concept, in one process: the unadapted model is asked once, a seed's anchors are made once."""
+    concept, runs, work, limits, known = task
     sys.path.insert(0, str(EXAMPLE))
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -156,7 +156,7 @@ def run(task: tuple[str, int, list[str], str, dict, list]) -> list[dict]:
     public, _ = demo_split(images, concept)
     model, processor = load(Path(work))
     probes = probes_of(concept, images)
-    started, seconds = time.perf_counter(), {}
+    started, seconds, refined = time.perf_counter(), {}, {}
 
     def lap(stage: str) -> None:
         nonlocal started
@@ -167,22 +167,25 @@ def run(task: tuple[str, int, list[str], str, dict, list]) -> list[dict]:
         before = evaluate_probes(model, processor, probes, progress=False, batch_size=16)
         named = [before.scores[key]["value"] for key in ("forget", "free_form")]
         if min(named) < 0.9 and not limits:
-            return [{"concept": concept, "seed": seed, "variant": None, "named_before": named}]
+            return [{"concept": concept, "seed": None, "variant": None, "named_before": named}]
         text = measure_text(model, processor, concept, known, None)
         lap("evaluate_before")
         rows = retained(concept, public, model, processor)
         lap("retained")
-        anchors = select_anchors(
+        raw = select_anchors(
             concept, public, k=ANCHORS, cache_dir=False, model=model, processor=processor, progress=False
         )
-        anchors = refine_anchors(
-            anchors, model=model, processor=processor, questions=QUESTIONS, seed=seed, progress=False,
-            steps=limits.get("refine_steps", REFINE_STEPS),
-        )  # fmt: skip
-        lap("anchors")
+        lap("select")
     done = []
-    for variant in variants:
-        change = VARIANTS[variant]
+    for seed, variant in [(seed, variant) for seed, own in runs for variant in own]:
+        if seed not in refined:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
+                refined[seed] = refine_anchors(
+                    raw, model=model, processor=processor, questions=QUESTIONS, seed=seed, progress=False,
+                    steps=limits.get("refine_steps", REFINE_STEPS),
+                )  # fmt: skip
+            lap("refine")
+        anchors, change = refined[seed], VARIANTS[variant]
         training = {**limits.get("training", {}), **change.get("training", {})}
         with tempfile.TemporaryDirectory() as folder:
             trainer = SpaceTrainer(
@@ -310,12 +313,15 @@ def main() -> int:
             finished = {(row["concept"], row["seed"], row["variant"]) for row in rows}
             tasks = []
             for concept in chosen:
-                for seed in range(args.seeds):
-                    missing = [v for v in args.variants if (concept, seed, v) not in finished]
-                    tasks += [(concept, seed, missing, str(args.work), limits, known)] if missing else []
+                missing = {
+                    seed: [v for v in args.variants if (concept, seed, v) not in finished] for seed in range(args.seeds)
+                }
+                missing = [(seed, own) for seed, own in missing.items() if own]
+                tasks += [(concept, missing, str(args.work), limits, known)] if missing else []
             if not tasks:
                 break
-            for new in executor.map(run, tasks):
+            for task in as_completed([executor.submit(run, task) for task in tasks]):
+                new = task.result()
                 rows += new
                 unknown |= {row["concept"] for row in new if row["variant"] is None}
                 with kept.open("a") as file:

@@ -13,6 +13,7 @@ _EXPORTS = {
     "load_erased": "load",
     "push_anchors": "anchors_dataset",
     "push_erasure": "push",
+    "push_statistics": "base_statistics",
     "VerifyReport": "verify",
     "verify_erasure": "verify",
 }
@@ -22,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
 
 if TYPE_CHECKING:
     from .anchors_dataset import push_anchors
+    from .base_statistics import push_statistics
     from .card import erasure_card, write_card
     from .load import load_erased
     from .push import push_erasure

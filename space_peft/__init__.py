@@ -39,6 +39,7 @@ _EXPORTS = {
     "ErasureCardData": "records.card_data",
     "load_erased": "hub_cards",
     "push_erasure": "hub_cards",
+    "push_statistics": "hub_cards",
     "verify_erasure": "hub_cards",
     "CVFConfig": "trainers",
     "CVFTrainer": "trainers",
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from .anchors import anchor_info, refine_anchors, select_anchors, select_random_anchors
     from .config import SpaceLoraConfig
     from .data.questions import Dialogue, QuestionSet
-    from .hub_cards import load_erased, push_erasure, verify_erasure
+    from .hub_cards import load_erased, push_erasure, push_statistics, verify_erasure
     from .hub_cards.merge import merge_adapter
     from .null_space.base_statistics import Statistics, load_statistics
     from .null_space.callback import NullSpaceCallback

@@ -363,9 +363,12 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         if self.null_space is not None:
             self.null_space.resumed_from = resume_from_checkpoint
         self.forget.find_rows(resume_from_checkpoint)
+        if self.null_space is not None:
+            self.null_space.retain_dataloader = self.fit_loader
         self.deployed_answers = self._keep_deployed_answers()
         if self.statistics is not None:
-            self.null_space.retain_dataloader = Chained([self._about(), self.null_space.retain_dataloader])
+            loaders = [loader for loader in (self._about(), self.null_space.retain_dataloader) if len(loader)]
+            self.null_space.retain_dataloader = Chained(loaders) if loaders else None
         self.certificate = self.canary = None  # They are of the adapter as it was.
 
     def _about(self) -> torch.utils.data.DataLoader:

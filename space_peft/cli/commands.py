@@ -49,6 +49,20 @@ def _merge(args: argparse.Namespace) -> int:
     return 0
 
 
+def _stats(args: argparse.Namespace) -> int:
+    from .stats import run_stats
+
+    try:
+        made = run_stats(args)
+    except (OSError, ValueError) as error:
+        print(f"space-peft stats: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"Statistics of {len(made)} layers over {made.rows} rows, {made.num_bytes / 2**20:.1f} MiB, are in {args.output}"
+    )
+    return 0
+
+
 def _card(args: argparse.Namespace) -> int:
     from ..hub_cards import write_card
     from ..hub_cards.staging import is_handwritten
@@ -147,6 +161,22 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("output", help="folder to write; must not exist")
     merge.add_argument("--base-model", help="folder or Hub id, if not the one the adapter's config names")
     merge.set_defaults(run=_merge)
+    stats = commands.add_parser(
+        "stats", help="write statistics of a model, with which it is erased without retained data"
+    )
+    stats.add_argument("model", help="folder or Hub id of the base model")
+    stats.add_argument(
+        "--data",
+        required=True,
+        help="retained rows in TRL's formats: a JSON or Parquet file, a saved dataset, a Hub id",
+    )
+    stats.add_argument("--output", required=True, help="folder to write to")
+    stats.add_argument("--dtype", help="to load the model in (default: as it was saved; float32 on a CPU)")
+    stats.add_argument("--device", help="where it runs (default: a GPU if there is one)")
+    stats.add_argument("--batch-size", type=int, default=32, help="rows a forward pass (default: 32)")
+    stats.add_argument("--tokens-per-row", type=int, default=64, help="most tokens of a kind of a row (default: 64)")
+    stats.add_argument("--push", metavar="REPO", help="publish them on the Hub as well")
+    stats.set_defaults(run=_stats)
     card = commands.add_parser("card", help="write the model card of an adapter folder")
     card.add_argument("folder", help="folder of the adapter")
     card.add_argument("--base-model", help="Hub id of the base model, if the folder records a path or nothing")

@@ -220,6 +220,13 @@ class Statistics(Mapping[str, SecondMoment]):
             ],
         }
 
+    @staticmethod
+    def check_folder(folder: str | os.PathLike) -> None:
+        """Raises `FileExistsError` if a folder holds files of something else than statistics."""
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / STATISTICS_NAME).is_file():
+            raise FileExistsError(f"{str(folder)!r} holds files of something else; choose another folder, or empty it.")
+
     def save(self, folder: str | os.PathLike, max_shard_size: str = "5GB") -> None:
         """Writes `space_statistics.json` and safetensors shards, all or nothing.
 
@@ -231,8 +238,7 @@ class Statistics(Mapping[str, SecondMoment]):
             FileExistsError: If the folder holds files of something else.
         """
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / STATISTICS_NAME).is_file():
-            raise FileExistsError(f"{str(folder)!r} holds files of something else; choose another folder, or empty it.")
+        self.check_folder(folder)
         tensors = {}
         for number, moment in enumerate(self.unique):
             tensors[f"{number}.vectors"], tensors[f"{number}.values"] = moment.vectors, moment.values
