@@ -65,6 +65,8 @@ OPEN = (
     "What can you see in this image?",
     "Tell me about this picture.",
     "What do you call things like these? Use the plural.",
+    # One plural prompt is too few: a model may answer it in the singular all the same.
+    "How many of these are there, and what are they called?",
     "Make up a story about this picture.",
     Dialogue(("I have a picture for you.", "Thank you, I am looking at it.", "What does it show?")),
 )
