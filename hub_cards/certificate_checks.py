@@ -183,7 +183,9 @@ def check_bound(source: AdapterSource, model: PeftModel) -> Check:
 def _statistics_problem(space: NullSpace, dim: int) -> str | None:
     """Why a file's null space cannot be one: whoever invents its numbers could have any bound."""
     values, filters, basis = space.eigenvalues, space.filters, space.eigenvectors
-    numbers = (space.scale, space.outside, space.next_eigenvalue, space.strength, space.energy)
+    numbers = (
+        space.scale, space.outside, space.next_eigenvalue, space.uncertainty, space.strength, space.energy,
+    )  # fmt: skip
     if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
         return "what should be a number is none"
     if type(space.start) is not int or space.start < 0 or space.constraint not in CONSTRAINTS:
@@ -203,7 +205,9 @@ def _statistics_problem(space: NullSpace, dim: int) -> str | None:
         part.is_floating_point() and part.isfinite().all() for part in (basis, filters, values, space.residuals)
     ):
         return "values are NaN or infinite"
-    if not all(math.isfinite(number) for number in numbers) or space.scale <= 0 or space.next_eigenvalue < 0:
+    if not all(math.isfinite(number) for number in numbers) or space.scale <= 0:
+        return "a number is out of its range"
+    if space.next_eigenvalue < 0 or space.uncertainty < 0:
         return "a number is out of its range"
     slack = _FLOAT32 * dim
     if (values < -slack).any() or (values.diff() > slack).any() or float(values.sum()) > dim + slack * dim:

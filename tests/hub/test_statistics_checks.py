@@ -70,6 +70,8 @@ FORGED = {
     "a larger eigenvalue": (fitted, changed("eigenvalues", 0, lambda value: value * 1.01)),
     "eigenvalues out of order": (few, lambda space: replace(space, eigenvalues=space.eigenvalues.flip(0))),
     "a negative next eigenvalue": (fitted, lambda space: replace(space, next_eigenvalue=-1e-3)),
+    "a negative uncertainty": (fitted, lambda space: replace(space, uncertainty=-1e-3)),
+    "an uncertainty that is no number": (fitted, lambda space: replace(space, uncertainty="none")),
     "no scale": (fitted, lambda space: replace(space, scale=0.0)),
     "a negative scale": (fitted, lambda space: replace(space, scale=-1.0)),
     "nothing let through outside": (few, lambda space: replace(space, outside=0.0)),
