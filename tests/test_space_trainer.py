@@ -439,3 +439,27 @@ def test_target_in_the_retained_set_is_a_warning_with_a_count(demo_model, demo_e
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         SpaceConfig(output_dir="unused", **arguments)
+
+
+def test_the_papers_configuration_has_the_papers_losses_alone(demo_model, demo_erasure_data, tmp_path):
+    model, processor = demo_model
+    args = SpaceConfig.paper(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=4, report_to="none", save_strategy="no", use_cpu=True,
+        disable_tqdm=True, canary_items=0,
+    )  # fmt: skip
+    assert (args.target, args.keep_weight, args.suppression_weight, args.own_answers) == ("all", 0.0, 0.0, False)
+    assert SpaceConfig.paper(str(tmp_path), target="vision").target == "vision"
+    trainer = SpaceTrainer(
+        model, args, demo_erasure_data[0].select(range(4)), demo_erasure_data[1], processing_class=processor,
+        questions=DEMO_QUESTIONS, peft_config=SpaceLoraConfig(r=4, constraint="hard", energy=0.99),
+    )  # fmt: skip
+    trainer.train()
+    assert any("vision" in name for name in trainer.null_spaces) and any(
+        "language" in name for name in trainer.null_spaces
+    )
+    for entry in (entry for entry in trainer.state.log_history if "loss" in entry):
+        terms = {key: value for key, value in entry.items() if key.startswith("loss_")}
+        assert set(terms) == {"loss_task", "loss_suppression", "loss_repulsion", "loss_isotropy"}
+        assert terms.pop("loss_suppression") == 0.0
+        assert entry["loss"] == pytest.approx(sum(terms.values()), rel=1e-4)
+        assert terms["loss_task"] > 0 and terms["loss_isotropy"] > 0

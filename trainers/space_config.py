@@ -58,6 +58,25 @@ class SpaceConfig(ErasureConfig):
     isotropy_weight: float = field(default=0.1, metadata={"help": "Weight of L_div, the isotropy of anchor features."})
     keep_weight: float = field(default=0.0, metadata={"help": "Weight of L_keep, the KL on retained rows."})
 
+    @classmethod
+    def paper(cls, output_dir: str | None = None, **changes) -> SpaceConfig:
+        """The paper's own configuration, as far as its abstract tells: L_task, L_orth and L_div on both sides of the model,
+        on the answers to short questions alone. Give the trainer anchors as `select_anchors` returns them, and
+        `SpaceLoraConfig(constraint="hard", energy=0.99)`. What it lacks: `docs/fidelity.md`.
+
+        Args:
+            output_dir (`str`, *optional*): As in [`~transformers.TrainingArguments`].
+            changes: Other fields, or other values of these.
+        """
+        own = {
+            "target": "all",
+            "suppression_weight": 0.0,
+            "keep_weight": 0.0,
+            "own_answers": False,
+            "refresh_steps": None,
+        }
+        return cls(output_dir, **{**own, **changes})
+
     def __post_init__(self):
         super().__post_init__()
         self.check_not_negative(
