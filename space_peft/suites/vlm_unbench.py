@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from datasets import get_dataset_config_names
+
 from ..safe_json import parse_json
 from .schema import IMAGE_TEXT, Protocol, Subject, Suite, SuiteQuestion
 from .sources import Record, StoredPicture, is_local, read_table
@@ -45,18 +47,21 @@ def load_vlm_unbench(
         ValueError: If a row is not as it should be; the message names file and row.
     """
     path = Path(source)
+    stored = () if is_local(source) else get_dataset_config_names(str(source), revision=revision)
     subjects: dict[str, tuple[Subject, ...]] = {}
     for part, split in FILES.items():
         file = path / f"{part}.jsonl"
         if file.is_file():
             subjects[split] = _subjects(_lines(file), part, Path(images if images is not None else path))
-        elif not is_local(source) or (path / part).is_dir() or (path / f"{part}.parquet").is_file():
+        elif part in stored or (path / part).is_dir() or (path / f"{part}.parquet").is_file():
             table = read_table(source, part, revision=revision)
             table.require(*_COLUMNS, what="VLM-UnBench")
             rows = [(row, table.pictures(number, "image")) for number, row in table]
             subjects[split] = _subjects(rows, part, None if images is None else Path(images))
         elif part == "test_forget":
-            raise FileNotFoundError(f"expected {file}, or the folder {part!r} with Parquet files, in {str(source)!r}.")
+            raise FileNotFoundError(
+                f"expected {file}, or {part!r} as a config or a folder of Parquet files, in {str(source)!r}."
+            )
     return Suite("vlm_unbench", subjects, PROTOCOL, source=str(source))
 
 
