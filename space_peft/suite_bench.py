@@ -26,6 +26,7 @@ from .suites.answers import Prompt
 from .suites.extras import require_all
 from .suites.plots import plot_forget_quality
 from .suites.schema import IMAGE_TEXT, Subject, check_choice
+from .suites.statistics import truth_ratio_score
 
 
 # Of the methods that see pictures of the forgotten: their trainer in `space_peft.trainers`, and what makes it this one.
@@ -302,14 +303,14 @@ def _figures(summary: SuiteSummary) -> dict[str, float | None]:
     """One line of the table."""
     quality = summary.forget_quality.get("all") or next(iter(summary.forget_quality.values()), {})
     rows = summary.reports["forget"].rows
-    ratios = [min(r, 1 / (r + 1e-10)) for row in rows if (r := row.get("truth_ratio")) is not None]
+    ratios = [row["truth_ratio"] for row in rows if row.get("truth_ratio") is not None]
     forgotten = [row["forgotten"] for row in rows if "forgotten" in row]
     kept = [row["kept"] for row in summary.reports["retain"].rows if "kept" in row]
     return {
         "utility": summary.utility,
         "forget_quality": quality.get("ks"),
         "js": quality.get("js"),
-        "truth_ratio": _mean(ratios),
+        "truth_ratio": truth_ratio_score(ratios, forgotten=True),
         "kept": _mean(kept),
         "forgotten": _mean(forgotten),
     }

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..losses import answer_labels, token_log_probs
 from ..pictures import open_picture
-from ..prompts import IGNORE_INDEX, answer_logits, conversation, encode_conversations, generate_answers, to_device
+from ..prompts import IGNORE_INDEX, answer_logits, conversation, encode_conversations, generate_tokens, to_device
 from .sources import StoredPicture, ZippedPicture
 
 
@@ -24,11 +24,13 @@ class Prompt:
         text (`str`): As the model is asked it.
         image (*optional*): A picture as a suite's subject has it; opened when it is shown.
         where (`str`, *optional*): File and row, for errors.
+        shots (`tuple[tuple[Prompt, str], ...]`, *optional*): Prompts and their answers that stand before it.
     """
 
     text: str
     image: Any = None
     where: str = "a prompt"
+    shots: tuple[tuple[Prompt, str], ...] = ()
 
     def opened(self) -> Image.Image | None:
         """The picture, if there is one.
@@ -43,6 +45,15 @@ class Prompt:
             return self.image.open() if stored else open_picture(self.image)
         except ValueError as error:
             raise ValueError(f"{self.where}: {error}") from error
+
+    def row(self, answer: str | None = None) -> dict:
+        """The conversation, as `space_peft.prompts.conversation` makes one of a single turn."""
+        row = conversation(self.text, answer=answer, image=self.opened())
+        for prompt, said in reversed(self.shots):
+            before = conversation(prompt.text, answer=said, image=prompt.opened())
+            row["prompt"] = before["prompt"] + before["completion"] + row["prompt"]
+            row["images"] = before["images"] + row["images"]
+        return row
 
 
 @dataclass(frozen=True)
@@ -89,14 +100,9 @@ def ask(
     answers: dict[int, str] = {}
     with tqdm(total=len(prompts), desc="asking", unit="answer", disable=not progress, leave=False) as bar:
         for batch in _in_batches(prompts, batch_size, lambda i: len(prompts[i].text)):
-            said = generate_answers(
-                model,
-                processor,
-                [prompts[i].text for i in batch],
-                images=[prompts[i].opened() for i in batch],
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-            )
+            rows = [prompts[i].row() for i in batch]
+            tokens = generate_tokens(model, processor, rows, batch_size=batch_size, max_new_tokens=max_new_tokens)
+            said = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
             answers.update(zip(batch, said, strict=True))
             bar.update(len(batch))
     return [answers[i] for i in range(len(prompts))]
@@ -128,7 +134,7 @@ def score(
     try:
         with tqdm(total=len(prompts), desc="scoring", unit="answer", disable=not progress, leave=False) as bar:
             for batch in _in_batches(prompts, batch_size, lambda i: len(prompts[i].text) + len(answers[i])):
-                rows = [conversation(prompts[i].text, answer=answers[i], image=prompts[i].opened()) for i in batch]
+                rows = [prompts[i].row(answers[i]) for i in batch]
                 encoded = to_device(encode_conversations(processor, rows), model)
                 labels = answer_labels(encoded["labels"])  # (n, t)
                 logits = answer_logits(model, encoded)[:, : labels.shape[1]]  # (n, t, vocabulary)

@@ -79,7 +79,7 @@ def load_clear(
         subjects["retain"] = _built(people)
     if "real" in splits:
         subjects["real"] = tuple(
-            _real(row, table.pictures(number, "image"), config)
+            _real(row, number, table.pictures(number, "image"), config)
             for config in REAL
             for table in [_real_table(source, config, revision)]
             for number, row in table
@@ -173,7 +173,7 @@ def _real_table(source: str | os.PathLike, config: str, revision: str | None) ->
     return table
 
 
-def _real(row: Record, pictures: tuple, config: str) -> Subject:
+def _real(row: Record, number: int, pictures: tuple, config: str) -> Subject:
     if not pictures:
         row.fail("has no picture in 'image'; expected one")
     answer = row.text("answer")
@@ -187,4 +187,4 @@ def _real(row: Record, pictures: tuple, config: str) -> Subject:
         where=row.where,
     )
     # One row is one question; several may be about one person, whom nothing names.
-    return Subject(answer, (question,), row.where, images=pictures, where=row.where)
+    return Subject(answer, (question,), f"{config} {number}", images=pictures, where=row.where)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .answers import Prompt
 from .extras import require_all
 from .runner import Item, items_of, rows_of
 from .schema import IMAGE_TEXT, Protocol, Subject, Suite
@@ -110,5 +109,5 @@ def _changed(
         text = item.prompt.text
         if condition == "options only":
             text = protocol.prompt(item.question, "Choose one.")
-        changed.append(replace(item, prompt=Prompt(text, None, item.prompt.where)))
+        changed.append(replace(item, prompt=replace(item.prompt, text=text, image=None)))
     return changed

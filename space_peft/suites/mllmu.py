@@ -27,6 +27,8 @@ PROTOCOL = Protocol(
     rouge="f",
     paraphrases=False,
 )
+# By kind: of how many people the questions are examples in the official code.
+SHOTS = {"classification": 1, "cloze": 2}
 _TYPES = {"Image_Textual": IMAGE_TEXT, "Pure_Text": TEXT_ONLY}
 _BLANK = re.compile("_{2,}")
 _WHAT = "MLLMU-Bench"
@@ -38,6 +40,7 @@ def load_mllmu(
     *,
     revision: str | None = None,
     splits: Sequence[str] = ("forget", "test", "retain", "real"),
+    few_shot: bool = False,
 ) -> Suite:
     """Reads MLLMU-Bench.
 
@@ -48,6 +51,8 @@ def load_mllmu(
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         splits (`list[str]`, *optional*): Which of `"forget"`, `"test"` (the forgotten people in other pictures), `"retain"`
             and `"real"` (celebrities) are read.
+        few_shot (`bool`, defaults to `False`): With examples, as the official code: all choices of one person, and all blanks
+            of two, stand with their answers before those of the others, and are not asked. The model must take many pictures.
 
     Returns:
         [`Suite`]
@@ -80,7 +85,8 @@ def load_mllmu(
         )
     if "forget" not in splits:
         subjects.pop("forget", None)
-    return Suite("mllmu", subjects, PROTOCOL, source=f"{source} ({split})")
+    protocol = replace(PROTOCOL, shots=SHOTS) if few_shot else PROTOCOL
+    return Suite("mllmu", subjects, protocol, source=f"{source} ({split})")
 
 
 def _subjects(table: Table, column: str, only: set[str] | None = None) -> tuple[Subject, ...]:

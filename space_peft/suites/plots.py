@@ -32,19 +32,14 @@ def plot_forget_quality(points: Mapping[str, Mapping[str, Any]], path: str | os.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.6, 4.0), layout="constrained")
         axes = figure.subplots()
-        left_out = []
-        for number, (name, point) in enumerate(points.items()):
+        shown, left_out = {}, []
+        for name, point in points.items():
             x, y = point["utility"], point[key]
             if x is None or y is None:
                 left_out.append(name)
                 continue
-            y = math.log10(max(y, LOWEST)) if tested else y
-            axes.scatter([x], [y], s=36, color=_FORGET if point.get("unlearned", True) else _KEEP, zorder=3)
-            # Alternately above and below, so that neighbours stay readable.
-            side = 7 if number % 2 == 0 else -13
-            axes.annotate(
-                _short(name, 24), (x, y), (0, side), textcoords="offset points", ha="center", color=_INK, fontsize=8
-            )
+            shown[name] = (x, math.log10(max(y, LOWEST)) if tested else y)
+            axes.scatter(*shown[name], s=36, color=_FORGET if point.get("unlearned", True) else _KEEP, zorder=3)
         if tested:
             axes.axhline(math.log10(SIGNIFICANT), color=_INK, linewidth=0.8, linestyle="--")
             axes.set_ylim(math.log10(LOWEST) - 0.8, 0.8)
@@ -55,6 +50,13 @@ def plot_forget_quality(points: Mapping[str, Mapping[str, Any]], path: str | os.
         axes.set_ylabel(
             "forget quality: log10 p against retain-only" if tested else "truth ratio of the forgotten, 1 is best"
         )
+        # Good models stand close together: their names stand in a column beside, apart from each other.
+        low, high = axes.get_ylim()
+        gap, place = (high - low) * 0.07, math.inf
+        for name, (x, y) in sorted(shown.items(), key=lambda item: -item[1][1]):
+            place = min(y, place - gap)
+            line = {"arrowstyle": "-", "color": _INK, "linewidth": 0.4, "alpha": 0.5}
+            axes.annotate(_short(name, 24), (x, y), (1.1, place), va="center", fontsize=8, color=_INK, arrowprops=line)
         note = f"; not drawn, nothing measured: {', '.join(left_out)}" if left_out else ""
         axes.set_title(_short(title + note, 90), fontsize=9, loc="left", color=_INK)
         _save(figure, path, 150)

@@ -7,9 +7,10 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ..evaluation.probes import _image_key
 from .answers import Prompt, TokenScores, ask, score
 from .extras import require_all
 from .report import SuiteReport
@@ -39,12 +40,14 @@ class Item:
     def task(self) -> str:
         return self.question.task + ("" if self.wording is None else PARAPHRASED)
 
-    def identity(self) -> list:
+    def identity(self, keys: dict[int, str]) -> list:
         """What tells it from others: what is asked, of which picture, and what counts as right."""
         q = self.question
+        asked = [(self.prompt, None), *self.prompt.shots]
         return [
-            *(self.subject, self.task, q.kind, q.modality, self.prompt.text, self.picture, q.answer, q.options),
+            *(self.subject, self.task, q.kind, q.modality, self.picture, q.answer, q.options),
             *(q.paraphrased_answers, q.perturbed_answers, q.keywords),
+            [(prompt.text, _picture_key(prompt, keys), said) for prompt, said in asked],
         ]
 
 
@@ -54,7 +57,10 @@ def items_of(subjects: Sequence[Subject], protocol: Protocol, seed: int) -> list
     Args:
         subjects (`list[Subject]`): Of one split.
         protocol ([`Protocol`]): Of the suite.
-        seed (`int`): Of which picture is shown, where the suite does not say.
+        seed (`int`): Of which picture is shown, where the suite does not say, and of whose questions are examples.
+
+    Raises:
+        ValueError: If everybody would be an example.
     """
     items = []
     for subject in subjects:
@@ -71,13 +77,57 @@ def items_of(subjects: Sequence[Subject], protocol: Protocol, seed: int) -> list
             for wording in wordings:
                 text = protocol.prompt(question, None if wording is None else question.paraphrases[wording])
                 items.append(Item(subject.id, question, Prompt(text, image, question.where), picture, wording))
+    for kind, people in protocol.shots.items():
+        items = _with_shots(items, kind, people, protocol, seed)
     return items
 
 
+def _with_shots(items: list[Item], kind: str, people: int, protocol: Protocol, seed: int) -> list[Item]:
+    """The questions of a kind after those of some people with their answers, who are not asked themselves."""
+    asked = list(dict.fromkeys(item.subject for item in items if item.question.kind == kind))
+    if not asked:
+        return items
+    if len(asked) <= people:
+        raise ValueError(
+            f"{people} people shall be examples of kind {kind!r}, and {len(asked)} have such questions: nobody is left to be "
+            "asked. Use fewer `shots`, or more people."
+        )
+    shown = set(random.Random(f"{seed}/{kind}").sample(asked, people))
+    shots: dict[str, tuple] = {}  # by modality
+    for item in items:
+        if item.question.kind == kind and item.subject in shown and item.wording is None:
+            before = shots.get(item.question.modality, ())
+            shots[item.question.modality] = (*before, (item.prompt, protocol.said(item.question)))
+    return [
+        item
+        if item.question.kind != kind
+        else replace(item, prompt=replace(item.prompt, shots=shots.get(item.question.modality, ())))
+        for item in items
+        if item.question.kind != kind or item.subject not in shown
+    ]
+
+
 def fingerprint_of(items: Sequence[Item]) -> str:
-    """A hash of everything that is asked and expected, in order; pictures by their number."""
-    content = json.dumps([item.identity() for item in items], ensure_ascii=False)
+    """A hash of everything that is asked, shown and expected, in order.
+
+    Raises:
+        ValueError: If a picture does not open.
+    """
+    keys: dict[int, str] = {}
+    content = json.dumps([item.identity(keys) for item in items], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _picture_key(prompt: Prompt, keys: dict[int, str]) -> str | None:
+    """A hash of what a picture shows; of each that the suite holds, once."""
+    if prompt.image is None:
+        return None
+    if id(prompt.image) not in keys:
+        try:
+            keys[id(prompt.image)] = _image_key(prompt.opened())
+        except ValueError as error:
+            raise ValueError(f"{prompt.where}: {error}") from error
+    return keys[id(prompt.image)]
 
 
 def evaluate_suite(
@@ -103,7 +153,8 @@ def evaluate_suite(
             reported: of what that model knew, the share that is still right, and that is wrong without a refusal.
         reference ([`SuiteReport`], *optional*): Of a retain-only model, for forget quality, which is None without one.
         batch_size (`int`, defaults to 16): Questions a forward pass.
-        seed (`int`, defaults to 0): Of which picture is shown where a subject has several.
+        seed (`int`, defaults to 0): Of which picture is shown where a subject has several, and of whose questions are
+            examples.
         progress (`bool`, defaults to `True`): Show progress bars.
 
     Returns:
@@ -150,6 +201,7 @@ def _settings(protocol: Protocol) -> dict[str, Any]:
         "max_new_tokens": protocol.max_new_tokens,
         "rouge": protocol.rouge,
         "paraphrases": protocol.paraphrases,
+        "shots": dict(protocol.shots),
     }
 
 
@@ -198,7 +250,20 @@ def rows_of(
     scores: dict[tuple[int, str], list[TokenScores]] = {}
     for (i, part, _), tokens in zip(wanted, scored, strict=True):
         scores.setdefault((i, part), []).append(tokens)
-    return [_row(item, said.get(i), i, scores, protocol) for i, item in enumerate(items)]
+    rows = [_row(item, said.get(i), i, scores, protocol) for i, item in enumerate(items)]
+    return _any_wording(items, rows)
+
+
+def _any_wording(items: Sequence[Item], rows: list[dict]) -> list[dict]:
+    """Says of a question with other wordings whether it is answered right in any: the worst case of what was asked."""
+    facts: dict[tuple[str, int], list[dict]] = {}
+    for item, row in zip(items, rows, strict=True):
+        facts.setdefault((item.subject, id(item.question)), []).append(row)
+    for wordings in facts.values():
+        if len(wordings) > 1:
+            # The question itself comes first.
+            wordings[0]["any_wording"] = any(row["known"] for row in wordings)
+    return rows
 
 
 def _row(item: Item, answer: str | None, i: int, scores: Mapping, protocol: Protocol) -> dict:

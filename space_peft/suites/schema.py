@@ -147,6 +147,8 @@ class Protocol:
         max_new_tokens (`int`, defaults to 50): Longest answer.
         rouge (`str`, defaults to `"recall"`): What of ROUGE-L model utility takes: `"recall"` or `"f"`.
         paraphrases (`bool`, defaults to `True`): Whether paraphrased questions are asked as well.
+        shots (`dict[str, int]`, *optional*): By kind: of how many people, drawn by the runner's seed, all questions stand with
+            their answers before those of the others; they themselves are not asked. None by default.
     """
 
     prompts: Mapping[str, str] = field(
@@ -160,8 +162,13 @@ class Protocol:
     max_new_tokens: int = 50
     rouge: str = "recall"
     paraphrases: bool = True
+    shots: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
+        for kind, people in self.shots.items():
+            check_choice(kind, KINDS, "a key of `shots`")
+            if not _is_index(people) or people < 1:
+                raise ValueError(f"`shots` must be numbers of people, at least 1, got {people!r} for {kind!r}.")
         check_choice(self.choose, ("answer", "probability"), "`choose`")
         check_choice(self.rouge, ("recall", "f"), "`rouge`")
         for kind, prompt in self.prompts.items():
@@ -181,6 +188,12 @@ class Protocol:
         # `str.format` would read braces of the question itself.
         template = self.prompts.get(question.kind, "{question}")
         return template.replace("{options}", options).replace("{question}", text)
+
+    def said(self, question: SuiteQuestion) -> str:
+        """The right answer as a model would give it: of a classification, the label."""
+        if question.kind != "classification":
+            return question.answer
+        return self.labels[question.options.index(question.answer)]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ PARAPHRASED = ", paraphrased"
 # ROUGE-L recall from which a free answer counts as known to the model.
 KNOWN_ROUGE = 0.5
 # Figures that are a share of rows, and have an exact interval.
-SHARES = ("accuracy", "cloze", "exact", "refused", "kept", "forgotten")
+SHARES = ("accuracy", "cloze", "exact", "refused", "any_wording", "kept", "forgotten")
 MEANS = (
     *("keywords", "rouge_l", "rouge_l_recall", "rouge_1", "rouge_2", "bleu"),
     *("probability", "probability_among", "extraction_strength", "memorization", "min_k"),
@@ -114,7 +114,8 @@ def _of_task(rows: Sequence[Mapping], split: str) -> list[dict]:
     for metric in MEANS:
         if values := [row[metric] for row in rows if row.get(metric) is not None]:
             cells.append(_cell(metric, float(np.mean(values)), len(values)))
-    if ratios := _ratios(rows):
+    # Of people that no model was trained on, neither direction is better.
+    if split != "holdout" and (ratios := _ratios(rows)):
         value = statistics.truth_ratio_score(ratios, forgotten=split in FORGOTTEN)
         cells.append(_cell("truth_ratio", value, len(ratios)))
     return cells

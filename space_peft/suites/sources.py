@@ -195,7 +195,7 @@ class Table:
 def _holds_pictures(kind) -> bool:
     if isinstance(kind, datasets.Image):
         return True
-    if isinstance(kind, datasets.List):
+    if isinstance(kind, (datasets.List, datasets.LargeList)):
         return _holds_pictures(kind.feature)
     # Files without the metadata of `datasets` have the same struct, by another name.
     return isinstance(kind, dict) and set(kind) == {"bytes", "path"}
@@ -205,8 +205,8 @@ def _undecoded(rows: Dataset, name: str) -> Dataset:
     kind = rows.features[name]
     if isinstance(kind, datasets.Image):
         return rows.cast_column(name, datasets.Image(decode=False))
-    if isinstance(kind, datasets.List) and isinstance(kind.feature, datasets.Image):
-        return rows.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    if isinstance(kind, (datasets.List, datasets.LargeList)) and isinstance(kind.feature, datasets.Image):
+        return rows.cast_column(name, type(kind)(datasets.Image(decode=False)))
     return rows
 
 

@@ -155,6 +155,8 @@ def test_clear(clear):
     )
     real = suite.split("real")
     assert [s.questions[0].task for s in real] == ["real faces", "real faces", "real world"]
+    # Ids do not say where the files lie: reports of two machines can be compared.
+    assert [s.id for s in real] == ["real_faces 0", "real_faces 1", "real_world 0"]
     assert real[0].questions[0].perturbed_answers == ("Lise Meitner", "Emmy Noether")
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import build
-from suite_files import write_people
+from PIL import Image
+from suite_files import mllmu_tables, write_people, write_tables
 
 from space_peft.suites import (
     Protocol,
@@ -15,9 +16,11 @@ from space_peft.suites import (
     SuiteQuestion,
     SuiteReport,
     evaluate_suite,
+    load_mllmu,
     load_people,
     summarize,
 )
+from space_peft.suites.runner import fingerprint_of, items_of
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +162,47 @@ def test_the_embedded_model_names_what_it_knows(demo_images):
     evaluate_suite(model, processor, suite, "retain", progress=False)
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(parameters, model.parameters()))
+
+
+def test_a_question_counts_as_answered_in_its_best_wording(people, reports):
+    rows = reports["forget"].rows
+    original, paraphrased = rows[1], rows[2]
+    assert original["any_wording"] == (original["known"] or paraphrased["known"])
+    assert "any_wording" not in paraphrased and "any_wording" not in rows[0]
+
+
+def test_examples_stand_before_the_others_and_are_not_asked(tiny, tmp_path):
+    suite = load_mllmu(write_tables(tmp_path, mllmu_tables()), few_shot=True)
+    retain = suite.split("retain")
+    items = items_of(retain, suite.protocol, seed=0)
+    by_kind = {kind: [item for item in items if item.question.kind == kind] for kind in suite.protocol.prompts}
+    # Of three people with a question of each kind in each modality, one is an example of choices, two are of blanks.
+    assert {kind: len({item.subject for item in own}) for kind, own in by_kind.items()} == {
+        "classification": 2, "cloze": 1, "generation": 3,
+    }  # fmt: skip
+    shown, words = by_kind["classification"][:2]
+    # An example is a question of the same modality, answered by its letter, about its own picture.
+    [(example, letter)] = shown.prompt.shots
+    assert example.text.endswith("representing the answer directly.") and letter in "ABCD" and example.image is not None
+    assert words.prompt.shots[0][0].image is None and not by_kind["generation"][0].prompt.shots
+    row = shown.prompt.row()
+    assert [message["role"] for message in row["prompt"]] == ["user", "assistant", "user"] and len(row["images"]) == 2
+    assert row["prompt"][1]["content"][0]["text"] == letter
+    # It is drawn by the seed, and is part of what is compared.
+    prints = {fingerprint_of(items_of(retain, suite.protocol, seed)) for seed in range(6)}
+    assert fingerprint_of(items) in prints and len(prints) > 1
+    short = replace(suite, protocol=replace(suite.protocol, max_new_tokens=2))
+    report = evaluate_suite(*tiny, short, "retain", progress=False)
+    assert [len(report.rows), len(items)] == [12, 12]
+    with pytest.raises(ValueError, match="2 people shall be examples of kind 'cloze', and 2 have such questions"):
+        items_of(suite.split("forget"), suite.protocol, seed=0)
+
+
+def test_the_same_questions_about_other_pictures_are_others(people):
+    def fingerprint(colour):
+        changed = [
+            replace(s, images=[Image.new("RGB", (8, 8), colour)] * len(s.images)) for s in people.split("retain")
+        ]
+        return fingerprint_of(items_of(changed, people.protocol, seed=0))
+
+    assert fingerprint("red") == fingerprint("red") != fingerprint("blue")
