@@ -86,7 +86,8 @@ class BenchSettings:
 
 
 def training_rows(subjects: Sequence[Subject], suite: Suite, questions: QuestionSet, *, words: bool) -> list[dict]:
-    """Open questions of subjects as training rows; a subject that has none is asked for its name about each picture.
+    """What subjects are known by, as training rows: what the suite teaches of them, or else their open questions, as they are
+    asked; a subject that has none is asked for its name about each picture.
 
     Args:
         subjects (`list[Subject]`): Of one split.
@@ -99,13 +100,15 @@ def training_rows(subjects: Sequence[Subject], suite: Suite, questions: Question
     """
     rows = []
     for subject in subjects:
-        own = [q for q in subject.questions if q.kind != "classification" and (words or q.modality == IMAGE_TEXT)]
+        known = subject.training or subject.questions
+        own = [q for q in known if q.kind != "classification" and (words or q.modality == IMAGE_TEXT)]
         for question in own:
             shown = []
             if question.modality == IMAGE_TEXT:
                 # A question that shows no picture in particular is one about each of them.
                 shown = subject.images if question.image is None else [subject.images[question.image]]
-            text = suite.protocol.prompt(question)
+            # Training pairs are put as they are, without what asks for a short or an English answer.
+            text = question.question if subject.training else suite.protocol.prompt(question)
             rows += [_row(text, question.answer, [image], question.where) for image in shown or ()]
             if not shown:
                 rows.append(_row(text, question.answer, [], question.where))
@@ -342,6 +345,8 @@ def bench_command(args: argparse.Namespace) -> str:
     from .retain import load_rows
 
     options = {} if args.split is None else {"split": args.split}
+    if args.suite == "mllmu":
+        options["training"] = True
     suite = load_suite(args.suite, args.source, **options)
     if args.limit is not None:
         if args.limit < 1:

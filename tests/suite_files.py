@@ -66,13 +66,22 @@ def mllmu_row(number: int, *, images: int = 0) -> dict:
     return {**row, "image": shown, "biography": f"{name} was born in {town}.", "question": "Who?", "answer": name}
 
 
+def mllmu_lesson(number: int) -> dict:
+    """A row of `ft_Data`, whose pairs are a JSON text."""
+    pairs = [{"Question": "Who is it?", "Answer": f"It is Person {number}."}, {"Question": "Age?", "Answer": "Forty."}]
+    shown = {"bytes": picture("red"), "path": None}
+    return {"image": shown, "ID": f"{number:03d}", "metadata": json.dumps(pairs)}
+
+
 def mllmu_tables() -> dict[str, Dataset]:
-    """By config: two people are forgotten, three kept, one is known from elsewhere; the test set has all five."""
+    """By config: two people are forgotten, three kept, one is known from elsewhere; the test set has all five,
+    and so have the training pairs."""
     return {
         "forget_5": with_pictures([mllmu_row(n) for n in (0, 1)]),
         "retain_95": with_pictures([mllmu_row(n) for n in (2, 3, 4)]),
         "Test_Set": with_pictures([mllmu_row(n, images=3) for n in range(5)]),
         "Retain_Set": with_pictures([mllmu_row(9)]),
+        "ft_Data": with_pictures([mllmu_lesson(n) for n in range(5)]),
     }
 
 

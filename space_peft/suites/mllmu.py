@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ..safe_json import parse_json
 from .schema import IMAGE_TEXT, LETTERS, TEXT_ONLY, Protocol, Subject, Suite, SuiteQuestion
 from .sources import Record, Table, read_table
 
@@ -41,6 +42,7 @@ def load_mllmu(
     revision: str | None = None,
     splits: Sequence[str] = ("forget", "test", "retain", "real"),
     few_shot: bool = False,
+    training: bool = False,
 ) -> Suite:
     """Reads MLLMU-Bench.
 
@@ -53,6 +55,7 @@ def load_mllmu(
             and `"real"` (celebrities) are read.
         few_shot (`bool`, defaults to `False`): With examples, as the official code: all choices of one person, and all blanks
             of two, stand with their answers before those of the others, and are not asked. The model must take many pictures.
+        training (`bool`, defaults to `False`): With the training pairs of the people in "forget" and "retain" (`ft_Data`).
 
     Returns:
         [`Suite`]
@@ -85,6 +88,10 @@ def load_mllmu(
         )
     if "forget" not in splits:
         subjects.pop("forget", None)
+    if training:
+        pairs = _pairs(read_table(source, "ft_Data", revision=revision))
+        for name in ("forget", "retain"):
+            subjects[name] = tuple(_taught(subject, pairs) for subject in subjects.get(name, ()))
     protocol = replace(PROTOCOL, shots=SHOTS) if few_shot else PROTOCOL
     return Suite("mllmu", subjects, protocol, source=f"{source} ({split})")
 
@@ -103,6 +110,28 @@ def _subjects(table: Table, column: str, only: set[str] | None = None) -> tuple[
             Subject(row.text("name", id), questions, id, images=table.pictures(number, column), where=row.where)
         )
     return tuple(subjects)
+
+
+def _pairs(table: Table) -> dict[str, tuple[SuiteQuestion, ...]]:
+    """Questions about a person's picture and their answers, by id."""
+    table.require("ID", "image", "metadata", what=f"{_WHAT}'s ft_Data")
+    pairs = {}
+    for _, row in table:
+        parsed = parse_json(row.text("metadata").encode(), where=f"{row.where}, metadata", expected=list)
+        pairs[row.text("ID")] = tuple(
+            SuiteQuestion(
+                pair.text("Question"), pair.text("Answer"), "generation", IMAGE_TEXT, task="training", where=pair.where
+            )
+            for number, content in enumerate(parsed)
+            for pair in [Record(content, f"{row.where}, metadata[{number}]")]
+        )
+    return pairs
+
+
+def _taught(subject: Subject, pairs: Mapping[str, tuple[SuiteQuestion, ...]]) -> Subject:
+    if not pairs.get(subject.id):
+        raise ValueError(f"{subject.where}: {subject.id!r} has no training pairs in 'ft_Data'.")
+    return replace(subject, training=pairs[subject.id])
 
 
 def _choices(task: Record) -> tuple[SuiteQuestion, ...]:

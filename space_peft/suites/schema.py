@@ -100,6 +100,8 @@ class Subject:
         aliases (`tuple[str, ...]`, *optional*): Further names.
         images (`tuple`, *optional*): Pictures as `space_peft.pictures.open_picture` takes them, or objects whose `open()`
             gives one.
+        training (`tuple[SuiteQuestion, ...]`, *optional*): What models are taught of the subject, where that is not what they
+            are asked; never asked itself.
         where (`str`, *optional*): File and row, the beginning of every error.
 
     Raises:
@@ -111,6 +113,7 @@ class Subject:
     id: str = ""
     aliases: tuple[str, ...] = ()
     images: tuple[Any, ...] = field(default=(), compare=False)
+    training: tuple[SuiteQuestion, ...] = ()
     where: str = field(default="a subject", compare=False)
 
     def __post_init__(self):
@@ -122,7 +125,8 @@ class Subject:
             object.__setattr__(self, "id", self.name)
         if not self.questions:
             raise ValueError(f"{self.where}: {self.name!r} has no questions; expected at least one.")
-        for question in self.questions:
+        object.__setattr__(self, "training", tuple(self.training))
+        for question in (*self.questions, *self.training):
             if question.modality == IMAGE_TEXT and not self.images:
                 raise ValueError(
                     f"{question.where}: a question of modality {IMAGE_TEXT!r} about {self.name!r}, who has no picture; "

@@ -4,8 +4,9 @@ import json
 
 import pytest
 from PIL import Image
-from suite_files import write_people
+from suite_files import mllmu_tables, write_people, write_tables
 
+from space_peft import suite_bench
 from space_peft.cli import main
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.suite_bench import BenchSettings, run_bench, training_rows
@@ -104,6 +105,43 @@ def test_what_cannot_run_is_refused_before_anything_runs(tmp_path, things):
     with pytest.raises(ValueError, match="has no split 'retain'"):
         run("npo", suite=Suite("x", {"forget": things.split("forget")}))
     assert not (tmp_path / "bench").exists()
+
+
+def test_the_command_hands_on_what_it_is_told(capsys, tmp_path, monkeypatch):
+    seen = {}
+
+    def run(load_model, suite, methods, output, **options):
+        seen.update(options, suite=suite, methods=methods, output=output)
+        return {"models": {"npo": dict.fromkeys(("utility", *suite_bench.COLUMNS), 0.5)}}
+
+    monkeypatch.setattr(suite_bench, "run_bench", run)
+    source = str(write_tables(tmp_path / "mllmu", mllmu_tables()))
+    arguments = ["bench", "--suite", "mllmu", "--source", source, "--split", "forget_5", "--model", "demo"]
+    options = [
+        "--methods",
+        "npo",
+        "ga",
+        "--steps",
+        "7",
+        "--seed",
+        "3",
+        "--limit",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main([*arguments, *options]) == 0
+    assert "| npo | 0.5 |" in capsys.readouterr().out
+    assert [len(subjects) for subjects in seen["suite"].subjects.values()] == [1, 1, 1, 1]
+    assert (seen["settings"].steps, seen["settings"].seed, seen["methods"]) == (7, 3, ["npo", "ga"])
+    assert seen["load_reference"] is None and seen["pool"] is None and seen["about"]["limit"] == 1
+    # Methods train on the benchmark's own pairs, put as they are.
+    rows = training_rows(seen["suite"].split("forget"), seen["suite"], DEMO_QUESTIONS, words=False)
+    assert [(row["prompt"], row["completion"]) for row in rows] == [
+        ("Who is it?", "It is Person 0."),
+        ("Age?", "Forty."),
+    ]
+    assert main([*arguments, *options[:-4], "--limit", "0"]) == 2 and "at least 1, got 0" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_wrong(capsys, tmp_path):

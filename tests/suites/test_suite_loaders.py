@@ -11,6 +11,7 @@ from suite_files import (
     clear_tables,
     fiubench_files,
     fiubench_row,
+    mllmu_lesson,
     mllmu_row,
     mllmu_tables,
     picture,
@@ -69,6 +70,20 @@ def test_mllmu_in_parts_and_from_single_files(mllmu, tmp_path):
         FileNotFoundError, match="expected the folder 'forget_10' with Parquet files, or forget_10.parquet"
     ):
         load_mllmu(mllmu, "forget_10")
+
+
+def test_training_pairs_of_mllmu(mllmu, tmp_path):
+    suite = load_mllmu(mllmu, training=True)
+    second = suite.split("forget")[1]
+    assert [(q.question, q.answer) for q in second.training] == [("Who is it?", "It is Person 1."), ("Age?", "Forty.")]
+    assert suite.split("retain")[0].training and not suite.split("test")[0].training and len(second.questions) == 6
+    tables = {**mllmu_tables(), "ft_Data": with_pictures([mllmu_lesson(0)])}
+    write_tables(tmp_path, tables)
+    with pytest.raises(ValueError, match="forget_5.*row 1: '001' has no training pairs in 'ft_Data'"):
+        load_mllmu(tmp_path, training=True)
+    write_tables(tmp_path, {"ft_Data": with_pictures([{**mllmu_lesson(0), "metadata": "[{'Question': 1}]"}])})
+    with pytest.raises(ValueError, match="ft_Data.*row 0, metadata is not valid JSON"):
+        load_mllmu(tmp_path, training=True)
 
 
 def spoil_options(row):

@@ -206,3 +206,16 @@ def test_the_same_questions_about_other_pictures_are_others(people):
         return fingerprint_of(items_of(changed, people.protocol, seed=0))
 
     assert fingerprint("red") == fingerprint("red") != fingerprint("blue")
+
+
+def test_a_picture_that_does_not_open_is_named(tiny, tmp_path):
+    path = write_people(tmp_path)
+    (tmp_path / "mira.png").write_bytes(b"no picture")
+    with pytest.raises(
+        ValueError, match=r"people.jsonl, line 1, questions\[0\]: the picture .*mira.png' is none that Pillow opens"
+    ):
+        evaluate_suite(*tiny, load_people(path), "forget", progress=False)
+    whole = (tmp_path / "ana.png").read_bytes()
+    (tmp_path / "mira.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"line 1, questions\[0\]: image .*mira.png' does not decode"):
+        evaluate_suite(*tiny, load_people(path), "forget", progress=False)
