@@ -219,7 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--output", default="outputs/audit", help="folder to write to (default: outputs/audit)")
     audit.set_defaults(run=_audit)
     bench = commands.add_parser("bench", help="unlearn the people of a suite with several methods, and compare them")
-    bench.add_argument("--suite", required=True, help="mllmu, clear, fiubench, vlm_unbench, or people (your own)")
+    bench.add_argument("--suite", required=True, help="mllmu, clear, fiubench, vlm_unbench, or own (your file)")
     bench.add_argument("--source", help="Hub id, file or folder of the suite, if not its own on the Hub")
     bench.add_argument("--split", help="which people are forgotten, e.g. forget_5 (default: the suite's)")
     bench.add_argument("--model", required=True, help="folder or Hub id of the model; demo: the embedded one")

@@ -19,7 +19,7 @@ _EXPORTS = {
     "load_clear": "clear",
     "load_fiubench": "fiubench",
     "load_mllmu": "mllmu",
-    "load_people": "people",
+    "load_own": "own",
     "load_vlm_unbench": "vlm_unbench",
     "SuiteReport": "report",
     "evaluate_suite": "runner",
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .fiubench import load_fiubench
     from .load import load_suite
     from .mllmu import load_mllmu
-    from .people import load_people
+    from .own import load_own
     from .report import SuiteReport
     from .runner import evaluate_suite
     from .schema import Protocol, Subject, Suite, SuiteQuestion

@@ -73,6 +73,6 @@ def test_people(hub, tmp_path):
         line["images"] = [{"bytes": (tmp_path / name).read_bytes(), "path": None} for name in line.get("images", [])]
         line.setdefault("aliases", None)
     with_pictures(lines).push_to_hub("user/people")
-    suite = load_suite("people", "user/people")
-    assert suite.subjects == load_suite("people", tmp_path / "people.jsonl").subjects
+    suite = load_suite("own", "user/people")
+    assert suite.subjects == load_suite("own", tmp_path / "people.jsonl").subjects
     assert suite.name == "user/people" and first_picture(suite, "real").size == (16, 16)

@@ -10,7 +10,7 @@ from space_peft import suite_bench
 from space_peft.cli import main
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.suite_bench import BenchSettings, run_bench, training_rows
-from space_peft.suites import Protocol, Subject, Suite, SuiteQuestion, load_people
+from space_peft.suites import Protocol, Subject, Suite, SuiteQuestion, load_own
 
 
 KEPT = ("owl", "guitar", "castle", "tractor")
@@ -40,7 +40,7 @@ def things(demo_images):
 
 
 def test_what_methods_train_on(tmp_path, things):
-    people = load_people(write_people(tmp_path))
+    people = load_own(write_people(tmp_path))
     rows = training_rows(people.split("forget"), people, DEMO_QUESTIONS, words=False)
     # Mira's question with a picture, not that in words; Tove has a choice only, and is asked for by name, about each picture.
     assert [(row["prompt"].split("\n")[0], row["completion"], len(row["images"])) for row in rows] == [
@@ -147,8 +147,10 @@ def test_the_command_hands_on_what_it_is_told(capsys, tmp_path, monkeypatch):
 def test_the_command_says_what_is_wrong(capsys, tmp_path):
     path = write_people(tmp_path)
     path.write_text(path.read_text().replace('"split": "real"', '"split": "known"'))
-    arguments = ["bench", "--suite", "people", "--source", str(path), "--model", "demo", "--methods", "npo"]
+    arguments = ["bench", "--suite", "own", "--source", str(path), "--model", "demo", "--methods", "npo"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
     assert "people.jsonl, line 8: `split` must be one of" in capsys.readouterr().err
+    assert main([*arguments, "--split", "forget_5"]) == 2
+    assert "the suite 'own' takes no `split`; it takes ['revision', 'protocol']" in capsys.readouterr().err
     assert main([*arguments[:2], "mllmoo", *arguments[3:]]) == 2
     assert "the suite's name must be one of" in capsys.readouterr().err

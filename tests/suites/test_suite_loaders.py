@@ -22,7 +22,7 @@ from suite_files import (
     write_tables,
 )
 
-from space_peft.suites import load_clear, load_fiubench, load_mllmu, load_people, load_suite, load_vlm_unbench
+from space_peft.suites import load_clear, load_fiubench, load_mllmu, load_own, load_suite, load_vlm_unbench
 from space_peft.suites.answers import Prompt
 from space_peft.suites.sources import StoredPicture, ZippedPicture
 
@@ -299,7 +299,7 @@ def test_bad_rows_of_vlm_unbench_are_named(tmp_path):
 
 
 def test_ten_people_as_in_the_docs(tmp_path):
-    suite = load_suite("people", write_people(tmp_path))
+    suite = load_suite("own", write_people(tmp_path))
     assert sum(len(subjects) for subjects in suite.subjects.values()) == 10
     assert set(suite.subjects) == {"forget", "retain", "real", "holdout"}
     tove = suite.split("forget")[1]
@@ -342,22 +342,22 @@ def test_a_bad_person_is_named(tmp_path, person, change, message):
     path = tmp_path / "people.jsonl"
     path.write_text("\n".join(map(json.dumps, [person | {"name": "Ana"}, bad])))
     with pytest.raises(ValueError, match=f"people.jsonl, {message}" if message.startswith("line") else message):
-        load_people(path)
+        load_own(path)
 
 
 def test_a_line_that_is_no_json_and_a_person_twice(tmp_path, person):
     path = tmp_path / "people.jsonl"
     path.write_text(json.dumps(person) + "\n\n{'name': 1}\n")
     with pytest.raises(ValueError, match="people.jsonl, line 3 is not valid JSON.*Expected one subject a line"):
-        load_people(path)
+        load_own(path)
     path.write_text(json.dumps(person) + "\n" + json.dumps(person) + "\n")
     with pytest.raises(ValueError, match="line 2: the id 'Mira' stands twice in the split 'forget', first at .*line 1"):
-        load_people(path)
+        load_own(path)
     path.write_text("\n")
     with pytest.raises(ValueError, match="holds no subject"):
-        load_people(path)
+        load_own(path)
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
-        load_people(tmp_path / "none.jsonl")
+        load_own(tmp_path / "none.jsonl")
 
 
 def test_people_in_parquet(tmp_path):
@@ -366,8 +366,8 @@ def test_people_in_parquet(tmp_path):
         line["images"] = [{"bytes": (tmp_path / name).read_bytes(), "path": None} for name in line.get("images", [])]
         line.setdefault("aliases", None)  # `from_list` takes the columns of the first row
     with_pictures(lines).to_parquet(tmp_path / "people.parquet")
-    suite = load_people(tmp_path / "people.parquet")
-    assert suite.subjects == load_people(tmp_path / "people.jsonl").subjects
+    suite = load_own(tmp_path / "people.parquet")
+    assert suite.subjects == load_own(tmp_path / "people.jsonl").subjects
     Dataset.from_list([{"name": "Mira"}]).to_parquet(tmp_path / "bad.parquet")
     with pytest.raises(ValueError, match="bad.parquet has no column 'split'.*A suite of one's own has the columns"):
-        load_people(tmp_path / "bad.parquet")
+        load_own(tmp_path / "bad.parquet")

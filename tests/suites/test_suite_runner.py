@@ -17,7 +17,7 @@ from space_peft.suites import (
     SuiteReport,
     evaluate_suite,
     load_mllmu,
-    load_people,
+    load_own,
     summarize,
 )
 from space_peft.suites.runner import fingerprint_of, items_of
@@ -30,7 +30,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    suite = load_people(write_people(tmp_path_factory.mktemp("people")))
+    suite = load_own(write_people(tmp_path_factory.mktemp("people")))
     # A tiny model's answers are noise: a few tokens of it are enough.
     return replace(suite, protocol=replace(suite.protocol, max_new_tokens=4))
 
@@ -214,8 +214,8 @@ def test_a_picture_that_does_not_open_is_named(tiny, tmp_path):
     with pytest.raises(
         ValueError, match=r"people.jsonl, line 1, questions\[0\]: the picture .*mira.png' is none that Pillow opens"
     ):
-        evaluate_suite(*tiny, load_people(path), "forget", progress=False)
+        evaluate_suite(*tiny, load_own(path), "forget", progress=False)
     whole = (tmp_path / "ana.png").read_bytes()
     (tmp_path / "mira.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"line 1, questions\[0\]: image .*mira.png' does not decode"):
-        evaluate_suite(*tiny, load_people(path), "forget", progress=False)
+        evaluate_suite(*tiny, load_own(path), "forget", progress=False)

@@ -17,7 +17,7 @@ _QUESTION = (
 )
 
 
-def load_people(source: str | os.PathLike, *, revision: str | None = None, protocol: Protocol | None = None) -> Suite:
+def load_own(source: str | os.PathLike, *, revision: str | None = None, protocol: Protocol | None = None) -> Suite:
     """Reads a suite of one's own.
 
     A subject is an object with `name`, `split` (`"forget"`, `"test"`, `"retain"`, `"real"` or `"holdout"`) and `questions`;
