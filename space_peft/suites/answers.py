@@ -161,7 +161,9 @@ def score(
 
 def _length(tokenizer, tokens: list[int]) -> int:
     """How many tokens an answer has before what the chat template puts behind it: its end of turn, line feeds."""
-    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    # A word that the tokenizer does not know is one of the answer.
+    special = (special | {*tokenizer.all_special_ids}) - {tokenizer.unk_token_id}
     count = len(tokens)
     while count and (tokens[count - 1] in special or not tokenizer.decode([tokens[count - 1]]).strip()):
         count -= 1
