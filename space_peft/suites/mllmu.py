@@ -44,7 +44,10 @@ def load_mllmu(
     few_shot: bool = False,
     training: bool = False,
 ) -> Suite:
-    """Reads MLLMU-Bench.
+    """Reads MLLMU-Bench, or a set of one's own in its schema.
+
+    Such a set may have what the benchmark lacks: a column `name`, and in the entries of `Generation_Task` and `Mask_Task` lists
+    `Perturbed_Answers` and `Paraphrased_Answers`, without which there is no truth ratio.
 
     Args:
         source (`str` or `os.PathLike`, defaults to the dataset on the Hub): Hub id, or a folder with a folder of Parquet
@@ -52,7 +55,7 @@ def load_mllmu(
         split (`str`, defaults to `"forget_5"`): Which people are forgotten: `"forget_5"`, `"forget_10"` or `"forget_15"`.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         splits (`list[str]`, *optional*): Which of `"forget"`, `"test"` (the forgotten people in other pictures), `"retain"`
-            and `"real"` (celebrities) are read.
+            and `"real"` (celebrities) are read. `"holdout"` (`Holdout_Set`) is for sets of one's own in this schema.
         few_shot (`bool`, defaults to `False`): With examples, as the official code: all choices of one person, and all blanks
             of two, stand with their answers before those of the others, and are not asked. The model must take many pictures.
         training (`bool`, defaults to `False`): With the training pairs of the people in "forget" and "retain" (`ft_Data`).
@@ -67,7 +70,13 @@ def load_mllmu(
     share = split.removeprefix("forget_")
     if split == share or share not in SHARES:
         raise ValueError(f"`split` must be one of {[f'forget_{n}' for n in SHARES]}, got {split!r}.")
-    configs = {"forget": split, "test": "Test_Set", "retain": f"retain_{100 - int(share)}", "real": "Retain_Set"}
+    configs = {
+        "forget": split,
+        "test": "Test_Set",
+        "retain": f"retain_{100 - int(share)}",
+        "real": "Retain_Set",
+        "holdout": "Holdout_Set",
+    }
     if unknown := [name for name in splits if name not in configs]:
         raise ValueError(f"`splits` may hold {list(configs)}, got {unknown[0]!r}.")
     subjects = {}
@@ -75,7 +84,7 @@ def load_mllmu(
     if "test" in splits or "forget" in splits:
         subjects["forget"] = _subjects(read_table(source, split, revision=revision), "image")
         forgotten = {subject.id for subject in subjects["forget"]}
-    for name in ("test", "retain", "real"):
+    for name in ("test", "retain", "real", "holdout"):
         if name in splits:
             table = read_table(source, configs[name], revision=revision)
             # The test set has all people; those of the request are asked about.
@@ -106,7 +115,7 @@ def _subjects(table: Table, column: str, only: set[str] | None = None) -> tuple[
         questions = _choices(row.record(TASKS[0]))
         questions += _free(row, "Mask_Task", "cloze") + _free(row, "Generation_Task", "generation")
         subjects.append(
-            # The set gives no name, and questions in words say it; the id stands for it.
+            # The benchmark has no names of its own, and questions in words say it; the id stands for it.
             Subject(row.text("name", id), questions, id, images=table.pictures(number, column), where=row.where)
         )
     return tuple(subjects)
@@ -166,7 +175,13 @@ def _free(row: Record, task: str, kind: str) -> tuple[SuiteQuestion, ...]:
         if type_ not in _TYPES:
             asked.fail(f"is of type {type_!r}; expected one of {list(_TYPES)}")
         question = SuiteQuestion(
-            asked.text("Question"), asked.text("Ground_Truth"), kind, _TYPES[type_], where=asked.where
+            asked.text("Question"),
+            asked.text("Ground_Truth"),
+            kind,
+            _TYPES[type_],
+            paraphrased_answers=asked.texts("Paraphrased_Answers", optional=True),
+            perturbed_answers=asked.texts("Perturbed_Answers", optional=True),
+            where=asked.where,
         )
         if kind == "cloze":
             question = replace(question, question=_BLANK.sub("[Blank]", question.question))

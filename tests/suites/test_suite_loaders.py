@@ -86,6 +86,18 @@ def test_training_pairs_of_mllmu(mllmu, tmp_path):
         load_mllmu(tmp_path, training=True)
 
 
+def test_a_set_in_the_schema_of_mllmu_may_have_more(tmp_path):
+    rows = [{**mllmu_row(0), "name": "Mira Solen"}]
+    for entry in (*rows[0]["Mask_Task"], *rows[0]["Generation_Task"]):
+        entry |= {"Perturbed_Answers": ["Bergen", "Turin"], "Paraphrased_Answers": ["Lisboa"]}
+    write_tables(tmp_path, {"forget_5": with_pictures(rows), "Holdout_Set": with_pictures([mllmu_row(7)])})
+    suite = load_mllmu(tmp_path, splits=("forget", "holdout"))
+    [mira], [other] = suite.split("forget"), suite.split("holdout")
+    assert (mira.name, mira.id, other.name) == ("Mira Solen", "000", "007")
+    [blank] = asked(mira, "cloze", "text")
+    assert blank.perturbed_answers == ("Bergen", "Turin") and blank.paraphrased_answers == ("Lisboa",)
+
+
 def spoil_options(row):
     row["Classification_Task"]["Pure_Text_Questions"][0]["Options"]["B"] = None
 
