@@ -143,6 +143,21 @@ def _audit(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from .bench import bench_command
+
+    try:
+        table = bench_command(args)
+    except (ImportError, OSError, ValueError, HfHubHTTPError) as error:
+        print(f"space-peft bench: {error}", file=sys.stderr)
+        return 2
+    print(table)
+    print(f"\nFigures, answers and the picture are in {args.output}")
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command `space-peft`."""
     parser = argparse.ArgumentParser(
@@ -233,6 +248,23 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--seed", type=int, default=0, help="of noise and shifts (default: 0)")
     audit.add_argument("--output", default="outputs/audit", help="folder to write to (default: outputs/audit)")
     audit.set_defaults(run=_audit)
+    bench = commands.add_parser("bench", help="unlearn the people of a suite with several methods, and compare them")
+    bench.add_argument("--suite", required=True, help="mllmu, clear, fiubench, vlm_unbench, or own (your file)")
+    bench.add_argument("--source", help="Hub id, file or folder of the suite, if not its own on the Hub")
+    bench.add_argument("--split", help="which people are forgotten, e.g. forget_5 (default: the suite's)")
+    bench.add_argument("--model", required=True, help="folder or Hub id of the model; demo: the embedded one")
+    bench.add_argument("--reference", help="folder or Hub id of a model trained without the forgotten people")
+    bench.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help="of space, ga, graddiff, kl, npo")
+    bench.add_argument(
+        "--pool", metavar="DATA", help="public pictures, for space: a saved dataset, a Parquet file, or a Hub id"
+    )
+    bench.add_argument("--steps", type=int, default=60, help="of training; of space, for each person (default: 60)")
+    bench.add_argument("--learning-rate", type=float, help="of all methods (default: each method's own)")
+    bench.add_argument("--batch-size", type=int, default=16, help="questions or rows at once (default: 16)")
+    bench.add_argument("--seed", type=int, default=0, help="of training and of pictures drawn (default: 0)")
+    bench.add_argument("--limit", type=int, metavar="N", help="the first N subjects of each split only")
+    bench.add_argument("--output", default="outputs/bench", help="folder to write to (default: outputs/bench)")
+    bench.set_defaults(run=_bench)
     return parser
 
 

@@ -1,0 +1,45 @@
+"""Suites: the field's unlearning protocols, and a user's own people, as one schema with one runner.
+
+A *suite* is a set of people (or other concepts) with questions about them and the rules by which answers are scored. It is
+called neither "benchmarks", which are this repository's own measurements, nor "evaluation", which probes one erasure: a suite
+belongs to somebody else. `load_suite` reads one, `evaluate_suite` asks a model, `summarize` compares with a retain-only one.
+"""
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_exports
+
+
+_EXPORTS = {
+    "Protocol": "schema",
+    "Subject": "schema",
+    "Suite": "schema",
+    "SuiteQuestion": "schema",
+    "load_suite": "load",
+    "load_clear": "clear",
+    "load_fiubench": "fiubench",
+    "load_mllmu": "mllmu",
+    "load_own": "own",
+    "load_vlm_unbench": "vlm_unbench",
+    "SuiteReport": "report",
+    "evaluate_suite": "runner",
+    "subject_eligibility": "eligibility",
+    "SuiteSummary": "summary",
+    "summarize": "summary",
+}
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
+
+
+if TYPE_CHECKING:
+    from .clear import load_clear
+    from .eligibility import subject_eligibility
+    from .fiubench import load_fiubench
+    from .load import load_suite
+    from .mllmu import load_mllmu
+    from .own import load_own
+    from .report import SuiteReport
+    from .runner import evaluate_suite
+    from .schema import Protocol, Subject, Suite, SuiteQuestion
+    from .summary import SuiteSummary, summarize
+    from .vlm_unbench import load_vlm_unbench
