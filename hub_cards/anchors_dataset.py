@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets import Dataset, Image
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
-from space_peft import __version__
+from space_peft._version import __version__
 from space_peft.anchors import anchor_info, set_anchor_info
 from space_peft.data.names import check_aliases, check_concept, mentions
 from space_peft.records.card_data import ErasureCardData

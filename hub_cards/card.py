@@ -12,7 +12,7 @@ import jinja2
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
-from space_peft import __version__
+from space_peft._version import __version__
 from space_peft.attacks.report import AttackReport
 from space_peft.records.card_data import ErasureCardData
 from space_peft.records.escape import code_span, markdown_text, plain_line

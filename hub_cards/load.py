@@ -22,9 +22,9 @@ from transformers import AutoModelForImageTextToText
 from space_peft.canary.check import CANARY_NAME, Canary, CanaryResult, check_canary
 from space_peft.config import ALLOWED_OPTIONS, INITIALISATIONS, SPACE_CONFIG_NAME, SpaceLoraConfig
 from space_peft.modeling.prompts import conversation
-from space_peft.null_space.identity import weight_content
 from space_peft.records.base_commit import loaded_commit
 from space_peft.records.card_data import is_local_path
+from space_peft.records.digests import weight_content
 from space_peft.records.escape import plain_line
 from space_peft.records.safe_json import read_json
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._lazy import lazy_exports
+from ._version import __version__
 
-
-__version__ = "0.1.0"
 
 _EXPORTS = {
     "SpaceLoraConfig": "config",

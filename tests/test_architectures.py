@@ -20,7 +20,7 @@ from space_peft.modeling.layers import adapted_layers
 from space_peft.modeling.prompts import answer_logits, build_batch, conversation, encode_conversations, generate_answers
 from space_peft.modeling.targets import default_target_modules
 from space_peft.null_space.callback import NullSpaceCallback
-from space_peft.null_space.fitting import observe_inputs
+from space_peft.null_space.observing import observe_inputs
 from space_peft.trainers.callbacks import GradientHealthCallback
 
 

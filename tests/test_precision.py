@@ -22,7 +22,8 @@ from space_peft.config import SpaceLoraConfig
 from space_peft.modeling.layers import adapted_layers, lora_weights
 from space_peft.null_space.callback import NullSpaceCallback
 from space_peft.null_space.certificate import measure_certificate
-from space_peft.null_space.fitting import collect_moments, fit_null_space, observe_inputs
+from space_peft.null_space.fitting import collect_moments, fit_null_space
+from space_peft.null_space.observing import observe_inputs
 from space_peft.null_space.projection import attach_null_space
 
 

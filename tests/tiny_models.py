@@ -4,7 +4,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 from space_peft.modeling.layers import adapted_layers, lora_weights
-from space_peft.null_space.fitting import observe_inputs
+from space_peft.null_space.observing import observe_inputs
 
 
 VOCABULARY = 64

@@ -120,8 +120,6 @@ class AttackReport:
         Returns:
             `pathlib.Path`: Path of `attacks.json`.
         """
-        from .plots import plot_attacks
-
         folder = Path(folder)
         if picture:
             plot_attacks(self, folder / PICTURE_NAME)
@@ -147,6 +145,19 @@ class AttackReport:
             return cls(**content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def plot_attacks(report: AttackReport, path: str | os.PathLike, *, dpi: int = 150) -> None:
+    """Draws every attack of a report.
+
+    Args:
+        report ([`AttackReport`]): The report, made or loaded.
+        path (`str` or `os.PathLike`): PNG file to write, whole or not at all.
+        dpi (`int`, defaults to 150): Dots per inch.
+    """
+    from .plots import draw_attacks  # matplotlib, for those who draw
+
+    draw_attacks(report.concept, report.attacks, path, dpi=dpi)
 
 
 def _check_entry(name: str, entry: Any) -> None:

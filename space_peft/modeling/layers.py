@@ -13,9 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..config import SpaceLoraConfig
-
-
-PEFT_PREFIX = "base_model.model."
+from ..records.digests import PEFT_PREFIX
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -14,9 +14,10 @@ from ..config import SPACE_CONFIG_NAME
 from ..data.rows import check_loader
 from ..distributed.processes import divide
 from ..modeling.layers import adapted_layers, adapter_config
+from .differences import fit_differences, fit_digest, protect_digest
 from .fit_progress import FIT_PROGRESS_NAME
 from .fitting import fit_null_space
-from .identity import data_digest, fit_differences, fit_digest, protect_digest, weights_at_rest
+from .identity import data_digest, weights_at_rest
 from .projection import AttachedNullSpace, attach_null_space, offload_null_spaces
 from .space import NullSpace, load_null_spaces, save_null_spaces
 

@@ -23,8 +23,8 @@ from ..records.safe_json import read_json
 from ..retained.end_to_end import EndToEnd
 from ..retained.held_out import HeldOut
 from ..statistics.calibration import Calibration
-from .fitting import observe_inputs
 from .identity import adapter_digest
+from .observing import observe_inputs
 from .space import NullSpace
 
 

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import dataclasses
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.rows import check_all_read, check_batch, check_loader
 from ..distributed import processes
-from ..modeling.features import attends_to_images
-from ..modeling.layers import adapted_layers, adapter_config, base_model, check_untied, deployed_model
-from ..modeling.prompts import takes_logits_to_keep, to_device
+from ..modeling.layers import adapted_layers, adapter_config, check_untied
+from .differences import protect_digest
 from .fit_progress import FitProgress
-from .identity import DataDigest, FitIdentity, base_checksum, protect_digest
+from .identity import DataDigest, FitIdentity, base_checksum
 from .moments import NullSpaceFitter
-from .precision import exact_products
+from .observing import Parts, observe_inputs, shows_progress
 from .space import NullSpace
 from .token_sample import TokenSample
-
-
-# What a layer sees comes in parts: (kind, mask of the tokens of that kind or None for all of them).
-Parts = list[tuple[str, torch.Tensor | None]]
-_VISUAL_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
 def fit_null_space(
@@ -100,7 +93,7 @@ def fit_null_space(
     identity = FitIdentity(base, digest.value(), config.tokens_per_row, image_token_id, protect_digest(protect))
     owned = {id(fitter): name for name, fitter in reversed(fitters.items())}  # a layer that holds each fitter
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
-    with tqdm(total=len(unique), desc="null spaces", disable=not _shows_progress(progress), leave=False) as bar:
+    with tqdm(total=len(unique), desc="null spaces", disable=not shows_progress(progress), leave=False) as bar:
 
         def decompose(fitter: NullSpaceFitter) -> NullSpace:
             for number, spaces in enumerate(protect, start=1):
@@ -209,7 +202,7 @@ def collect_moments(
     )
     if saved is not None:
         saved.remove()
-    processes.add_up(fitters, sharing.owner, new_fitter, next(model.parameters()).device)
+    add_up(fitters, sharing.owner, new_fitter, next(model.parameters()).device)
     seen = {name for name, owner in sharing.owner.items() if fitters[owner].counts}
     unseen = [name for name in layers if name not in seen]
     if unseen:
@@ -218,91 +211,6 @@ def collect_moments(
             "use them (rows with images for the vision tower), or leave them out of target_modules."
         )
     return {name: fitters[sharing.owner[name]] for name in layers}
-
-
-def observe_inputs(
-    model: nn.Module,
-    dataloader: Iterable[Mapping],
-    modules: dict[str, nn.Module],
-    visit: Callable[[str, torch.Tensor, Callable[[], Parts]], None],
-    *,
-    image_token_id: int | None = None,
-    progress: bool = True,
-    desc: str | None = None,
-    adapted: bool = False,
-    on_batch: Callable[[dict, bool], bool] | None = None,
-    after_batch: Callable[[], None] | None = None,
-) -> int:
-    """Runs the deployed model over batches and shows `visit` what goes into modules.
-
-    Args:
-        model (`PeftModel` or `PreTrainedModel`): The adapted model; by default its adapters are off while it runs.
-        dataloader (iterable of `dict[str, torch.Tensor]`): The batches.
-        modules (`dict[str, nn.Module]`): Modules of the model to look at, by name.
-        visit (`Callable`): Called with a module's name, its input `(..., d)`, and a function that returns which tokens
-            are of which kind, padding left out.
-        image_token_id (`int`, *optional*): See [`fit_null_space`].
-        progress (`bool`, defaults to `True`): Whether to show a progress bar.
-        desc (`str`, *optional*): Its label.
-        adapted (`bool`, defaults to `False`): Whether adapters are on while it runs.
-        on_batch (`Callable`, *optional*): Given the inputs and whether they count here; says whether to run them.
-        after_batch (`Callable`, *optional*): Called after every forward pass.
-
-    Returns:
-        `int`: Number of batches.
-    """
-    check_loader(dataloader)
-    inner = base_model(model)
-    language = _language_modules(inner)
-    visual_tokens = _visual_tokens(inner, image_token_id)
-    masks: Parts = []
-    counted = True
-
-    def hook_of(name: str, module: nn.Module):
-        in_language = None if language is None else any(part in language for part in module.modules())
-
-        def hook(_, args, kwargs):
-            if not counted:
-                return
-            x = args[0] if args else kwargs["x"]
-            with exact_products([x.device.type]):  # a Trainer's autocast would round the statistics
-                visit(name, x, lambda: _parts(name, x, masks, in_language))
-
-        return hook
-
-    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    observes_head = head is not None and any(part is head for module in modules.values() for part in module.modules())
-    # The logits of all positions are the largest tensor of the pass, and nobody looks at them.
-    few_logits = takes_logits_to_keep(inner) and not observes_head
-    batches = 0
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(deployed_model(model, adapted=adapted))
-        stack.enter_context(_random_state_kept(model))
-        for name, module in modules.items():
-            handle = module.register_forward_pre_hook(hook_of(name, module), with_kwargs=True)
-            stack.callback(handle.remove)
-        shares = processes.share_batches(dataloader, model)
-        total = processes.share_length(dataloader)
-        for batch, counted in tqdm(  # noqa: B007
-            shares, desc=desc, total=total, disable=not _shows_progress(progress), leave=False
-        ):
-            check_batch(batch, batches)
-            inputs = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
-            masks[:] = _token_masks(inputs, visual_tokens)
-            batches += 1
-            if on_batch is not None and not on_batch(inputs, counted):
-                continue
-            if few_logits:
-                inputs.setdefault("logits_to_keep", 1)
-            else:
-                inputs.pop("logits_to_keep", None)
-            model(**inputs)
-            if after_batch is not None:
-                after_batch()
-    check_all_read(dataloader, batches, total)
-    if batches == 0:
-        raise ValueError("the retained data are empty: the dataloader gave no batch. Give at least one retained row.")
-    return batches
 
 
 class _InputSharing:
@@ -348,83 +256,43 @@ class _InputSharing:
         return True
 
 
-def _language_modules(model: nn.Module) -> set[nn.Module] | None:
-    """Every module of the language model, output layer included; `None` if the model does not say which part it is."""
-    if not hasattr(model, "get_decoder"):
-        return None
-    decoder = model.get_decoder()
-    if decoder is None or decoder is model or not isinstance(decoder, nn.Module):
-        return None
-    head = model.get_output_embeddings()
-    return set(decoder.modules()) | ({head} if head is not None else set())
+def add_up(
+    fitters: dict[str, NullSpaceFitter],
+    owners: dict[str, str],
+    new: Callable[[int, str], NullSpaceFitter],
+    device: torch.device,
+) -> None:
+    """Adds up what the processes have seen, in place: afterwards all of them hold the same fitters and owners.
 
+    A process need not have seen every layer (those of the vision tower, if its rows have no images), nor every kind
+    of token.
 
-def _visual_tokens(model: nn.Module, image_token_id: int | None) -> list[int]:
-    if image_token_id is not None:
-        return [image_token_id]
-    if attends_to_images(getattr(model, "model", None)):
-        return []  # its image token is one word of the prompt
-    config = getattr(model, "config", None)
-    return [token for name in _VISUAL_TOKENS if isinstance(token := getattr(config, name, None), int)]
-
-
-def _token_masks(inputs: dict, visual_tokens: list[int]) -> Parts:
-    """The kinds of tokens of a batch, `(b, length)` each, padding in none of them."""
-    ids, attention = inputs.get("input_ids"), inputs.get("attention_mask")
-    if ids is None and attention is None:
-        return []
-    if attention is not None and attention.ndim != 2:
-        raise ValueError(f"attention_mask has shape {tuple(attention.shape)}; expected (rows, length).")
-    if ids is None:
-        return [("text", attention.bool())]
-    attention = torch.ones_like(ids, dtype=torch.bool) if attention is None else attention.bool()
-    image = torch.isin(ids, torch.tensor(visual_tokens, dtype=ids.dtype, device=ids.device))
-    parts = [("image", image & attention), ("text", ~image & attention)]
-    if "aspect_ratio_mask" in inputs:
-        # (rows, images, tiles): all images have the same number of tiles, some of them padding (Mllama).
-        shown = inputs["aspect_ratio_ids"] > 0
-        parts.append(("tiles", inputs["aspect_ratio_mask"].bool() & shown[..., None]))
-    return parts
-
-
-def _parts(name: str, x: torch.Tensor, masks: Parts, in_language: bool | None) -> Parts:
-    """Which tokens of a layer's input are of which kind; `(kind, None)` stands for all of them."""
-    tiles = next((mask for kind, mask in masks if kind == "tiles"), None)
-    masks = [(kind, mask) for kind, mask in masks if kind != "tiles"]
-    if not masks or in_language is False:
-        return _image_part(x, tiles)
-    shape = masks[0][1].shape
-    if x.shape[:-1] == shape:
-        return [(group, mask.to(x.device)) for group, mask in masks]
-    if in_language is None or x.ndim == 3:
-        return _image_part(x, tiles)  # a vision tower, or image features that a language layer attends to
-    if x.shape[:-1].numel() == shape.numel():
-        return [(group, mask.to(x.device).reshape(x.shape[:-1])) for group, mask in masks]
-    if bool(torch.stack([mask for _, mask in masks]).any(dim=0).all()):
-        return [("text", None)]  # a share of the tokens (mixture of experts); without padding all of them count
-    raise ValueError(
-        f"layer {name!r} is given {x.shape[0]} tokens of a batch with {shape.numel()}, padding included, and does not "
-        "say which: use retained batches without padding (batch size 1), or leave it out of target_modules."
+    Args:
+        fitters (`dict[str, NullSpaceFitter]`): Of this process, by the name of the layer that owns it.
+        owners (`dict[str, str]`): Layer that owns the fitter of each layer this process has seen.
+        new (`Callable`): Makes an empty fitter of a dimension, for the layer of a name.
+        device (`torch.device`): Where to communicate.
+    """
+    if processes.rank_and_size()[1] == 1:
+        return
+    everyone = processes.gather_objects(
+        (owners, {name: (fitter.dim, sorted(fitter.counts)) for name, fitter in fitters.items()})
     )
-
-
-def _image_part(x: torch.Tensor, tiles: torch.Tensor | None) -> Parts:
-    """All of an image side's input, or those of its tokens that lie in tiles which are no padding."""
-    positions = x.shape[:-1].numel()
-    if tiles is None or positions % tiles.numel():
-        return [("image", None)]
-    # However a model folds its dimensions, they stay in the order rows, images, tiles, tokens of a tile.
-    mask = tiles.flatten().repeat_interleave(positions // tiles.numel()).view(x.shape[:-1])
-    return [("image", mask.to(x.device))]
-
-
-def _shows_progress(progress: bool) -> bool:
-    return progress and processes.rank_and_size()[0] == 0
-
-
-@contextlib.contextmanager
-def _random_state_kept(model: nn.Module) -> Iterator[None]:
-    """Looking at retained data must not change the random numbers that training is going to draw."""
-    device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+    names = sorted({name for theirs, _ in everyone for name in theirs})
+    for name in names:
+        said = {theirs[name] for theirs, _ in everyone if name in theirs}
+        if len(said) > 1:
+            # Here its inputs were those of another layer, elsewhere they were not: it needs a fitter of its own.
+            if name in owners and name not in fitters:
+                fitters[name] = copy.deepcopy(fitters[owners[name]])
+            said = {name}
+        owners[name] = said.pop()
+    seen = [theirs for _, theirs in everyone]
+    for name in names:
+        if owners[name] != name:
+            continue
+        dim = next(theirs[name][0] for theirs in seen if name in theirs)
+        groups = {group for theirs in seen for group in theirs.get(name, (0, ()))[1]}
+        if name not in fitters:
+            fitters[name] = new(dim, name)
+        fitters[name].all_reduce(tuple(groups), device)

@@ -20,7 +20,8 @@ from torch import nn
 from ..distributed.processes import check_supported, local_rows, reshard
 from ..distributed.zero import CutRows, partitioned_rows, zero_optimizer
 from ..modeling.layers import adapted_layers, adapter_config, check_untied, lora_weights, quantised_4bit
-from .identity import adapter_digest, fit_differences, fit_digest, warn_without_identity
+from .differences import fit_differences, fit_digest, warn_without_identity
+from .identity import adapter_digest
 from .precision import exact_products
 from .space import NullSpace
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_NAME
 from transformers.utils.logging import get_logger
 
-from ..config import SPACE_CONFIG_NAME
-from ..null_space.identity import file_digest
+from .digests import file_digest
+from .folder import SPACE_CONFIG_NAME
 from .io import write_json
 from .safe_json import read_json
 

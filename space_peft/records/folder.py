@@ -1,0 +1,3 @@
+"""The files of an adapter's folder."""
+
+SPACE_CONFIG_NAME = "space_config.json"
