@@ -16,7 +16,7 @@ from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.attacks.report import ATTACKS_NAME, AttackReport
 from space_peft.config import SPACE_CONFIG_NAME
 from space_peft.evaluation.report import REPORT_NAME, ErasureReport
-from space_peft.modeling.targets import PROJECTOR_PARTS, VISION_PARTS
+from space_peft.modeling.targets import side_of
 from space_peft.null_space.certificate import CERTIFICATE_NAME, RetentionCertificate
 from space_peft.records.card_data import CARD_DATA_NAME, ErasureCardData
 from space_peft.records.escape import plain_line
@@ -75,8 +75,7 @@ class ErasureFacts:
     @property
     def moves_vision(self) -> bool:
         """Whether a layer of the vision tower or the projector is adapted."""
-        parts = {*VISION_PARTS, *PROJECTOR_PARTS}
-        return any(parts & set(name.split(".")) for name in self.layers)
+        return any(side_of(name) == "vision" for name in self.layers)
 
 
 def read_facts(

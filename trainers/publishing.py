@@ -30,7 +30,7 @@ from space_peft.data.names import mentions
 from space_peft.data.source import dataset_source
 from space_peft.evaluation import ProbeResults
 from space_peft.evaluation.probes import REPORT_KEYS
-from space_peft.evaluation.report import REPORT_NAME, ErasureReport, collect_versions
+from space_peft.evaluation.report import REPORT_NAME, ErasureReport
 from space_peft.null_space.callback import NULL_SPACES_NAME
 from space_peft.null_space.certificate import CERTIFICATE_NAME
 from space_peft.null_space.identity import adapter_digest
@@ -38,6 +38,7 @@ from space_peft.null_space.space import save_null_spaces
 from space_peft.records.base_commit import loaded_commit
 from space_peft.records.card_data import DatasetRecord, ErasureCardData, is_local_path
 from space_peft.records.measured import note_measured, remove_results, saved_digest
+from space_peft.records.versions import collect_versions
 
 from .erasure_config import RESOLVED
 from .given_adapter import ADAPTER

@@ -20,7 +20,7 @@ from space_peft.demo.pipeline import DemoSettings, demo_retained, make_anchors
 from space_peft.demo.probes import demo_probes, demo_split
 from space_peft.evaluation import evaluate_probes
 from space_peft.modeling.layers import adapted_layers
-from space_peft.modeling.targets import PROJECTOR_PARTS, VISION_PARTS
+from space_peft.modeling.targets import side_of
 from space_peft.trainers.concept_projection import project_concept
 
 from .answers import answers, answers_before, demo_processor, embedded_batches, encoded_batches
@@ -122,7 +122,7 @@ def _curve(model, data, seed: int) -> list[dict]:
     Retention counts images that the deployed model named. `divergence` is finer: the mean KL divergence of the answers'
     first token about all other images, from the deployed model's.
     """
-    sees = any({*VISION_PARTS, *PROJECTOR_PARTS} & set(name.split(".")) for name in adapted_layers(model))
+    sees = any(side_of(name) == "vision" for name in adapted_layers(model))
     batches = (encoded_batches if sees else embedded_batches)(data.concept, seed)
     before = answers_before(data.concept, seed)
     known, log_p = before["others"].named, before["others"].first

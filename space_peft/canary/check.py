@@ -23,7 +23,7 @@ from ..data.pictures import load_rgb
 from ..data.questions import QuestionSet
 from ..data.seed_images import RECIPE, pixel_hash, seed_image
 from ..modeling.fingerprint import BaseFingerprint, compare_base, fingerprint_base
-from ..modeling.layers import deployed_model
+from ..modeling.layers import deployed_model, evaluating
 from ..modeling.prompts import build_batch, to_device
 from ..records.io import atomic_path, write_json
 from ..records.safe_json import read_json
@@ -343,12 +343,8 @@ def _answer(model, processor, items: Sequence[CanaryItem]) -> list[CanaryItem]:
     questions, images = [item.question for item in items], [item.image for item in items]
     with deployed_model(model):
         deployed = _greedy(model, processor, questions, images)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         erased = _greedy(model, processor, questions, images)
-    finally:
-        model.train(was_training)
     return [replace(item, deployed=a, erased=b) for item, a, b in zip(items, deployed, erased, strict=True)]
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..records.escape import markdown_text
 from ..records.io import atomic_path, write_json
 from ..records.safe_json import read_json
+from ..records.versions import collect_versions
 from ..statistics.intervals import MOST_TRIALS, interval_text
 from .probes import REPORT_KEYS, ProbeResults
 
@@ -36,17 +35,6 @@ LABELS = {
 """What each key of a report means, and which way it should go."""
 KEPT_KEYS = ("retain", "retain_sentences", "retain_unseen_style", "siblings")
 """Shares of what the original model knew: 1 before an erasure by definition, which is no measurement."""
-
-
-def collect_versions() -> dict[str, str | None]:
-    """Versions of what the figures depend on; None where a package is not installed as a distribution."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("space-peft", "torch", "transformers", "peft", "datasets", "evaluate"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
 
 
 def check_scores(scores: dict[str, dict], where: str) -> None:
