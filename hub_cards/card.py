@@ -16,6 +16,7 @@ from space_peft._version import __version__
 from space_peft.attacks.report import AttackReport
 from space_peft.records.card_data import ErasureCardData
 from space_peft.records.escape import code_span, markdown_text, plain_line
+from space_peft.records.folder import CARD_NAME
 from space_peft.records.io import atomic_path
 from space_peft.statistics.intervals import share_interval
 
@@ -242,7 +243,7 @@ def erasure_card(
 
 def write_card(folder: str | os.PathLike, **kwargs) -> Path:
     """Writes `erasure_card(folder, **kwargs)` to the folder's README.md and returns its path."""
-    path = Path(folder) / "README.md"
+    path = Path(folder) / CARD_NAME
     card = erasure_card(folder, **kwargs)
     with atomic_path(path) as temporary:
         temporary.write_text(str(card), encoding="utf-8")

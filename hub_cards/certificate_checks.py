@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 
-from space_peft.config import CONSTRAINTS, SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.config import CONSTRAINTS, SpaceLoraConfig
 from space_peft.modeling.layers import adapted_layers
-from space_peft.null_space.callback import NULL_SPACES_NAME
 from space_peft.null_space.certificate import (
-    CERTIFICATE_NAME,
     RetentionCertificate,
     largest_counts,
     measure_changes,
@@ -22,6 +20,7 @@ from space_peft.null_space.certificate import (
 )
 from space_peft.null_space.identity import adapter_digest
 from space_peft.null_space.space import NullSpace, load_null_spaces
+from space_peft.records.folder import CERTIFICATE_NAME, NULL_SPACES_NAME, SPACE_CONFIG_NAME
 from space_peft.records.safe_json import read_json
 from space_peft.retained.reading import RetainedRows, retained_loader
 

@@ -16,7 +16,6 @@ from ..records.safe_json import parse_json
 
 
 PROVENANCE_COLUMN = "score"
-ANCHORS_NAME = "space_anchors.json"
 """Beside an adapter: the provenance of the anchors it was trained on."""
 
 

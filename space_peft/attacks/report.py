@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..records.folder import ATTACKS_NAME, ATTACKS_PICTURE_NAME
 from ..records.io import write_json
 from ..records.safe_json import read_json
 from ..records.versions import collect_versions
@@ -17,8 +18,6 @@ from ..statistics.intervals import MOST_TRIALS, interval_text
 from .results import AttackResult
 
 
-ATTACKS_NAME = "attacks.json"
-PICTURE_NAME = "pictures/attacks.png"
 LABELS = {
     "audit": "an image found that makes it say the name",
     "relearning": "relearned from a few images",
@@ -122,7 +121,7 @@ class AttackReport:
         """
         folder = Path(folder)
         if picture:
-            plot_attacks(self, folder / PICTURE_NAME)
+            plot_attacks(self, folder / ATTACKS_PICTURE_NAME)
         write_json(folder / ATTACKS_NAME, self.to_dict())
         return folder / ATTACKS_NAME
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..distributed import processes
 from ..modeling.layers import adapted_layers, lora_weights
+from ..records.folder import CERTIFICATE_NAME
 from ..records.io import write_json
 from ..records.safe_json import read_json
 from ..retained.end_to_end import EndToEnd
@@ -28,7 +29,6 @@ from .observing import observe_inputs
 from .space import NullSpace
 
 
-CERTIFICATE_NAME = "space_certificate.json"
 _FORMAT = "space_peft.certificate.v1"
 # A weight may lie outside of a hard null space by this share: rounding to bfloat16. It counts in the bound.
 _ROUNDING = 2.0**-8
