@@ -19,6 +19,8 @@ from .records.safe_json import read_json
 
 
 CONSTRAINTS = ("soft", "hard", "none")
+# The setting that says how strict a constraint is.
+KNOBS = {"soft": "strength", "hard": "energy", "none": None}
 STATISTICS = ("token", "pooled")
 # The initialisations of PEFT that leave the base weights alone and need no data.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal")

@@ -402,12 +402,12 @@ def _bound(name: str, layer, space: NullSpace, adapter_name: str) -> float:
     """METHOD.md's bound on the change: `s B A'` with `A = A' P` goes into [`NullSpace.bound`]."""
     a, b, scaling = lora_weights(layer, adapter_name)
     a, b = processes.whole(a).detach().double(), processes.whole(b)
-    if space.constraint == "hard":
+    if not space.invertible:
         inside = space.project(a)
         outside = float((a - inside).norm()) / max(float(a.norm()), torch.finfo(torch.float32).tiny)
         if outside > _ROUNDING:
             raise ValueError(
-                f"the adapter was not trained under this hard null space: {outside:.1%} of lora_A of layer {name!r} "
+                f"the adapter was not trained under this {space.constraint} null space: {outside:.1%} of lora_A of layer {name!r} "
                 "lies in protected directions. Give the null spaces saved with the adapter."
             )
         # What rounding has put into protected directions adds to the change.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from ..config import KNOBS
 from ..modeling.layers import adapted_layers, adapter_config
 from .identity import base_checksum, same_base
 from .space import NullSpace
@@ -79,8 +80,8 @@ def fit_differences(
     found: dict[str, str] = {}
     for space in unique:
         settings = {"constraint": config.constraint, "statistics": config.statistics}
-        if config.constraint == space.constraint != "none":
-            name = "strength" if config.constraint == "soft" else "energy"
+        name = KNOBS[config.constraint]
+        if config.constraint == space.constraint and name is not None:
             settings |= {name: float(getattr(config, name)), "max_rank": config.rank_limit(space.dim)}
         pairs = [(name, getattr(space, name), value) for name, value in settings.items()]
         if space.identity is not None:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..distributed import processes
 from ..modeling.layers import adapted_layers, adapter_config, check_untied
+from .constraints import FITTED
 from .differences import protect_digest
 from .fit_progress import FitProgress
 from .identity import DataDigest, FitIdentity, base_checksum
@@ -75,7 +76,7 @@ def fit_null_space(
         digest=digest,
         statistics=config.statistics,
         tokens_per_row=config.tokens_per_row,
-        dtype=torch.float64 if config.constraint == "hard" else torch.float32,
+        dtype=FITTED[config.constraint].dtype,
         image_token_id=image_token_id,
         progress=progress,
         save_to=save_to,
@@ -109,10 +110,10 @@ def fit_null_space(
     for name, fitter in fitters.items():
         space = null_spaces[name] = fitted[id(fitter)]
         rank = layers[name].r[adapter_name]
-        if config.constraint == "hard" and space.dim - space.rank < rank:
+        if not space.invertible and space.dim - space.rank < rank:
             raise ValueError(
-                f"the null space of layer {name!r} is too small: of its d = {space.dim} input directions the hard "
-                f"constraint removes k = {space.rank}, which leaves {space.dim - space.rank}, but the adapter's rank "
+                f"the null space of layer {name!r} is too small: of its d = {space.dim} input directions the "
+                f"{config.constraint} constraint removes k = {space.rank}, which leaves {space.dim - space.rank}, but the adapter's rank "
                 f"is r = {rank}. Lower energy (now {config.energy}), set max_rank to at most {space.dim - rank}, "
                 'choose a smaller r, or use constraint="soft".'
             )
