@@ -11,7 +11,6 @@ says otherwise, and the median of at least five ratios is kept. On a machine wit
 from __future__ import annotations
 
 import argparse
-import importlib.metadata as metadata
 import json
 import os
 import platform
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine_parts import decomposition, fitting, growth, steps  # noqa: E402
 
 from space_peft.records.io import write_json  # noqa: E402
+from space_peft.records.versions import versions  # noqa: E402
 
 
 PARTS = {"decomposition": decomposition, "fit": fitting, "steps": steps, "growth": growth}
@@ -36,10 +36,10 @@ PARTS = {"decomposition": decomposition, "fit": fitting, "steps": steps, "growth
 def machine(device: str) -> dict:
     import torch
 
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
+    used = versions("torch", "transformers", "peft", "accelerate")
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     threads = torch.get_num_threads()
-    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": threads, "gpu": gpu, **versions}
+    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": threads, "gpu": gpu, **used}
 
 
 def main() -> int:

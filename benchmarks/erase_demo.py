@@ -27,6 +27,7 @@ from pathlib import Path
 from defaults import adapter_fields, training_fields
 
 from space_peft.records.io import write_json
+from space_peft.records.versions import versions
 
 
 # Spread over kinds; none of them was used to choose a default (those are in VALIDATION).
@@ -183,10 +184,9 @@ def table(results: dict[str, tuple[dict, dict, int]]) -> str:
 
 
 def machine() -> dict:
-    import importlib.metadata as metadata
 
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "datasets")}
-    return {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+    used = versions("torch", "transformers", "peft", "datasets")
+    return {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version(), **used}
 
 
 def main() -> int:

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from stamps import cache_folder, stamps  # noqa: E402
 
 from space_peft.records.io import write_json  # noqa: E402
+from space_peft.records.versions import versions  # noqa: E402
 
 
 CONCEPTS = ("fox", "owl", "shark", "banana", "castle", "guitar", "tractor", "penguin")
@@ -317,8 +318,8 @@ def contact_sheet(anchors: dict, path: Path) -> None:
 
 
 def machine() -> dict:
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "datasets", "numpy")}
-    return {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+    used = versions("torch", "transformers", "datasets", "numpy")
+    return {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version(), **used}
 
 
 def main() -> int:

@@ -11,11 +11,12 @@ from pathlib import Path
 from datasets import Dataset, Image
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
-from space_peft import __version__
+from space_peft._version import __version__
 from space_peft.anchors import anchor_info, set_anchor_info
 from space_peft.data.names import check_aliases, check_concept, mentions
 from space_peft.records.card_data import ErasureCardData
 from space_peft.records.escape import code_span, markdown_text
+from space_peft.records.folder import CARD_NAME
 from space_peft.records.licenses import check_license
 
 from .card import GENERATED
@@ -90,7 +91,7 @@ def push_anchors(
         path.parent.mkdir()
         anchors.to_parquet(path)
         card = _card(anchors, info, repo_id, license, extra, images=images if include_images else [])
-        Path(staged, "README.md").write_text(str(card), encoding="utf-8")
+        Path(staged, CARD_NAME).write_text(str(card), encoding="utf-8")
         write_manifest(staged)
         return commit_folder(
             staged,

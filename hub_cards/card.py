@@ -12,10 +12,12 @@ import jinja2
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
-from space_peft import __version__
+from space_peft._version import __version__
 from space_peft.attacks.report import AttackReport
+from space_peft.config import KNOBS
 from space_peft.records.card_data import ErasureCardData
 from space_peft.records.escape import code_span, markdown_text, plain_line
+from space_peft.records.folder import CARD_NAME
 from space_peft.records.io import atomic_path
 from space_peft.statistics.intervals import share_interval
 
@@ -161,7 +163,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license) -> str:
     rows = sections.results_rows(facts)
     by_key = {row["key"]: row for row in rows}
     constraint = facts.certificate.constraint if facts.certificate else (facts.space or {}).get("constraint")
-    knob = {"soft": "strength", "hard": "energy"}.get(constraint)
+    knob = KNOBS.get(constraint)
     source = facts.certificate and vars(facts.certificate) or facts.space or {}
     pools = [record for record in facts.data.datasets if record.role == "pool"]
     return _template().render(
@@ -242,7 +244,7 @@ def erasure_card(
 
 def write_card(folder: str | os.PathLike, **kwargs) -> Path:
     """Writes `erasure_card(folder, **kwargs)` to the folder's README.md and returns its path."""
-    path = Path(folder) / "README.md"
+    path = Path(folder) / CARD_NAME
     card = erasure_card(folder, **kwargs)
     with atomic_path(path) as temporary:
         temporary.write_text(str(card), encoding="utf-8")

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 
-from space_peft.config import CONSTRAINTS, SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.config import CONSTRAINTS, SpaceLoraConfig
 from space_peft.modeling.layers import adapted_layers
-from space_peft.null_space.callback import NULL_SPACES_NAME
 from space_peft.null_space.certificate import (
-    CERTIFICATE_NAME,
     RetentionCertificate,
     largest_counts,
     measure_changes,
     recompute_bounds,
     update_norms,
 )
+from space_peft.null_space.constraints import FITTED
 from space_peft.null_space.identity import adapter_digest
 from space_peft.null_space.space import NullSpace, load_null_spaces
+from space_peft.records.folder import CERTIFICATE_NAME, NULL_SPACES_NAME, SPACE_CONFIG_NAME
 from space_peft.records.safe_json import read_json
 from space_peft.retained.reading import RetainedRows, retained_loader
 
@@ -158,7 +158,7 @@ def check_bound(source: AdapterSource, model: PeftModel) -> Check:
         # Products over `dim` inputs in float64; undoing the filter enlarges their rounding. A hard constraint's bound may
         # be all rounding: of the largest change that an input of the fitted size can suffer.
         gain = 1 / float(torch.cat([space.filters.double(), torch.tensor([space.outside])]).clamp_min(1e-12).min())
-        share = _rounding(space.dim) * (gain if space.constraint != "hard" else 1.0)
+        share = _rounding(space.dim) * (gain if space.invertible else 1.0)
         floor = _rounding(space.dim) * layer.update_norm * math.sqrt(space.scale * space.dim)
         pairs = {
             "bound": (bound, share), "fitted_change": (fitted_change, share), "kept": (space.kept, 0.0),
@@ -219,18 +219,7 @@ def _statistics_problem(space: NullSpace, dim: int) -> str | None:
         return "the eigenvalues do not come to a mean of 1"
     if (space.residuals < 0).any():
         return "residuals are negative"
-    own = values[space.start : space.start + columns]
-    if space.constraint == "soft":
-        right = (
-            (filters.double() - space.strength / (own + space.strength)).abs().max() <= _FLOAT32 if columns else True
-        )
-        right = right and not space.start and 0 < space.outside <= 1
-    elif space.constraint == "hard":
-        right = (space.start, space.outside) == (0, 1.0) and not filters.any()
-        right = right or space.outside == 0.0 and bool((filters == 1).all())
-    else:
-        right = not columns and space.outside == 1.0
-    if not right:
+    if not FITTED[space.constraint].made(space):
         return f"the filter is not that of a {space.constraint} constraint"
     error = basis.double().T @ basis.double() - torch.eye(columns, dtype=torch.float64)
     if columns and float(error.abs().max()) > _ORTHOGONAL:

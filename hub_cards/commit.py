@@ -20,9 +20,10 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.sha import git_hash
 
+from space_peft.records.folder import MANIFEST_NAME
 from space_peft.records.safe_json import read_json
 
-from .manifest import MANIFEST_NAME, sha256_of
+from .manifest import sha256_of
 
 
 logger = logging.getLogger(__name__)

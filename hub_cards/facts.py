@@ -6,20 +6,27 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
-from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
-from space_peft.anchors.info import ANCHORS_NAME
-from space_peft.attacks.report import ATTACKS_NAME, AttackReport
-from space_peft.config import SPACE_CONFIG_NAME
-from space_peft.evaluation.report import REPORT_NAME, ErasureReport
-from space_peft.modeling.targets import PROJECTOR_PARTS, VISION_PARTS
-from space_peft.null_space.certificate import CERTIFICATE_NAME, RetentionCertificate
-from space_peft.records.card_data import CARD_DATA_NAME, ErasureCardData
+from space_peft.attacks.report import AttackReport
+from space_peft.evaluation.report import ErasureReport
+from space_peft.modeling.targets import side_of
+from space_peft.null_space.certificate import RetentionCertificate
+from space_peft.records.base_model import base_model_id
+from space_peft.records.card_data import ErasureCardData
+from space_peft.records.digests import PEFT_PREFIX
 from space_peft.records.escape import plain_line
+from space_peft.records.folder import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_NAME,
+    ANCHORS_NAME,
+    ATTACKS_NAME,
+    CARD_DATA_NAME,
+    CERTIFICATE_NAME,
+    PICTURES_FOLDER,
+    REPORT_NAME,
+    SPACE_CONFIG_NAME,
+)
 from space_peft.records.measured import check_measured, check_projected
 from space_peft.records.safe_json import read_json
 
@@ -75,8 +82,7 @@ class ErasureFacts:
     @property
     def moves_vision(self) -> bool:
         """Whether a layer of the vision tower or the projector is adapted."""
-        parts = {*VISION_PARTS, *PROJECTOR_PARTS}
-        return any(parts & set(name.split(".")) for name in self.layers)
+        return any(side_of(name) == "vision" for name in self.layers)
 
 
 def read_facts(
@@ -111,12 +117,12 @@ def read_facts(
         data = replace(data, license=license, license_name=None, license_link=None)
     check_measured(folder)
     check_projected(folder)
-    layers, parameters = _weights(folder / WEIGHTS_NAME)
+    layers, parameters = _weights(folder / ADAPTER_NAME)
     certificate, report = folder / CERTIFICATE_NAME, folder / REPORT_NAME
     if attacks is None and (folder / ATTACKS_NAME).is_file():
         attacks = AttackReport.load(folder)
     return ErasureFacts(
-        base_model=_base_model(base_model, data.base_model, adapter.get("base_model_name_or_path")),
+        base_model=base_model_id(base_model, data, adapter),
         data=data,
         adapter=adapter,
         layers=layers,
@@ -126,31 +132,12 @@ def read_facts(
         provenance=_optional_json(folder / ANCHORS_NAME, "provenance of the anchors"),
         report=ErasureReport.load(report) if report.is_file() else None,
         attacks=attacks.attacks if attacks else {},
-        pictures={name: path for name in PICTURES if (folder / (path := f"pictures/{name}.png")).is_file()},
+        pictures={name: path for name in PICTURES if (folder / (path := f"{PICTURES_FOLDER}/{name}.png")).is_file()},
     )
 
 
 def _optional_json(path: Path, kind: str) -> dict | None:
     return read_json(path, kind=kind) if path.is_file() else None
-
-
-def _base_model(given: str | None, recorded: str | None, configured: object) -> str:
-    """The first that is a Hub id; a local path is never one."""
-    for name in (given, recorded, configured):
-        if not name:
-            continue
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            if name is given:
-                raise ValueError(f"`base_model` is {given!r}; expected a Hub id such as 'org/model'.") from error
-            continue
-        if not Path(name).exists():
-            return name
-    raise ValueError(
-        f"the adapter's base model is the local path {given or configured!r}, which means nothing to others; give its "
-        "Hub id as `base_model` (`--base-model org/model`)."
-    )
 
 
 def _weights(path: Path) -> tuple[tuple[str, ...], int]:
@@ -165,7 +152,7 @@ def _weights(path: Path) -> tuple[tuple[str, ...], int]:
                 for length in file.get_slice(key).get_shape():
                     size *= length
                 parameters += size
-                layers[key.removeprefix("base_model.model.").split(".lora_")[0]] = None
+                layers[key.removeprefix(PEFT_PREFIX).split(".lora_")[0]] = None
     except SafetensorError as error:
         raise ValueError(f"{path} holds no adapter weights: {error}. Save or download them again.") from error
     return tuple(layers), parameters

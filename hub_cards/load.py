@@ -11,7 +11,6 @@ from pathlib import Path
 import peft
 import torch
 from peft import LoraConfig, PeftModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import get_peft_model_state_dict
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -19,17 +18,18 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from space_peft.canary.check import CANARY_NAME, Canary, CanaryResult, check_canary
-from space_peft.config import ALLOWED_OPTIONS, INITIALISATIONS, SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.canary.check import Canary, CanaryResult, check_canary
+from space_peft.config import ALLOWED_OPTIONS, INITIALISATIONS, SpaceLoraConfig
 from space_peft.modeling.prompts import conversation
-from space_peft.null_space.identity import weight_content
 from space_peft.records.base_commit import loaded_commit
 from space_peft.records.card_data import is_local_path
+from space_peft.records.digests import weight_content
 from space_peft.records.escape import plain_line
+from space_peft.records.folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME, CANARY_NAME, MANIFEST_NAME, SPACE_CONFIG_NAME
 from space_peft.records.safe_json import read_json
 
 from .limits import check_patterns
-from .manifest import MANIFEST_NAME, check_manifest
+from .manifest import check_manifest
 from .processor import check_processor_files, load_processor
 from .source import AdapterSource, RecordedBase, fetch, recorded_base, refuse_unsafe
 
@@ -178,7 +178,7 @@ def attach_adapter(source: AdapterSource, base: nn.Module) -> PeftModel:
         endings=[*(config.rank_pattern or ()), *(config.alpha_pattern or ())],
         layers=layers,
         names=[name for name, _ in base.named_modules()],
-        where=CONFIG_NAME,
+        where=ADAPTER_CONFIG_NAME,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # An error, below.
@@ -186,20 +186,20 @@ def attach_adapter(source: AdapterSource, base: nn.Module) -> PeftModel:
             model = PeftModel.from_pretrained(base, str(folder), config=config)
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{SAFETENSORS_WEIGHTS_NAME} does not fit the base model {_name(base)!r}. Is it the one that the adapter "
+                f"{ADAPTER_NAME} does not fit the base model {_name(base)!r}. Is it the one that the adapter "
                 f"was trained on? PEFT says: {plain_line(error, 400)}"
             ) from error
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing, unexpected = wanted - stored, stored - wanted
     if getattr(base, "_checkpoint_conversion_mapping", None) and len(missing) == len(unexpected):
         if _contents(get_peft_model_state_dict(model, save_embedding_layers=False)) == _contents(
-            load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+            load_file(folder / ADAPTER_NAME)
         ):
             missing = unexpected = set()  # Older names of the same weights, which PEFT has translated.
     for keys, problem in ((missing, "lacks"), (unexpected, "holds, without a place in the model,")):
         if keys:
             raise ValueError(
-                f"{SAFETENSORS_WEIGHTS_NAME} {problem} {len(keys)} weights, the first is {min(keys)!r:.200}. It was "
+                f"{ADAPTER_NAME} {problem} {len(keys)} weights, the first is {min(keys)!r:.200}. It was "
                 "changed, or does not belong to this adapter_config.json and base model."
             )
     return model
@@ -217,14 +217,14 @@ def adapter_keys(folder: Path) -> set[str]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or holds anything but the matrices of a LoRA.
     """
-    path = folder / SAFETENSORS_WEIGHTS_NAME
+    path = folder / ADAPTER_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"no {SAFETENSORS_WEIGHTS_NAME} in {str(folder)!r}; it holds no adapter.")
+        raise FileNotFoundError(f"no {ADAPTER_NAME} in {str(folder)!r}; it holds no adapter.")
     try:
         with safe_open(path, framework="pt") as file:
             kinds = {name: (len((part := file.get_slice(name)).get_shape()), part.get_dtype()) for name in file.keys()}
     except SafetensorError as error:
-        raise ValueError(f"{SAFETENSORS_WEIGHTS_NAME} is damaged or cut off: {error}. Download it again.") from error
+        raise ValueError(f"{ADAPTER_NAME} is damaged or cut off: {error}. Download it again.") from error
     odd = sorted(
         name
         for name, (dims, dtype) in kinds.items()
@@ -232,7 +232,7 @@ def adapter_keys(folder: Path) -> set[str]:
     )
     if odd:
         raise ValueError(
-            f"{SAFETENSORS_WEIGHTS_NAME} holds {len(odd)} weights that are no matrices `lora_A` and `lora_B`, the first is "
+            f"{ADAPTER_NAME} holds {len(odd)} weights that are no matrices `lora_A` and `lora_B`, the first is "
             f"{odd[0]!r:.200}; such an adapter changes more than its certificate speaks of. Do not load it, and tell its "
             "author."
         )
@@ -249,12 +249,12 @@ def check_options(folder: Path) -> None:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or an option is not on the list of those that are allowed.
     """
-    content = read_json(folder / CONFIG_NAME, kind="adapter's configuration")
+    content = read_json(folder / ADAPTER_CONFIG_NAME, kind="adapter's configuration")
     defaults = LoraConfig().to_dict()
 
     def refuse(key: str, expected: str):
         raise ValueError(
-            f"`{key}` of {CONFIG_NAME} is {content[key]!r:.120}; expected {expected}. With it the adapter changes more "
+            f"`{key}` of {ADAPTER_CONFIG_NAME} is {content[key]!r:.120}; expected {expected}. With it the adapter changes more "
             "than s B A, of which alone its certificate speaks. Do not load it, and tell its author."
         )
 
@@ -278,19 +278,19 @@ def check_options(folder: Path) -> None:
 
 def _check_size(folder: Path) -> None:
     """Refuses ranks that the file of weights has no matrix for: PEFT would make room for them first."""
-    content = read_json(folder / CONFIG_NAME, kind="adapter's configuration")
-    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+    content = read_json(folder / ADAPTER_CONFIG_NAME, kind="adapter's configuration")
+    with safe_open(folder / ADAPTER_NAME, framework="pt") as file:
         largest = max(
             (file.get_slice(name).get_shape()[0] for name in file.keys() if name.endswith(".lora_A.weight")), default=0
         )
     patterns = content.get("rank_pattern") or {}
     for option in ("rank_pattern", "alpha_pattern"):
         if not isinstance(content.get(option, {}), dict):
-            raise ValueError(f"`{option}` of {CONFIG_NAME} is {content[option]!r:.80}; expected an object.")
+            raise ValueError(f"`{option}` of {ADAPTER_CONFIG_NAME} is {content[option]!r:.80}; expected an object.")
     for rank in (content.get("r", 0), *patterns.values()):
         if type(rank) is not int or rank > largest:
             raise ValueError(
-                f"{CONFIG_NAME} asks for the rank {rank!r:.40}, but the largest in {SAFETENSORS_WEIGHTS_NAME}, which it does "
+                f"{ADAPTER_CONFIG_NAME} asks for the rank {rank!r:.40}, but the largest in {ADAPTER_NAME}, which it does "
                 f"not fit, is {largest}."
             )
 

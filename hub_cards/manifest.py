@@ -9,14 +9,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from space_peft.records.folder import CARD_NAME, MANIFEST_NAME
 from space_peft.records.io import atomic_path
 from space_peft.records.safe_json import member_path, read_json
 
 
-MANIFEST_NAME = "space_manifest.json"
 _FORMAT = "space_peft.manifest.v1"
 # A person may edit the card, and the Hub writes .gitattributes.
-_NOT_HASHED = ("README.md", ".gitattributes", MANIFEST_NAME)
+_NOT_HASHED = (CARD_NAME, ".gitattributes", MANIFEST_NAME)
 # What some library would read if it stood in the folder: such a file must not appear later.
 LOADABLE = {
     ".safetensors", ".json", ".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".gguf",

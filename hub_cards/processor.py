@@ -10,19 +10,14 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoProcessor
 
+from space_peft.records.folder import PROCESSOR_CONFIGS, TEMPLATE_NAME, TOKENIZER_NAME
 from space_peft.records.safe_json import read_json
 
 from .limits import LONGEST_TEMPLATE, check_template
 from .source import AdapterSource, RecordedBase
 
 
-TOKENIZER_NAME = "tokenizer.json"
-_CONFIGS = (
-    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json",
-    "special_tokens_map.json", "chat_template.json",
-)  # fmt: skip
-TEMPLATE_NAME = "chat_template.jinja"
-PROCESSOR_FILES = (*_CONFIGS, TEMPLATE_NAME)
+PROCESSOR_FILES = (*PROCESSOR_CONFIGS, TEMPLATE_NAME)
 # The second is newer and goes first where both are there.
 _IMAGE_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 # Keys under which transformers may find a text, or an object; numbers may stand anywhere. It loads whatever others

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from space_peft.data.names import check_name_list, find_mentions, fold, mentions
 from space_peft.records.card_data import ErasureCardData
+from space_peft.records.folder import REDACTION_NAME
 from space_peft.records.io import write_json
 from space_peft.records.safe_json import read_json
 
 from .local_traces import LINES, Finding, file_texts
 
 
-REDACTION_NAME = "space_redaction.json"
 ALGORITHM = "hmac-sha256"
 REDACTED = "[redacted]"
 _REMEDY = "Without it the hash of a former push cannot be made again; restore it, or delete it to draw another salt."

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-from peft.utils import CONFIG_NAME
 
-from space_peft.records.card_data import CARD_DATA_NAME, is_local_path
+from space_peft.records.card_data import is_local_path
+from space_peft.records.folder import ADAPTER_CONFIG_NAME, CARD_DATA_NAME, TRAINING_ARGUMENTS_NAME
 from space_peft.records.safe_json import read_json
 
 from .manifest import CHECKPOINT
@@ -22,7 +22,7 @@ CHECKPOINTS = ("checkpoint-*", "last-checkpoint")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _CODE = (".py", ".pyc", ".so", ".dll")
 # Trainer writes it beside every model; nothing that loads an adapter reads it, and it is not downloaded.
-_HARMLESS = ("training_args.bin",)
+_HARMLESS = (TRAINING_ARGUMENTS_NAME,)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -131,15 +131,15 @@ def recorded_base(source: AdapterSource) -> RecordedBase:
         FileNotFoundError: If there is no `adapter_config.json`.
         ValueError: If it is damaged or not of a LoRA, the two files disagree, or a downloaded one names a path.
     """
-    config = read_json(source.folder / CONFIG_NAME, kind="adapter's configuration")
+    config = read_json(source.folder / ADAPTER_CONFIG_NAME, kind="adapter's configuration")
     if config.get("peft_type") != "LORA":
-        raise ValueError(f"{CONFIG_NAME} is of a {config.get('peft_type')!r:.40} adapter; expected 'LORA'.")
+        raise ValueError(f"{ADAPTER_CONFIG_NAME} is of a {config.get('peft_type')!r:.40} adapter; expected 'LORA'.")
     if config.get("megatron_config") is not None:
-        raise ValueError(f"`megatron_config` of {CONFIG_NAME} has other code loaded; expected null.")
+        raise ValueError(f"`megatron_config` of {ADAPTER_CONFIG_NAME} has other code loaded; expected null.")
     found = {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")}
     for key, value in found.items():
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"the base model's {key} in {CONFIG_NAME} is {value!r:.80}; expected a text.")
+            raise ValueError(f"the base model's {key} in {ADAPTER_CONFIG_NAME} is {value!r:.80}; expected a text.")
     if (source.folder / CARD_DATA_NAME).is_file():
         card = read_json(source.folder / CARD_DATA_NAME, kind="card data")
         told = {"name": card.get("base_model"), "revision": card.get("base_revision")}
@@ -154,13 +154,13 @@ def recorded_base(source: AdapterSource) -> RecordedBase:
             )
             if found[key] and value and found[key] != value and not local:
                 raise ValueError(
-                    f"{CONFIG_NAME} names the base model's {key} {found[key]!r:.120}, {CARD_DATA_NAME} {value!r:.120}; "
+                    f"{ADAPTER_CONFIG_NAME} names the base model's {key} {found[key]!r:.120}, {CARD_DATA_NAME} {value!r:.120}; "
                     "one of them was changed. Ask the author which is right, and give `base_model`."
                 )
             found[key] = found[key] or value or None
     if source.repo_id is not None and is_local_path(found["name"]):
         raise ValueError(
-            f"{CONFIG_NAME} names a folder of its author's machine as the base model, {found['name']!r:.120}; give "
+            f"{ADAPTER_CONFIG_NAME} names a folder of its author's machine as the base model, {found['name']!r:.120}; give "
             "`base_model`."
         )
     return RecordedBase(**found)

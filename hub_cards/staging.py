@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import logging
 import os
@@ -11,18 +10,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
-from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_NAME
 from safetensors import SafetensorError, safe_open
 
-from space_peft.anchors.info import ANCHORS_NAME
-from space_peft.canary.check import CANARY_NAME, Canary
+from space_peft.canary.check import Canary
 from space_peft.data.names import check_aliases, mentions
-from space_peft.evaluation.report import REPORT_NAME
-from space_peft.null_space.callback import NULL_SPACES_NAME
-from space_peft.records.card_data import CARD_DATA_NAME, ErasureCardData, is_local_path
+from space_peft.records.base_model import base_model_id
+from space_peft.records.card_data import ErasureCardData, is_local_path
+from space_peft.records.folder import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_NAME,
+    ANCHORS_NAME,
+    CANARY_NAME,
+    CARD_DATA_NAME,
+    CARD_NAME,
+    FILES,
+    PROCESSOR_CONFIGS,
+    REPORT_NAME,
+    TRAINER_STATE,
+    TRAINER_STATE_NAME,
+    TRAINING_ARGUMENTS_NAME,
+    VOCABULARIES,
+    known,
+    matches,
+    to_publish,
+)
 from space_peft.records.io import write_json
 from space_peft.records.measured import check_measured, check_projected
 from space_peft.records.safe_json import member_path, read_json
@@ -34,29 +45,6 @@ from .redaction import find_names, redact_anchors, redact_values, redacted_label
 
 
 logger = logging.getLogger(__name__)
-
-RESULTS = [
-    "space_config.json", "space_certificate.json", "space_ledger.json", ANCHORS_NAME, CARD_DATA_NAME, CANARY_NAME,
-    REPORT_NAME, "report.md", "attacks.json",
-]  # fmt: skip
-PICTURES = ["pictures/*.png", "attacks.png"]
-CANARY_IMAGES = ["canary/*.png"]
-ANSWERS = ["answers_before.jsonl", "answers_after.jsonl"]
-VOCABULARIES = (
-    "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "tokenizer.model", "spiece.model",
-    "sentencepiece.bpe.model",
-)  # fmt: skip
-PROCESSOR = [
-    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json",
-    "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
-    *VOCABULARIES,
-]  # fmt: skip
-
-# What Trainer itself writes beside a model. Left out; any other pickle is refused.
-TRAINER_STATE = [
-    "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth",
-    "trainer_state.json",
-]  # fmt: skip
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 # In cards of `PeftModel.save_pretrained` and of Trainer, which nobody wrote by hand.
 _TEMPLATE_TEXTS = (
@@ -116,19 +104,14 @@ def stage(
     data = ErasureCardData.load(folder) if (folder / CARD_DATA_NAME).exists() else None
     redact = redact or data is not None and data.redact
     adapter = read_json(folder / ADAPTER_CONFIG_NAME, kind="adapter configuration")
-    base_model = hub_id(base_model, data, adapter)
+    base_model = base_model_id(base_model, data, adapter)
     data = data or ErasureCardData(concept=_recorded_name(folder) if redact else "")
     if data.base_model not in (None, base_model):
         data.base_revision = data.base_license = None  # They are the other model's.
     data.base_model = base_model
 
-    patterns = [ADAPTER_NAME, ADAPTER_CONFIG_NAME, *RESULTS]
-    # A vocabulary holds most names as words; processor and tokenizer are the base model's anyway.
-    patterns += [] if redact else [*PROCESSOR, *PICTURES]
-    patterns += CANARY_IMAGES if include_images and not redact else []
-    patterns += ANSWERS if include_answers and not redact else []
-    patterns += [NULL_SPACES_NAME] if include_null_spaces else []
-    _copy(folder, staged, patterns)
+    asked = {"images": include_images, "answers": include_answers, "null_spaces": include_null_spaces}
+    _copy(folder, staged, to_publish(redact=redact, **asked))
     _name_base(staged, base_model, data.base_revision)
     names = []
     if redact:
@@ -166,39 +149,16 @@ def stage_checkpoint(checkpoint: str | os.PathLike, staged: str | os.PathLike) -
     checkpoint, staged = Path(checkpoint), Path(staged)
     adapter = read_json(checkpoint / ADAPTER_CONFIG_NAME, kind="adapter configuration")
     data = ErasureCardData.load(checkpoint) if (checkpoint / CARD_DATA_NAME).exists() else None
-    base_model = hub_id(None, data, adapter)
-    shutil.copytree(checkpoint, staged, ignore=shutil.ignore_patterns("training_args.bin", "README.md"))
+    base_model = base_model_id(None, data, adapter)
+    shutil.copytree(checkpoint, staged, ignore=shutil.ignore_patterns(TRAINING_ARGUMENTS_NAME, CARD_NAME))
     _name_base(staged, base_model, data.base_revision if data is not None else None)
-    if (staged / "trainer_state.json").exists():
-        state = read_json(staged / "trainer_state.json", kind="state of the training")
+    if (staged / TRAINER_STATE_NAME).exists():
+        state = read_json(staged / TRAINER_STATE_NAME, kind="state of the training")
         if state.get("best_model_checkpoint"):
             state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
-            write_json(staged / "trainer_state.json", state)
+            write_json(staged / TRAINER_STATE_NAME, state)
     _refuse(find_local_traces(staged, vocabularies=VOCABULARIES), "it would publish what is local to this machine")
     return staged
-
-
-def hub_id(base_model: str | None, data: ErasureCardData | None, adapter: dict) -> str:
-    """The base model's id on the Hub: as given, as the card data says, or as the adapter's configuration does.
-
-    Raises:
-        ValueError: If none of them is an id, but a path or nothing.
-    """
-    recorded = adapter.get("base_model_name_or_path")
-    given = base_model or (data.base_model if data is not None else None)
-    for candidate in [given] if given else [recorded]:
-        # What was loaded from a folder is no repository, even where its relative path looks like one.
-        if candidate and not is_local_path(candidate) and (given or not Path(candidate).exists()):
-            try:
-                validate_repo_id(candidate)
-                return candidate
-            except HFValidationError:
-                break
-    raise ValueError(
-        f"the adapter's base model is {given or recorded!r}, which is no id on the Hub: a path must not be published, and "
-        "nobody else could load it. Pass the id of the same model, such as 'llava-hf/llava-1.5-7b-hf', as `base_model` "
-        "(`--base-model` on the command line)."
-    )
 
 
 def concept_names(folder: Path, data: ErasureCardData) -> list[str]:
@@ -228,7 +188,7 @@ def _check_adapter(folder: Path) -> None:
         raise FileNotFoundError(f"{str(folder)!r} holds no {ADAPTER_CONFIG_NAME}; save the adapter there first.")
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
-        ignored = CHECKPOINT.fullmatch(place.parts[0]) or _matches(place.as_posix(), TRAINER_STATE)
+        ignored = CHECKPOINT.fullmatch(place.parts[0]) or matches(place.as_posix(), TRAINER_STATE)
         if path.is_file() and not ignored and (path.suffix.lower() in _PICKLE_SUFFIXES or _is_pickle(path)):
             raise ValueError(
                 f"{place.as_posix()!r} is or may hold a pickle, which runs code when it is loaded; only safetensors are "
@@ -264,22 +224,18 @@ def _is_pickle(path: Path) -> bool:
     return protocol or head[:4] == b"PK\x03\x04" or head[257:262] == b"ustar"
 
 
-def _matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns)
-
-
 def _copy(folder: Path, staged: Path, patterns: list[str]) -> None:
     left_out = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not _matches(name, patterns):
+        if not matches(name, patterns):
             if path.is_file() and not CHECKPOINT.fullmatch(name.split("/")[0]):
                 left_out.append(name)
             continue
         member_path(folder, name)  # Refuses a link out of the folder: what it leads to was never meant to be published.
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, staged / name)
-    left_out = [name for name in left_out if name != "README.md"]
+    left_out = [name for name in left_out if name != CARD_NAME]
     if left_out:
         logger.info("Not published: %s (and checkpoints).", ", ".join(left_out))
 
@@ -287,8 +243,8 @@ def _copy(folder: Path, staged: Path, patterns: list[str]) -> None:
 def _name_base(staged: Path, base_model: str, revision: str | None) -> None:
     """Replaces paths of the base model by its Hub id, in the adapter's and the processor's configuration."""
     for path in staged.glob("*.json"):
-        if path.name in (*RESULTS, *VOCABULARIES):
-            continue
+        if known(path.name) and path.name not in (ADAPTER_CONFIG_NAME, *PROCESSOR_CONFIGS):
+            continue  # a result or a vocabulary
         content = read_json(path, kind="configuration")
         changed = dict(content)
         for key in ("name_or_path", "_name_or_path"):
@@ -304,8 +260,7 @@ def _name_base(staged: Path, base_model: str, revision: str | None) -> None:
 def _redact(staged: Path, data: ErasureCardData, names: list[str], salt: bytes) -> ErasureCardData:
     data = without_name(data, names, salt)
     label = redacted_label(data)
-    (staged / "report.md").unlink(missing_ok=True)  # Says what report.json does, with the name in its heading.
-    for file in ("space_config.json", "space_certificate.json", "space_ledger.json", "attacks.json"):
+    for file in (file.name for file in FILES if file.redact_values):
         if (staged / file).exists():
             write_json(staged / file, redact_values(read_json(staged / file, kind="result"), names))
     if (staged / REPORT_NAME).exists():
@@ -334,19 +289,19 @@ def is_handwritten(card: Path) -> bool:
 
 
 def _write_card(folder: Path, staged: Path, **options) -> None:
-    if is_handwritten(folder / "README.md"):
+    if is_handwritten(folder / CARD_NAME):
         logger.warning("README.md was written by a person and is published as it is; without it a card is generated.")
-        text = member_path(folder, "README.md").read_text(encoding="utf-8")
+        text = member_path(folder, CARD_NAME).read_text(encoding="utf-8")
         card = ModelCard(text, ignore_metadata_errors=True)
         if is_local_path(card.data.base_model):  # PEFT writes it there, into a card of any kind.
             local, card.data.base_model = card.data.base_model, options["base_model"]
             tags = card.data.tags or []
             card.data.tags = [tag.replace(local, options["base_model"]) for tag in tags] or None
             text = str(card)
-        (staged / "README.md").write_text(text, encoding="utf-8")
+        (staged / CARD_NAME).write_text(text, encoding="utf-8")
     else:
         card = erasure_card(staged, **options)
-        (staged / "README.md").write_text(str(card), encoding="utf-8")
+        (staged / CARD_NAME).write_text(str(card), encoding="utf-8")
 
 
 def _refuse(findings: list[Finding], reason: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,27 +11,40 @@ from pathlib import Path
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from peft import PeftModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.attacks.audit import audit_concept
 from space_peft.attacks.models import answers_naming, check_vocabulary
-from space_peft.attacks.report import ATTACKS_NAME, AttackReport
-from space_peft.canary.check import CANARY_NAME, MIN_MARGIN, Canary, check_canary
-from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.attacks.report import AttackReport
+from space_peft.canary.check import MIN_MARGIN, Canary, check_canary
+from space_peft.config import SpaceLoraConfig
 from space_peft.data.names import check_concept
 from space_peft.data.questions import QuestionSet, questions_of
-from space_peft.evaluation.report import REPORT_NAME, ErasureReport
+from space_peft.evaluation.report import ErasureReport
 from space_peft.modeling.layers import deployed_model
 from space_peft.modeling.prompts import conversation
-from space_peft.null_space.callback import NULL_SPACES_NAME
-from space_peft.null_space.certificate import CERTIFICATE_NAME, RetentionCertificate
+from space_peft.null_space.certificate import RetentionCertificate
 from space_peft.null_space.space import load_null_spaces
-from space_peft.records.card_data import CARD_DATA_NAME, ErasureCardData
+from space_peft.records.card_data import ErasureCardData
 from space_peft.records.escape import plain_line
+from space_peft.records.folder import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_NAME,
+    ANCHORS_NAME,
+    ATTACKS_NAME,
+    CANARY_NAME,
+    CARD_DATA_NAME,
+    CERTIFICATE_NAME,
+    LEDGER_NAME,
+    MANIFEST_NAME,
+    NULL_SPACES_NAME,
+    REPORT_NAME,
+    SPACE_CONFIG_NAME,
+    TOKENIZER_NAME,
+    known,
+)
 from space_peft.records.safe_json import read_json
 from space_peft.retained.reading import RetainedRows
 
@@ -45,10 +57,9 @@ from .load import (
     check_options,
     load_base,
 )
-from .manifest import LOADABLE, MANIFEST_NAME, check_manifest, published_files
-from .processor import PROCESSOR_FILES, TOKENIZER_NAME, check_processor_file, load_processor, tokenizer_problem
+from .manifest import LOADABLE, check_manifest, published_files
+from .processor import PROCESSOR_FILES, check_processor_file, load_processor, tokenizer_problem
 from .source import AdapterSource, fetch, recorded_base, unsafe_files
-from .staging import PROCESSOR, RESULTS
 
 
 _ASKED = ("canary", "retained data", "name")
@@ -199,12 +210,12 @@ def _hashes(source: AdapterSource) -> list[Check]:
     return [Check("hashes", OK, "every file is as it was published")]
 
 
-def _contents(source: AdapterSource) -> list[Check]:
-    """Whether each file that is there can be read, and says what such a file says."""
+def _readers(source: AdapterSource) -> dict[str, Callable[[], object]]:
+    """How each file that is published and says something is read and checked."""
     folder = source.folder
     readers: dict[str, Callable[[], object]] = {
-        CONFIG_NAME: lambda: (recorded_base(source), check_options(folder)),
-        SAFETENSORS_WEIGHTS_NAME: lambda: _check_weights(folder),
+        ADAPTER_CONFIG_NAME: lambda: (recorded_base(source), check_options(folder)),
+        ADAPTER_NAME: lambda: _check_weights(folder),
         SPACE_CONFIG_NAME: lambda: SpaceLoraConfig.from_pretrained(str(folder)),
         CERTIFICATE_NAME: lambda: RetentionCertificate.load(folder),
         CANARY_NAME: lambda: Canary.load(folder),
@@ -212,15 +223,21 @@ def _contents(source: AdapterSource) -> list[Check]:
         REPORT_NAME: lambda: ErasureReport.load(folder),
         ATTACKS_NAME: lambda: AttackReport.load(folder),
         ANCHORS_NAME: lambda: read_json(folder / ANCHORS_NAME, kind="anchors' provenance"),
+        LEDGER_NAME: lambda: read_json(folder / LEDGER_NAME, kind="ledger"),
         NULL_SPACES_NAME: lambda: load_null_spaces(folder / NULL_SPACES_NAME),
     }
-    readers |= {name: partial(check_processor_file, folder, name) for name in PROCESSOR_FILES}
+    return readers | {name: partial(check_processor_file, folder, name) for name in PROCESSOR_FILES}
+
+
+def _contents(source: AdapterSource) -> list[Check]:
+    """Whether each file that is there can be read, and says what such a file says."""
+    folder, readers = source.folder, _readers(source)
     checks = [
         Check("content", FAILED, "is nothing of an erasure, and some library would load it; remove it", name)
         for name in _odd_files(source)
     ]
     for name, read in readers.items():
-        required = name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
+        required = name in (ADAPTER_CONFIG_NAME, ADAPTER_NAME)
         if not (folder / name).is_file() and not required:
             continue
         try:
@@ -237,19 +254,18 @@ def _odd_files(source: AdapterSource) -> list[str]:
     """Files of a published folder that `from_pretrained` would read though an adapter has none: a whole model, say."""
     if source.repo_id is None and not (source.folder / MANIFEST_NAME).is_file():
         return []  # What a trainer has left beside the adapter.
-    allowed = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, NULL_SPACES_NAME, *RESULTS, *PROCESSOR]
     return [
         name
         for name in published_files(source.folder)
         if "/" not in name
         and Path(name).suffix.lower() in LOADABLE - {".txt", ".yaml", ".yml"}
-        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)
+        and ((file := known(name)) is None or file.published == "never")
     ]
 
 
 def _check_weights(folder: Path) -> None:
     adapter_keys(folder)
-    bad = [name for name, weight in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items() if not weight.isfinite().all()]
+    bad = [name for name, weight in load_file(folder / ADAPTER_NAME).items() if not weight.isfinite().all()]
     if bad:
         raise ValueError(f"{len(bad)} weights hold NaN or infinity, the first is {min(bad)!r:.200}")
 

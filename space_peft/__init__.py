@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._lazy import lazy_exports
+from ._version import __version__
 
-
-__version__ = "0.1.0"
 
 _EXPORTS = {
     "SpaceLoraConfig": "config",
@@ -21,7 +20,7 @@ _EXPORTS = {
     "fit_null_space": "null_space.fitting",
     "Statistics": "null_space.base_statistics",
     "load_statistics": "null_space.base_statistics",
-    "collect_statistics": "retained.collecting",
+    "collect_statistics": "null_space.collecting",
     "NullSpaceCallback": "null_space.callback",
     "attach_null_space": "null_space.projection",
     "RetentionCertificate": "null_space.certificate",
@@ -70,12 +69,12 @@ if TYPE_CHECKING:
     from .null_space.base_statistics import Statistics, load_statistics
     from .null_space.callback import NullSpaceCallback
     from .null_space.certificate import RetentionCertificate, measure_certificate
+    from .null_space.collecting import collect_statistics
     from .null_space.fitting import fit_null_space
     from .null_space.moments import NullSpaceFitter
     from .null_space.projection import attach_null_space
     from .null_space.space import NullSpace, load_null_spaces, save_null_spaces
     from .records.card_data import ErasureCardData
-    from .retained.collecting import collect_statistics
     from .retained.end_to_end import EndToEnd, measure_end_to_end
     from .retained.self_distillation import retained_answers, retained_texts
     from .trainers import (

@@ -13,12 +13,14 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig
 
+from .records.folder import SPACE_CONFIG_NAME
 from .records.io import write_json
 from .records.safe_json import read_json
 
 
-SPACE_CONFIG_NAME = "space_config.json"
 CONSTRAINTS = ("soft", "hard", "none")
+# The setting that says how strict a constraint is.
+KNOBS = {"soft": "strength", "hard": "energy", "none": None}
 STATISTICS = ("token", "pooled")
 # The initialisations of PEFT that leave the base weights alone and need no data.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal")

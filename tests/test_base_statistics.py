@@ -23,9 +23,9 @@ from space_peft import (
 )
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.null_space.base_statistics import SecondMoment
+from space_peft.null_space.collecting import _layers
 from space_peft.null_space.fitting import collect_moments
 from space_peft.null_space.identity import DataDigest, base_checksum
-from space_peft.retained.collecting import _layers
 from space_peft.trainers import GradDiffConfig, GradDiffTrainer
 
 

@@ -13,8 +13,9 @@ from test_architectures import ASKS, find_anchors, pictures
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, calibrate
 from space_peft.null_space.certificate import RetentionCertificate
-from space_peft.null_space.identity import file_digest
-from space_peft.records.measured import MEASURED_NAME, check_measured
+from space_peft.records.digests import file_digest
+from space_peft.records.folder import MEASURED_NAME
+from space_peft.records.measured import check_measured
 from space_peft.retained.end_to_end import AnswerComparison
 from space_peft.retained.reading import RetainedRows
 from space_peft.statistics.calibration import (

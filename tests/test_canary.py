@@ -12,7 +12,7 @@ from peft import get_peft_model
 from PIL import Image
 
 from space_peft import QuestionSet, SpaceLoraConfig
-from space_peft.canary.check import CANARY_NAME, MIN_MARGIN, Canary, _best, check_canary, make_canary
+from space_peft.canary.check import MIN_MARGIN, Canary, _best, check_canary, make_canary
 from space_peft.canary.items import Answer, CanaryItem
 from space_peft.data.name_forms import surface_forms
 from space_peft.data.seed_images import pixel_hash, seed_image
@@ -20,6 +20,7 @@ from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.modeling.fingerprint import compare_base, fingerprint_base
 from space_peft.modeling.layers import adapted_layers
 from space_peft.modeling.prompts import generate_answers
+from space_peft.records.folder import CANARY_NAME
 
 
 # Seed, width, height: pixels of the released recipe, which must never change.

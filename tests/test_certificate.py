@@ -10,14 +10,10 @@ from tiny_models import image_batch, text_batch, tiny_llama, tiny_llava, train, 
 
 from space_peft.config import SpaceLoraConfig
 from space_peft.modeling.layers import adapted_layers, lora_weights
-from space_peft.null_space.certificate import (
-    CERTIFICATE_NAME,
-    RetentionCertificate,
-    measure_certificate,
-    recompute_bounds,
-)
+from space_peft.null_space.certificate import RetentionCertificate, measure_certificate, recompute_bounds
 from space_peft.null_space.fitting import collect_moments, fit_null_space
 from space_peft.null_space.projection import attach_null_space
+from space_peft.records.folder import CERTIFICATE_NAME
 
 
 RETAINED = [image_batch(rows=4, text=6, seed=1), text_batch(rows=4, length=9, seed=2, pad=3)]

@@ -13,9 +13,10 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tiny_models import text_batch, tiny_llama
 
-from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.config import SpaceLoraConfig
 from space_peft.modeling.layers import adapter_config
 from space_peft.null_space.identity import adapter_digest
+from space_peft.records.folder import SPACE_CONFIG_NAME
 from space_peft.records.measured import check_projected
 
 

@@ -17,8 +17,8 @@ from tiny_models import image_batch, text_batch, tiny_llava
 from space_peft import SpaceLoraConfig
 from space_peft.demo import load_demo_model
 from space_peft.null_space import load_null_spaces, save_null_spaces
-from space_peft.null_space.fit_progress import FIT_PROGRESS_NAME
 from space_peft.null_space.fitting import fit_null_space
+from space_peft.records.folder import FIT_PROGRESS_NAME
 from space_peft.trainers.checkpoints import last_complete_checkpoint
 
 

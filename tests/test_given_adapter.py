@@ -13,20 +13,13 @@ from test_projection import FORGET, trainer_for
 from tiny_models import text_batch, tiny_llama, tiny_llava
 
 from space_peft import NullSpaceCallback, SpaceConfig, SpaceLoraConfig, SpaceTrainer, fit_null_space
-from space_peft.config import SPACE_CONFIG_NAME
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.hub_cards import write_card
 from space_peft.hub_cards.staging import stage
 from space_peft.modeling.layers import adapted_layers, deployed_model, lora_weights, our_adapter
 from space_peft.modeling.targets import default_target_modules
-from space_peft.records.measured import (
-    MEASURED_NAME,
-    check_measured,
-    note_measured,
-    other_weights,
-    remove_results,
-    saved_digest,
-)
+from space_peft.records.folder import MEASURED_NAME, SPACE_CONFIG_NAME
+from space_peft.records.measured import check_measured, note_measured, other_weights, remove_results, saved_digest
 from space_peft.trainers.given_adapter import add_adapter, adopt, check_bare
 
 

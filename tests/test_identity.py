@@ -13,21 +13,20 @@ from tiny_models import image_batch, text_batch, tiny_llama, tiny_llava, train, 
 from transformers import Trainer, TrainingArguments
 
 from space_peft import NullSpaceCallback, SpaceLoraConfig, fit_null_space
-from space_peft.config import SPACE_CONFIG_NAME
 from space_peft.modeling.layers import adapted_layers, deployed_weights, lora_weights
 from space_peft.null_space import NullSpaceFitter, load_null_spaces, save_null_spaces
-from space_peft.null_space.callback import NULL_SPACES_NAME
 from space_peft.null_space.certificate import measure_certificate
+from space_peft.null_space.differences import fit_differences
 from space_peft.null_space.identity import (
     adapter_digest,
     base_checksum,
     data_digest,
-    file_digest,
-    fit_differences,
     same_base,
     weights_at_rest,
 )
 from space_peft.null_space.projection import attach_null_space
+from space_peft.records.digests import file_digest
+from space_peft.records.folder import NULL_SPACES_NAME, SPACE_CONFIG_NAME
 from space_peft.records.measured import check_projected
 
 

@@ -299,7 +299,7 @@ def test_bad_activations_are_named(value):
         (lambda: NullSpaceFitter(4).update(torch.zeros(2, 3, 4), torch.ones(3, 2)), "the mask"),
         (lambda: NullSpaceFitter(4).fit(), "nothing to fit"),
         (lambda: fitted(torch.zeros(3, 4)), "all retained inputs are zero"),
-        (lambda: fitted(torch.randn(3, 4), "firm"), "'soft', 'hard' or 'none'"),
+        (lambda: fitted(torch.randn(3, 4), "firm"), "one of 'soft', 'hard', 'none'"),
         (lambda: fitted(torch.randn(3, 4), strength=0.0), "expected a number > 0"),
         (lambda: fitted(torch.randn(3, 4), strength=float("nan")), "expected a number > 0"),
         (lambda: fitted(torch.randn(3, 4), "hard", energy=1.5), r"share in \(0, 1\]"),

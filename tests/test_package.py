@@ -1,11 +1,13 @@
 """The package itself: light to import, complete, one direction of dependence."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from import_graph import BENCHMARKS, LIBRARY, circles, import_graph, room_of, rooms
 
 import space_peft
 
@@ -52,10 +54,61 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "space_peft").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_rooms_depend_downwards(path):
-    above = [name for name in _imports(path) if "trainers" in name or "hub_cards" in name]
-    assert not above, f"{path.name} imports {above} from a room above it"
+# Every room of the library, the lowest first: each may import those before it, wherever in a file it does.
+ROOMS = [
+    "_lazy", "_version", "records", "config", "statistics", "data", "distributed", "modeling", "losses", "retained",
+    "null_space", "anchors", "evaluation", "suites", "attacks", "canary", "hub_cards", "trainers", "demo", "cli", "space_peft",
+]  # fmt: skip
+
+
+def test_rooms_depend_downwards():
+    graph = import_graph(LIBRARY)
+    assert {room_of(module) for module in graph} == set(ROOMS), "a new room belongs into the list, where it stands"
+    upwards = [
+        f"{module} imports {other}"
+        for module, imported in graph.items()
+        for other in sorted(imported)
+        if ROOMS.index(room_of(module)) < ROOMS.index(room_of(other))
+    ]
+    assert not upwards
+
+
+@pytest.mark.parametrize("folders", [LIBRARY, BENCHMARKS], ids=["library", "benchmarks"])
+def test_no_imports_go_round_in_a_circle(folders):
+    # A name in an annotation is no import: a part may say of what it is a part.
+    assert not circles(import_graph(folders, annotations=False))
+
+
+def test_circles_and_rooms_are_found_wherever_the_import_stands(tmp_path):
+    for name, text in {
+        "low/one.py": "def f():\n    from ..high import two\n",
+        "high/__init__.py": "_EXPORTS = {'g': 'two'}\n",
+        "high/two.py": "if True:\n    from ..low.one import f\n",
+        "high/three.py": "if TYPE_CHECKING:\n    from .two import g\nelse:\n    from ..low import one\n",
+    }.items():
+        (tmp_path / "top" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "top" / name).write_text(text)
+    graph = import_graph({"top": "top"}, root=tmp_path)
+    assert graph == {
+        "top.low.one": {"top.high.two"},
+        "top.high": {"top.high.two"},
+        "top.high.two": {"top.low.one"},
+        "top.high.three": {"top.high.two", "top.low.one"},
+    }
+    assert circles(graph) == [["top.high.two", "top.low.one"]]
+    assert circles(rooms(graph)) == [["high", "low"]]
+    assert import_graph({"top": "top"}, annotations=False, root=tmp_path)["top.high.three"] == {"top.low.one"}
+
+
+def test_every_package_is_in_the_wheel():
+    with open(ROOT / "pyproject.toml") as file:
+        listed = re.search(r"^packages = \[(.*?)\]", file.read(), re.DOTALL | re.MULTILINE).group(1)
+    found = {
+        ".".join([package, *path.parent.relative_to(ROOT / folder).parts])
+        for folder, package in LIBRARY.items()
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert set(re.findall(r'"(.*?)"', listed)) == found
 
 
 def test_trainers_and_cards_do_not_depend_on_each_other():

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from space_peft.config import SpaceLoraConfig
-from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.modeling.layers import adapted_layers, evaluating, lora_weights
 from space_peft.null_space.callback import NullSpaceCallback
 from space_peft.null_space.certificate import measure_certificate
 from space_peft.null_space.fitting import collect_moments, fit_null_space
@@ -297,6 +297,15 @@ def test_4_bit_weights_laid_out_for_inference_are_refused(saved_model):
         model(**RETAINED[1])
     with pytest.raises(ValueError, match="laid out for inference on a CPU.* Load it anew"):
         attach_null_space(model, optimizer, spaces)
+
+
+def test_asking_a_4_bit_model_leaves_its_weights_as_training_needs_them(saved_model):
+    model, layer = four_bit_model(saved_model)
+    with evaluating(model), torch.no_grad():
+        assert layer.training and not model.training
+        model(**RETAINED[1])
+    spaces = fit_null_space(model, RETAINED, progress=False)
+    attach_null_space(model, torch.optim.AdamW(trainable(model), lr=1e-2), spaces).remove()
 
 
 OFFLOADED = {

@@ -15,9 +15,10 @@ from transformers.optimization import Adafactor
 from space_peft.config import SpaceLoraConfig
 from space_peft.modeling.layers import adapted_layers, lora_weights
 from space_peft.null_space import NullSpaceFitter, load_null_spaces
-from space_peft.null_space.callback import NULL_SPACES_NAME, NullSpaceCallback
+from space_peft.null_space.callback import NullSpaceCallback
 from space_peft.null_space.fitting import fit_null_space
 from space_peft.null_space.projection import attach_null_space, offload_null_spaces
+from space_peft.records.folder import NULL_SPACES_NAME
 
 
 OPTIMIZERS = {

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from space_peft.modeling.layers import adapted_layers
-from space_peft.modeling.targets import default_target_modules
+from space_peft.modeling.targets import default_target_modules, side_of
 
 
 def tiny_llava(vision_feature_layer):
@@ -88,6 +88,7 @@ def test_every_architecture(name):
         model, _ = architectures.build(name)
         names = adapted(model, target)
         assert all(key.startswith("model.") for key in names)
+        assert {side_of(key) for key in names} == ({"vision", "language"} if target == "all" else {target})
         return dict(Counter(key.split(".")[1] for key in names))
 
     language = {part: n for part, n in PARTS[name].items() if part in ("language_model", "text_model")}

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from space_peft.modeling.features import image_features, tap_image_features
 from space_peft.modeling.layers import adapted_layers, deployed_model
 from space_peft.modeling.prompts import answer_logits, to_device
-from space_peft.modeling.targets import LANGUAGE_PARTS
+from space_peft.modeling.targets import side_of
 
 from .forget_config import ForgetConfig
 from .forget_trainer import ForgetTrainer
@@ -84,7 +84,7 @@ class CVFTrainer(ForgetTrainer):
 
     def __init__(self, *args, reference_model=None, **kwargs):
         super().__init__(*args, **kwargs)
-        adapted = [name for name in adapted_layers(self.model) if set(LANGUAGE_PARTS) & set(name.split("."))]
+        adapted = [name for name in adapted_layers(self.model) if side_of(name) == "language"]
         if adapted:
             raise ValueError(
                 f"{len(adapted)} layers of the language model are adapted, the first is {adapted[0]!r}, but it stays "

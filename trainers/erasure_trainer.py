@@ -16,17 +16,17 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 
-from space_peft.anchors.info import ANCHORS_NAME
 from space_peft.config import SpaceLoraConfig
 from space_peft.data.names import check_aliases, check_concept
 from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.distributed import processes
 from space_peft.modeling.features import multimodal_core
 from space_peft.null_space.base_statistics import Statistics, load_statistics
-from space_peft.null_space.callback import NULL_SPACES_NAME, NullSpaceCallback
+from space_peft.null_space.callback import NullSpaceCallback
 from space_peft.null_space.leaks import measure_leaks
 from space_peft.null_space.space import save_null_spaces
 from space_peft.records.card_data import ErasureCardData
+from space_peft.records.folder import ANCHORS_NAME, NULL_SPACES_NAME
 from space_peft.records.io import write_json
 from space_peft.records.measured import saved_digest
 from space_peft.retained.reading import RetainedRows

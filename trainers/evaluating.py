@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import PredictionOutput
 
 from space_peft.anchors.refine import name_probabilities
-from space_peft.modeling.layers import deployed_model
+from space_peft.modeling.layers import deployed_model, evaluating
 from space_peft.modeling.prompts import to_device
 from space_peft.retained.reading import RetainedRows
 
@@ -138,9 +138,7 @@ class EvaluationMixin:
         """
         loaders = self._eval_loaders(eval_dataset)
         model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             metrics = {}
             for name, loader in loaders.items():
                 compared = compare_with_deployed(model, loader, self.keep_model)
@@ -154,8 +152,6 @@ class EvaluationMixin:
                 metrics.update(self._ask_probes(model))
             metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
             self.log(dict(metrics))
-        finally:
-            model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -201,10 +197,8 @@ class EvaluationMixin:
         """
         loader = self.get_test_dataloader(test_dataset)
         model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
         predictions = labels = None
-        try:
+        with evaluating(model):
             metrics = compare_with_deployed(model, loader, self.keep_model)
             for batch in [] if self.args.prediction_loss_only else loader:
                 logits = model(**to_device({k: v for k, v in batch.items() if k != "labels"}, model)).logits
@@ -213,8 +207,6 @@ class EvaluationMixin:
                     predictions, labels = parts
                 else:
                     predictions, labels = nested_concat(predictions, parts[0]), nested_concat(labels, parts[1])
-        finally:
-            model.train(was_training)
         if predictions is not None:
             # The loader puts rows without images first.
             order = torch.tensor(loader.dataset.indices).argsort()

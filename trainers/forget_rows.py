@@ -20,6 +20,7 @@ from space_peft.modeling.mention_rows import (
     rows_of_answers,
 )
 from space_peft.modeling.prompts import conversation
+from space_peft.records.folder import ROWS_NAME
 from space_peft.records.io import write_json
 from space_peft.records.safe_json import read_json
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from .erasure_trainer import ErasureTrainer
 
 
-ROWS_NAME = "space_rows.json"
 _KEPT = ("asked", "answer_tokens", "mention", "says", "kept_from", "branches")
 
 

@@ -10,10 +10,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils.logging import get_logger
 
-from space_peft.config import SPACE_CONFIG_NAME, SpaceLoraConfig
+from space_peft.config import SpaceLoraConfig
 from space_peft.modeling.layers import adapted_layers, lora_weights
 from space_peft.modeling.targets import Target, default_target_modules
 from space_peft.null_space.identity import adapter_digest
+from space_peft.records.folder import SPACE_CONFIG_NAME
 from space_peft.records.measured import saved_digest
 
 

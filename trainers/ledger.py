@@ -13,6 +13,7 @@ from space_peft.config import SpaceLoraConfig
 from space_peft.modeling.layers import adapted_layers, lora_weights
 from space_peft.null_space.fitting import collect_moments
 from space_peft.null_space.space import NullSpace, load_null_spaces, save_null_spaces
+from space_peft.records.folder import LEDGER_NAME, REQUEST_STATISTICS_NAME
 from space_peft.records.io import write_json
 from space_peft.records.safe_json import read_json
 
@@ -21,8 +22,6 @@ from .given_adapter import ADAPTER
 from .pairs import forget_loader
 
 
-LEDGER_NAME = "space_ledger.json"
-REQUEST_STATISTICS_NAME = "space_request.safetensors"
 _FORMAT = "space_peft.ledger.v1"
 
 

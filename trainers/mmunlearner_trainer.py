@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from space_peft.losses import answer_labels
 from space_peft.modeling.layers import adapted_layers, lora_weights
 from space_peft.modeling.prompts import answer_logits, encode_conversations, to_device
-from space_peft.modeling.targets import LANGUAGE_PARTS
+from space_peft.modeling.targets import side_of
 
 from .forget_config import ForgetConfig
 from .forget_trainer import ForgetTrainer
@@ -133,7 +133,7 @@ class MMUnlearnerTrainer(ForgetTrainer):
         batches = {kind: len(loader) for kind, loader in loaders.items()}
         masks = {}
         for place, name in enumerate(weights):
-            kinds = [True, False] if set(LANGUAGE_PARTS) & set(name.split(".")) else [True]
+            kinds = [True, False] if side_of(name) == "language" else [True]
             counted = [kind for kind in kinds if kind in parts]
             total = sum(batches[kind] for kind in counted)
             preserve = sum(parts[kind][place] * (batches[kind] / total) for kind in counted)

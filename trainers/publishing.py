@@ -17,27 +17,32 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 from transformers.utils.logging import get_logger
 
 from space_peft.anchors import anchor_info
-from space_peft.canary.check import CANARY_NAME
-from space_peft.config import SPACE_CONFIG_NAME
 from space_peft.data.names import mentions
 from space_peft.data.source import dataset_source
 from space_peft.evaluation import ProbeResults
 from space_peft.evaluation.probes import REPORT_KEYS
-from space_peft.evaluation.report import REPORT_NAME, ErasureReport, collect_versions
-from space_peft.null_space.callback import NULL_SPACES_NAME
-from space_peft.null_space.certificate import CERTIFICATE_NAME
+from space_peft.evaluation.report import ErasureReport
 from space_peft.null_space.identity import adapter_digest
 from space_peft.null_space.space import save_null_spaces
 from space_peft.records.base_commit import loaded_commit
-from space_peft.records.card_data import DatasetRecord, ErasureCardData, is_local_path
+from space_peft.records.base_model import is_hub_id
+from space_peft.records.card_data import DatasetRecord, ErasureCardData
+from space_peft.records.folder import (
+    ADAPTER_CONFIG_NAME,
+    CANARY_NAME,
+    CARD_NAME,
+    CERTIFICATE_NAME,
+    NULL_SPACES_NAME,
+    REPORT_NAME,
+    SPACE_CONFIG_NAME,
+)
 from space_peft.records.measured import note_measured, remove_results, saved_digest
+from space_peft.records.versions import collect_versions
 
 from .erasure_config import RESOLVED
 from .given_adapter import ADAPTER
@@ -131,7 +136,7 @@ class PublishingMixin:
     def _record_base(self) -> None:
         """Which model is erased from, and which commit of it."""
         data, name = self.card_data, self.accelerator.unwrap_model(self.model).get_base_model().config._name_or_path
-        if data.base_model is None and _is_hub_id(name):
+        if data.base_model is None and is_hub_id(name):
             data.base_model = name
             data.base_revision = loaded_commit(name, (self.args.model_init_kwargs or {}).get("revision"))
 
@@ -199,7 +204,7 @@ class PublishingMixin:
         # can be pushed.
         if self.is_world_process_zero():
             data, config = self.card_data, self.accelerator.unwrap_model(self.model).get_base_model().config
-            if data.base_model is None and not _is_hub_id(config._name_or_path):
+            if data.base_model is None and not is_hub_id(config._name_or_path):
                 raise ValueError(
                     f"the base model was loaded from {config._name_or_path!r}, which is no id on the Hub, so the adapter "
                     "cannot be pushed: nobody else could load it. Say which model it is: "
@@ -229,7 +234,7 @@ class PublishingMixin:
             kwargs (*optional*): Trainer's other arguments. They are not used: the card says what was done.
         """
         from space_peft.hub_cards import write_card
-        from space_peft.hub_cards.staging import ADAPTER_CONFIG_NAME, is_handwritten
+        from space_peft.hub_cards.staging import is_handwritten
 
         if not self.is_world_process_zero():
             return
@@ -242,7 +247,7 @@ class PublishingMixin:
         if not (folder / ADAPTER_CONFIG_NAME).exists():
             self.save_model(_internal_call=True)  # A card speaks of an adapter, its layers and its size.
         self._fill_card().save(folder)
-        if is_handwritten(folder / "README.md"):
+        if is_handwritten(folder / CARD_NAME):
             logger.warning("README.md was written by a person and is left as it is.")
         else:
             write_card(folder, repo_id=self.hub_model_id)
@@ -350,17 +355,6 @@ class PublishingMixin:
                 shutil.rmtree(staged)
 
         return self._hub.run_as_future(commit)
-
-
-def _is_hub_id(name: str | None) -> bool:
-    # What was loaded from a folder is no repository, even where its relative path looks like one.
-    if not name or is_local_path(name) or Path(name).exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _pool_record(anchors: Dataset) -> DatasetRecord:

@@ -21,7 +21,7 @@ from space_peft.evaluation.metrics import normalize_answer
 from space_peft.modeling.features import tap_image_features
 from space_peft.modeling.layers import adapted_layers, deployed_model
 from space_peft.modeling.prompts import answer_logits, generate_answers
-from space_peft.modeling.targets import PROJECTOR_PARTS, VISION_PARTS
+from space_peft.modeling.targets import side_of
 from space_peft.null_space.base_statistics import Statistics
 from space_peft.records.card_data import ErasureCardData
 
@@ -149,8 +149,7 @@ class SpaceTrainer(ErasureTrainer):
         )
         self.concept_embedding = self._embed_concept()
         # Only an adapter on the vision side moves image features; elsewhere L_orth and L_div would be constants.
-        vision = {*VISION_PARTS, *PROJECTOR_PARTS}
-        self.moves_features = any(vision & set(name.split(".")) for name in adapted_layers(self.model))
+        self.moves_features = any(side_of(name) == "vision" for name in adapted_layers(self.model))
 
     def _embed_concept(self):
         # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.

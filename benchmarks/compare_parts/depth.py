@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+from .answers import demo_processor, encoded_batches, named
+
 
 AUDIT_STARTS = 8
 RELEARN_IMAGES, RELEARN_STEPS, RELEARN_REPEATS = 3, (0, 2, 5, 10), 2
@@ -16,13 +18,12 @@ def _audit(model, concept: str, seed: int, steps: int) -> float:
     from space_peft.demo.probes import demo_split
 
     from .images import demo_images
-    from .runs import _processor
 
     public, _ = demo_split(demo_images(), concept)
     step = len(public) // AUDIT_STARTS
     starts = list(public.select(range(seed, step * AUDIT_STARTS, step))["image"])
     options = {"restarts": 0, "steps": steps, "seed": seed, "progress": False, "questions": DEMO_QUESTIONS}
-    return audit_concept(model, _processor(), concept, images=starts, **options).after.best
+    return audit_concept(model, demo_processor(), concept, images=starts, **options).after.best
 
 
 @functools.lru_cache(maxsize=4)
@@ -47,8 +48,6 @@ def measure_depth(model, processor, data, seed: int, audit_steps: int) -> dict:
     from space_peft.attacks.quantization import quantize_weights
     from space_peft.demo import DEMO_QUESTIONS
 
-    from .runs import _batches, named
-
     options = {"questions": DEMO_QUESTIONS}
     merged = merged_copy(model)
     target = [*data.given, *data.unseen]
@@ -63,7 +62,7 @@ def measure_depth(model, processor, data, seed: int, audit_steps: int) -> dict:
     confirmation = confirmation_attack(
         merged, processor, data.unseen, data.concept, absent_names=data.absent, **options
     ).summary()
-    images = _batches(data.concept, seed)["target"]
+    images = encoded_batches(data.concept, seed)["target"]
     precision = {"full": merged}
     for scheme in ("int8", "int4"):
         precision[scheme] = quantize_weights(merged_copy(model), scheme)

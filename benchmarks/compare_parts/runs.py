@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
-from dataclasses import dataclass
 
 import torch
 from datasets import Dataset, Features, Value
@@ -20,13 +19,12 @@ from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.demo.pipeline import DemoSettings, demo_retained, make_anchors
 from space_peft.demo.probes import demo_probes, demo_split
 from space_peft.evaluation import evaluate_probes
-from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_prob
 from space_peft.modeling.layers import adapted_layers
-from space_peft.modeling.mention_rows import answered_with
-from space_peft.modeling.prompts import answer_logits, encode_conversations
-from space_peft.modeling.targets import PROJECTOR_PARTS, VISION_PARTS
+from space_peft.modeling.targets import side_of
 from space_peft.trainers.concept_projection import project_concept
 
+from .answers import answers, answers_before, demo_processor, embedded_batches, encoded_batches
+from .depth import measure_depth
 from .features import feature_entropy
 from .images import concept_data, demo_images
 from .methods import method_of
@@ -65,14 +63,8 @@ def run(task: dict, max_steps: int) -> dict:
     if task.get("features"):
         row["entropy"] = feature_entropy(merged_copy(model), data, anchors)
     if task["depth"]:
-        from .depth import measure_depth
-
-        row["depth"] = measure_depth(model, _processor(), data, task["seed"], audit_steps=max_steps)
+        row["depth"] = measure_depth(model, demo_processor(), data, task["seed"], audit_steps=max_steps)
     return row
-
-
-def _processor():
-    return load_demo_model()[1]
 
 
 @functools.lru_cache(maxsize=2)
@@ -124,85 +116,15 @@ def _erase(task: dict, data, anchors, folder: str, max_steps: int):
     return trainer.model.eval(), trainer.state.global_step
 
 
-@functools.lru_cache(maxsize=4)
-def _batches(concept: str, seed: int) -> dict[str, list[dict]]:
-    """Naming questions about images of the target and of others, encoded once."""
-    data, processor = concept_data(concept, seed), _processor()
-
-    def encode(pairs):
-        rows = [answered_with(processor, DEMO_QUESTIONS.naming[0], (name,), image) for image, name in pairs]
-        return [encode_conversations(processor, rows[i : i + 64]) for i in range(0, len(rows), 64)]
-
-    return {"target": encode([(image, concept) for image in data.unseen]), "others": encode(data.others)}
-
-
-@functools.lru_cache(maxsize=4)
-def _embedded_batches(concept: str, seed: int) -> dict[str, list[dict]]:
-    """The same as the deployed vision side hands it to the language side, for adapters that leave the former alone."""
-
-    model, seen = load_demo_model()[0], {}
-    hook = model.model.language_model.register_forward_pre_hook(
-        lambda _, __, inputs: seen.update(inputs_embeds=inputs["inputs_embeds"]), with_kwargs=True
-    )
-    embedded = {}
-    with torch.no_grad():
-        for key, batches in _batches(concept, seed).items():
-            embedded[key] = []
-            for batch in batches:
-                model(**{name: value for name, value in batch.items() if name != "labels"})
-                embedded[key].append({**{k: batch[k] for k in ("attention_mask", "labels")}, **seen})
-    hook.remove()
-    return embedded
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model says to naming questions, a row each.
-
-    Args:
-        named (`list[bool]`): Whether the greedy answer begins with the name the row was encoded with.
-        name_log_prob (`torch.Tensor`): `(n,)`, log p of that name.
-        first (`torch.Tensor`): `(n, vocabulary)`, log p of the answer's first token.
-    """
-
-    named: list[bool]
-    name_log_prob: torch.Tensor
-    first: torch.Tensor
-
-
-def answers(model, batches: list[dict]) -> Answers:
-    named, log_prob, first = [], [], []
-    with torch.no_grad():
-        for batch in batches:
-            logits = answer_logits(model, batch)
-            names = answer_labels(batch["labels"])  # A row ends with its name.
-            agrees = (logits[:, : names.shape[1]].argmax(dim=-1) == names) | (names == IGNORE_INDEX)
-            named += agrees.all(dim=1).tolist()
-            log_prob.append(name_log_prob(logits, names))
-            first.append(logits[:, 0].float().log_softmax(dim=-1))
-    return Answers(named, torch.cat(log_prob), torch.cat(first))
-
-
-def named(model, batches: list[dict]) -> list[bool]:
-    return answers(model, batches).named
-
-
-@functools.lru_cache(maxsize=4)
-def _before(concept: str, seed: int) -> dict[str, Answers]:
-    """What the deployed model answers about the target and about the others."""
-    model = load_demo_model()[0]
-    return {key: answers(model, own) for key, own in _batches(concept, seed).items()}
-
-
 def _curve(model, data, seed: int) -> list[dict]:
     """What every scale of the adapter forgets and keeps.
 
     Retention counts images that the deployed model named. `divergence` is finer: the mean KL divergence of the answers'
     first token about all other images, from the deployed model's.
     """
-    sees = any({*VISION_PARTS, *PROJECTOR_PARTS} & set(name.split(".")) for name in adapted_layers(model))
-    batches = (_batches if sees else _embedded_batches)(data.concept, seed)
-    before = _before(data.concept, seed)
+    sees = any(side_of(name) == "vision" for name in adapted_layers(model))
+    batches = (encoded_batches if sees else embedded_batches)(data.concept, seed)
+    before = answers_before(data.concept, seed)
     known, log_p = before["others"].named, before["others"].first
     kept = {
         "retain_all": known,
@@ -237,5 +159,5 @@ def _asked_before(concept: str, seed: int):
 def _probe_scores(model, concept: str, seed: int) -> dict[str, float | None]:
     """The library's own report on the images that no method was given; of the merged model, which answers faster."""
     probes, before = _asked_before(concept, seed)
-    after = evaluate_probes(merged_copy(model), _processor(), probes, baseline=before, progress=False)
+    after = evaluate_probes(merged_copy(model), demo_processor(), probes, baseline=before, progress=False)
     return {key: None if s["value"] is None else round(s["value"], 4) for key, s in after.scores.items()}

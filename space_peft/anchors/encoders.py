@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -15,6 +14,7 @@ from PIL import Image
 
 from ..data.pictures import load_rgb
 from ..modeling.features import accepted_inputs, image_features, multimodal_core
+from ..modeling.layers import evaluating
 from ..modeling.prompts import image_token, to_device
 
 
@@ -85,14 +85,14 @@ class OwnSpaceEncoder:
             padding=True,
             return_tensors="pt",
         )
-        with _evaluating(self.model):
+        with evaluating(self.model):
             features = image_features(self.model, to_device(dict(inputs), self.model))
         return F.normalize(features, dim=-1).cpu()
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeds n texts: `(n, d)` float32, rows of length 1."""
-        with _evaluating(self.model):
+        with evaluating(self.model):
             vectors = torch.stack([self._text(text) for text in texts])
         return F.normalize(vectors, dim=-1).cpu()
 
@@ -160,7 +160,7 @@ class DualEncoder:
         return self._features(self.model.get_text_features, inputs)
 
     def _features(self, get_features, inputs) -> torch.Tensor:
-        with _evaluating(self.model):
+        with evaluating(self.model):
             output = get_features(
                 **accepted_inputs(to_device(dict(inputs), self.model), self.model, get_features.__name__)
             )
@@ -200,7 +200,7 @@ class CaptionEncoder:
         """Embeds n texts: `(n, d)` float32, rows of length 1; what exceeds the model's length is cut off."""
         limit = min(getattr(self.model.config, "max_position_embeddings", 512), self.tokenizer.model_max_length)
         inputs = self.tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        with _evaluating(self.model):
+        with evaluating(self.model):
             states = self.model(**to_device(dict(inputs), self.model)).last_hidden_state.float()  # (n, t, d)
         mask = inputs["attention_mask"].to(states)[..., None]  # (n, t, 1)
         return F.normalize((states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1), dim=-1).cpu()
@@ -228,16 +228,6 @@ def resolve_encoder(model, processor, encoder: Encoder | None) -> Encoder:
     if hasattr(model, "get_text_features") and hasattr(model, "get_image_features"):
         return DualEncoder(model, processor)
     return OwnSpaceEncoder(model, processor)
-
-
-@contextlib.contextmanager
-def _evaluating(model) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _require(processor, *parts: str) -> None:

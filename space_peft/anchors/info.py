@@ -7,7 +7,6 @@ Parquet files and `push_to_hub` as well as `save_to_disk`, `select`, `map` and `
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import json
 
 from datasets import Dataset, Value
@@ -17,7 +16,6 @@ from ..records.safe_json import parse_json
 
 
 PROVENANCE_COLUMN = "score"
-ANCHORS_NAME = "space_anchors.json"
 """Beside an adapter: the provenance of the anchors it was trained on."""
 
 
@@ -76,14 +74,3 @@ def set_anchor_info(dataset: Dataset, info: dict) -> Dataset:
     details.features[PROVENANCE_COLUMN] = Value(dataset.features[PROVENANCE_COLUMN].dtype, id=text)
     # Not `cast_column`: it would rewrite the table, images included, to change a note about one column.
     return Dataset(dataset.data, info=details, split=dataset.split, indices_table=dataset._indices)
-
-
-def library_versions() -> dict[str, str | None]:
-    """Versions of the libraries that decide the outcome; `None` for one that is not installed as a package."""
-    versions = {}
-    for package in ("space-peft", "datasets", "torch", "transformers"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions

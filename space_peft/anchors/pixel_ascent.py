@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..losses import name_log_odds
 from ..modeling.features import tap_image_features
+from ..modeling.layers import evaluating
 from ..modeling.mention_rows import mention_tensors
 from ..modeling.prompts import answer_logits, encode_conversations, to_device
 from .pixels import PixelLayout, encode_image, find_layout, image_statistics, tolerance_of
@@ -19,17 +20,15 @@ from .pixels import PixelLayout, encode_image, find_layout, image_statistics, to
 @contextmanager
 def frozen(model) -> Iterator[None]:
     """The model in evaluation mode and without gradients of its weights; both are as before afterwards."""
-    was_training = model.training
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
+    with evaluating(model):
         for parameter in trainable:
-            parameter.requires_grad_(True)
-        model.train(was_training)
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
 
 
 def layout_batches(processor, images: Sequence[Image.Image], batch_size: int) -> list[tuple[PixelLayout, list[int]]]:

@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from ..data.names import mentions
 from ..data.source import dataset_source
 from ..distributed.processes import gather_objects
+from ..records.versions import versions
 from .embeddings import embed_pool, embed_rows, indexed_embeddings
 from .encoders import Encoder, resolve_encoder
-from .info import library_versions, set_anchor_info
+from .info import set_anchor_info
 from .picking import dots, pick
 from .pool import Pool, open_pool, undecodable
 from .processes import fail_together
@@ -368,7 +369,7 @@ def _pool_info(pool: Pool, exclude_by_caption: bool, excluded: dict[str, int], k
             "caption_column": pool.caption_column,
             "id_column": pool.id_column,
         },
-        "versions": library_versions(),
+        "versions": versions("space-peft", "datasets", "torch", "transformers"),
     }
 
 

@@ -28,7 +28,7 @@ _EXPORTS = {
     "RelearningPoint": "relearning",
     "RelearningResult": "relearning",
     "relearning_curve": "relearning",
-    "plot_attacks": "plots",
+    "plot_attacks": "report",
 }
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)

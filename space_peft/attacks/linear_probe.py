@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..data.names import check_concept
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.features import multimodal_core, tap_image_features
-from ..modeling.layers import deployed_model
+from ..modeling.layers import deployed_model, evaluating
 from ..modeling.prompts import build_batch, to_device
 from ..modeling.targets import LANGUAGE_PARTS, VISION_PARTS
 from .models import has_adapter
@@ -279,10 +279,8 @@ def hidden_states(
 
         return hook
 
-    was_training = model.training
-    model.eval()
     with ExitStack() as stack:
-        stack.callback(model.train, was_training)
+        stack.enter_context(evaluating(model))
         for index, block in enumerate(vision):
             stack.callback(block.register_forward_hook(see_vision(index)).remove)
         for index, block in enumerate(language):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -13,22 +12,19 @@ from matplotlib.figure import Figure
 from ..evaluation.plots import _BEFORE, _FORGET, _INK, _KEEP, _STYLE, _save, _short
 
 
-if TYPE_CHECKING:
-    from .report import AttackReport
-
-
 _AFTER, _CONTROL = _FORGET, _KEEP
 
 
-def plot_attacks(report: AttackReport, path: str | os.PathLike, *, dpi: int = 150) -> None:
+def draw_attacks(concept: str, attacks: dict[str, dict], path: str | os.PathLike, *, dpi: int = 150) -> None:
     """Draws every attack of a report.
 
     Args:
-        report ([`AttackReport`]): The report, made or loaded.
+        concept (`str`): What was erased.
+        attacks (`dict[str, dict]`): See [`AttackReport`].
         path (`str` or `os.PathLike`): PNG file to write, whole or not at all.
         dpi (`int`, defaults to 150): Dots per inch.
     """
-    names = [name for name in PANELS if name in report.attacks]
+    names = [name for name in PANELS if name in attacks]
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     with matplotlib.rc_context(_STYLE):
@@ -42,10 +38,10 @@ def plot_attacks(report: AttackReport, path: str | os.PathLike, *, dpi: int = 15
             axes.grid(color="#ececec", linewidth=0.7)
             axes.set_axisbelow(True)
             axes.set(ylim=(-0.03, 1.3), yticks=np.linspace(0, 1, 6))
-            draw(axes, report.attacks[name]["details"])
+            draw(axes, attacks[name]["details"])
             # Above the highest value there can be, so that no legend lies on what it explains.
             axes.legend(frameon=False, fontsize=7.5, loc="upper left", ncols=2, handlelength=1.6, columnspacing=1.2)
-        title = f"Attacks on the erasure of “{_short(report.concept, 40)}”"
+        title = f"Attacks on the erasure of “{_short(concept, 40)}”"
         figure.suptitle(title, x=0.01, ha="left", weight="bold", parse_math=False)
         _save(figure, path, dpi)
 

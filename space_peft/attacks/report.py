@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.report import collect_versions
+from ..records.folder import ATTACKS_NAME, ATTACKS_PICTURE_NAME
 from ..records.io import write_json
 from ..records.safe_json import read_json
+from ..records.versions import collect_versions
 from ..statistics.intervals import MOST_TRIALS, interval_text
 from .results import AttackResult
 
 
-ATTACKS_NAME = "attacks.json"
-PICTURE_NAME = "pictures/attacks.png"
 LABELS = {
     "audit": "an image found that makes it say the name",
     "relearning": "relearned from a few images",
@@ -120,11 +119,9 @@ class AttackReport:
         Returns:
             `pathlib.Path`: Path of `attacks.json`.
         """
-        from .plots import plot_attacks
-
         folder = Path(folder)
         if picture:
-            plot_attacks(self, folder / PICTURE_NAME)
+            plot_attacks(self, folder / ATTACKS_PICTURE_NAME)
         write_json(folder / ATTACKS_NAME, self.to_dict())
         return folder / ATTACKS_NAME
 
@@ -147,6 +144,19 @@ class AttackReport:
             return cls(**content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def plot_attacks(report: AttackReport, path: str | os.PathLike, *, dpi: int = 150) -> None:
+    """Draws every attack of a report.
+
+    Args:
+        report ([`AttackReport`]): The report, made or loaded.
+        path (`str` or `os.PathLike`): PNG file to write, whole or not at all.
+        dpi (`int`, defaults to 150): Dots per inch.
+    """
+    from .plots import draw_attacks  # matplotlib, for those who draw
+
+    draw_attacks(report.concept, report.attacks, path, dpi=dpi)
 
 
 def _check_entry(name: str, entry: Any) -> None:

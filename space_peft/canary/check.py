@@ -23,15 +23,14 @@ from ..data.pictures import load_rgb
 from ..data.questions import QuestionSet
 from ..data.seed_images import RECIPE, pixel_hash, seed_image
 from ..modeling.fingerprint import BaseFingerprint, compare_base, fingerprint_base
-from ..modeling.layers import deployed_model
+from ..modeling.layers import deployed_model, evaluating
 from ..modeling.prompts import build_batch, to_device
+from ..records.folder import CANARY_FOLDER, CANARY_NAME
 from ..records.io import atomic_path, write_json
 from ..records.safe_json import read_json
 from .items import MAX_TOKENS, MOST_ITEMS, Answer, CanaryItem, read_item
 
 
-CANARY_NAME = "space_canary.json"
-PICTURES = "canary"
 _FORMAT = "space_peft.canary.v1"
 _REMEDY = "Download it again; the canary is written by the trainer and must not be edited."
 
@@ -89,17 +88,17 @@ class Canary:
         items, pictures = [], {}
         for item in self.items:
             if item.kind == "image":
-                item = replace(item, file=f"{PICTURES}/{len(pictures)}.png")
+                item = replace(item, file=f"{CANARY_FOLDER}/{len(pictures)}.png")
                 pictures[item.file] = item.image
             content = {option.name: getattr(item, option.name) for option in fields(item) if option.name != "image"}
             items.append({**content, "deployed": asdict(item.deployed), "erased": asdict(item.erased)})
         if pictures:
-            with atomic_path(folder / PICTURES) as temporary:
+            with atomic_path(folder / CANARY_FOLDER) as temporary:
                 temporary.mkdir()
                 for name, image in pictures.items():
                     image.save(temporary / Path(name).name)
-        elif (folder / PICTURES).is_dir():
-            shutil.rmtree(folder / PICTURES)
+        elif (folder / CANARY_FOLDER).is_dir():
+            shutil.rmtree(folder / CANARY_FOLDER)
         write_json(
             folder / CANARY_NAME, {"format": _FORMAT, "recipe": self.recipe, "base": asdict(self.base), "items": items}
         )
@@ -343,12 +342,8 @@ def _answer(model, processor, items: Sequence[CanaryItem]) -> list[CanaryItem]:
     questions, images = [item.question for item in items], [item.image for item in items]
     with deployed_model(model):
         deployed = _greedy(model, processor, questions, images)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         erased = _greedy(model, processor, questions, images)
-    finally:
-        model.train(was_training)
     return [replace(item, deployed=a, erased=b) for item, a, b in zip(items, deployed, erased, strict=True)]
 
 

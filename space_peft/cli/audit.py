@@ -9,9 +9,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ..attacks.audit import audit_concept
-from ..attacks.report import ATTACKS_NAME, AttackReport
+from ..attacks.report import AttackReport
 from ..data.pictures import load_rgb
 from ..data.questions import questions_of
+from ..records.folder import ATTACKS_NAME
 
 
 def run_audit(args: argparse.Namespace) -> AttackReport:

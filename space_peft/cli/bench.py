@@ -171,8 +171,9 @@ def _space(model, processor, forgotten, retained, folder: Path, settings: BenchS
     """One request after the other, each from the model that has served those before."""
     import copy
 
+    from ..anchors import refine_anchors, select_anchors
+    from ..config import SpaceLoraConfig
     from ..trainers import ErasureLedger, SpaceConfig, SpaceTrainer
-    from . import SpaceLoraConfig, refine_anchors, select_anchors
 
     if pool is None:
         raise ValueError(

@@ -66,8 +66,9 @@ def _stats(args: argparse.Namespace) -> int:
 def _card(args: argparse.Namespace) -> int:
     from ..hub_cards import write_card
     from ..hub_cards.staging import is_handwritten
+    from ..records.folder import CARD_NAME
 
-    readme = Path(args.folder, "README.md")
+    readme = Path(args.folder, CARD_NAME)
     if is_handwritten(readme) and not args.overwrite:
         print(f"space-peft card: a person wrote {readme}; --overwrite replaces it.", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..hub_cards import push_statistics
 from ..null_space.base_statistics import Statistics
-from ..retained.collecting import collect_statistics
+from ..null_space.collecting import collect_statistics
 from ..retained.reading import load_rows
 
 

@@ -20,6 +20,7 @@ from ..config import SpaceLoraConfig
 from ..evaluation import ErasureReport, Probe, ProbeResults, evaluate_probes, judge_sentences
 from ..modeling.layers import deployed_model
 from ..records.card_data import ErasureCardData
+from ..records.folder import PICTURES_FOLDER, REPORT_NAME
 from ..retained.self_distillation import retained_answers
 from . import DEMO_QUESTIONS, load_demo_images, load_demo_model
 from .probes import demo_probes, demo_retain_rows, demo_split
@@ -261,7 +262,7 @@ def run_demo(concept: str, output: str | os.PathLike, *, seed: int = 0, progress
     from .pictures import draw_pictures
 
     output = Path(output)
-    if output.exists() and any(output.iterdir()) and not (output / "report.json").exists():
+    if output.exists() and any(output.iterdir()) and not (output / REPORT_NAME).exists():
         raise FileExistsError(f"{output} holds files of something else; choose another folder, or empty it.")
     # Built beside it and renamed at the end: an interrupted run leaves what was there.
     building = output.with_name(f".{output.name}.building")
@@ -271,7 +272,7 @@ def run_demo(concept: str, output: str | os.PathLike, *, seed: int = 0, progress
         run = erase(concept, building, seed=seed, progress=progress)
         run.trainer.save_model()
         run.report.save(building)
-        draw_pictures(run, building / "pictures")
+        draw_pictures(run, building / PICTURES_FOLDER)
         write_card(building)
         if output.exists():
             shutil.rmtree(output)

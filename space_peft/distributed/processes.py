@@ -7,7 +7,6 @@ communication: `dW = s B A` is kept in the null space row by row of `A`, so a pr
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import islice
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 
 if TYPE_CHECKING:
-    from ..null_space.moments import NullSpaceFitter
+    pass
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -177,49 +176,6 @@ def divide(items: list, work: Callable) -> list:
             raise own.get(index, box[0])  # where it happened, with its traceback
         results.append(box[0])
     return results
-
-
-# Sums
-
-
-def add_up(
-    fitters: dict[str, NullSpaceFitter],
-    owners: dict[str, str],
-    new: Callable[[int, str], NullSpaceFitter],
-    device: torch.device,
-) -> None:
-    """Adds up what the processes have seen, in place: afterwards all of them hold the same fitters and owners.
-
-    A process need not have seen every layer (those of the vision tower, if its rows have no images), nor every kind
-    of token.
-
-    Args:
-        fitters (`dict[str, NullSpaceFitter]`): Of this process, by the name of the layer that owns it.
-        owners (`dict[str, str]`): Layer that owns the fitter of each layer this process has seen.
-        new (`Callable`): Makes an empty fitter of a dimension, for the layer of a name.
-        device (`torch.device`): Where to communicate.
-    """
-    if rank_and_size()[1] == 1:
-        return
-    everyone = gather_objects((owners, {name: (fitter.dim, sorted(fitter.counts)) for name, fitter in fitters.items()}))
-    names = sorted({name for theirs, _ in everyone for name in theirs})
-    for name in names:
-        said = {theirs[name] for theirs, _ in everyone if name in theirs}
-        if len(said) > 1:
-            # Here its inputs were those of another layer, elsewhere they were not: it needs a fitter of its own.
-            if name in owners and name not in fitters:
-                fitters[name] = copy.deepcopy(fitters[owners[name]])
-            said = {name}
-        owners[name] = said.pop()
-    seen = [theirs for _, theirs in everyone]
-    for name in names:
-        if owners[name] != name:
-            continue
-        dim = next(theirs[name][0] for theirs in seen if name in theirs)
-        groups = {group for theirs in seen for group in theirs.get(name, (0, ()))[1]}
-        if name not in fitters:
-            fitters[name] = new(dim, name)
-        fitters[name].all_reduce(tuple(groups), device)
 
 
 def gather_objects(value: object) -> list:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..records.escape import markdown_text
+from ..records.folder import ANSWERS_NAMES, REPORT_NAME, REPORT_TEXT_NAME
 from ..records.io import atomic_path, write_json
 from ..records.safe_json import read_json
+from ..records.versions import collect_versions
 from ..statistics.intervals import MOST_TRIALS, interval_text
 from .probes import REPORT_KEYS, ProbeResults
 
 
-REPORT_NAME = "report.json"
 LABELS = {
     "forget": ("target still named", "lower"),
     "generality": ("target named or confirmed, other questions", "lower"),
@@ -36,17 +35,6 @@ LABELS = {
 """What each key of a report means, and which way it should go."""
 KEPT_KEYS = ("retain", "retain_sentences", "retain_unseen_style", "siblings")
 """Shares of what the original model knew: 1 before an erasure by definition, which is no measurement."""
-
-
-def collect_versions() -> dict[str, str | None]:
-    """Versions of what the figures depend on; None where a package is not installed as a distribution."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("space-peft", "torch", "transformers", "peft", "datasets", "evaluate"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
 
 
 def check_scores(scores: dict[str, dict], where: str) -> None:
@@ -193,10 +181,10 @@ class ErasureReport:
         folder = Path(folder)
         json.dumps(self.to_dict(), allow_nan=False)  # Refuse what JSON cannot hold before anything is written.
         if self.results is not None:
-            for when, results in zip(("before", "after"), self.results, strict=True):
-                results.save_answers(folder / f"answers_{when}.jsonl")
+            for name, results in zip(ANSWERS_NAMES, self.results, strict=True):
+                results.save_answers(folder / name)
         page = f"# Erasing {markdown_text(self.concept)}\n\n{self.to_table(markdown=True)}\n"
-        with atomic_path(folder / "report.md") as temporary:
+        with atomic_path(folder / REPORT_TEXT_NAME) as temporary:
             temporary.write_text(page, encoding="utf-8")
         write_json(folder / REPORT_NAME, self.to_dict())
         return folder / REPORT_NAME

@@ -13,9 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..config import SpaceLoraConfig
-
-
-PEFT_PREFIX = "base_model.model."
+from ..records.digests import PEFT_PREFIX
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -172,17 +170,6 @@ def lora_weights(layer: LoraLayer, adapter_name: str = "default") -> tuple[nn.Pa
     return layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight, layer.scaling[adapter_name]
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode; its mode is as before afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield model
-    finally:
-        model.train(was_training)
-
-
 def quantised_4bit(model: nn.Module) -> dict[str, nn.Module]:
     """Returns the layers that bitsandbytes holds in 4 bits, by name."""
     return {
@@ -191,6 +178,22 @@ def quantised_4bit(model: nn.Module) -> dict[str, nn.Module]:
         if not isinstance(module, LoraLayer)
         and getattr(getattr(module, "weight", None), "quant_state", None) is not None
     }
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode; afterwards every module is in the mode it was in, frozen parts included."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for module in quantised_4bit(model).values():
+            # In evaluation mode on a CPU, bitsandbytes lays the weights out anew for a kernel without backward pass, for
+            # good: gradients would silently stop there in all training that follows. Nothing else depends on the mode.
+            module.training = True
+        yield model
+    finally:
+        for module, flag in training.items():
+            module.training = flag
 
 
 @contextlib.contextmanager
@@ -211,28 +214,20 @@ def deployed_model(model: nn.Module, *, adapted: bool = False) -> Iterator[nn.Mo
     merged = next((name for name, layer in layers.items() if layer.merged), None)
     if merged is not None:
         raise ValueError(f"an adapter is merged into layer {merged!r}; call model.unmerge_adapter() first.")
-    training = {module: module.training for module in model.modules()}
     ours = None if adapted else our_adapter(model)
     enabled = [layer for layer in layers.values() if not layer.disable_adapters and ours in layer.active_adapters]
     active = {layer: layer._active_adapter for layer in enabled}
-    try:
-        model.eval()
-        for module in quantised_4bit(model).values():
-            # In evaluation mode on a CPU, bitsandbytes lays the weights out anew for a kernel without backward pass, for
-            # good: gradients would silently stop there in all training that follows. Nothing else depends on the mode.
-            module.training = True
-        for layer in enabled:
-            # Not by enable_adapters or set_adapter, which set requires_grad of the weights, too: that is the user's to
-            # decide, and FSDP2 looks in its first forward pass which weights are trained.
-            others = [name for name in layer.active_adapters if name != ours]
-            if others:
-                layer._active_adapter = others
-            else:
-                layer._disable_adapters = True
-        with torch.no_grad():
+    with evaluating(model), torch.no_grad():
+        try:
+            for layer in enabled:
+                # Not by enable_adapters or set_adapter, which set requires_grad of the weights, too: that is the user's
+                # to decide, and FSDP2 looks in its first forward pass which weights are trained.
+                others = [name for name in layer.active_adapters if name != ours]
+                if others:
+                    layer._active_adapter = others
+                else:
+                    layer._disable_adapters = True
             yield model
-    finally:
-        for layer in enabled:
-            layer._disable_adapters, layer._active_adapter = False, active[layer]
-        for module, flag in training.items():
-            module.training = flag
+        finally:
+            for layer in enabled:
+                layer._disable_adapters, layer._active_adapter = False, active[layer]

@@ -17,6 +17,7 @@ from transformers import PaliGemmaProcessor
 
 from ..data.pictures import load_rgb
 from ..data.questions import Dialogue, Question
+from .layers import evaluating
 
 
 IGNORE_INDEX = -100
@@ -305,12 +306,10 @@ def generate_tokens(
     Returns:
         `list[list[int]]`: Each answer up to its end of turn, which is left out.
     """
-    was_training = model.training
-    model.eval()
     ends = model.generation_config.eos_token_id
     ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id}
     answers = []
-    try:
+    with evaluating(model):
         for start in tqdm(range(0, len(rows), batch_size), desc=desc, disable=desc is None, leave=False):
             batch = encode_conversations(processor, rows[start : start + batch_size])
             batch.pop("labels")
@@ -318,8 +317,6 @@ def generate_tokens(
             tokens = model.generate(**to_device(batch, model), max_new_tokens=max_new_tokens, do_sample=False)
             for answer in tokens[:, width:].tolist():
                 answers.append(answer[: next((i for i, token in enumerate(answer) if token in ends), len(answer))])
-    finally:
-        model.train(was_training)
     return answers
 
 

@@ -16,10 +16,20 @@ Target = Literal["vision", "language", "all"]
 VISION_PARTS = ("vision_tower", "vision_model", "visual")
 PROJECTOR_PARTS = ("multi_modal_projector", "connector")
 LANGUAGE_PARTS = ("language_model", "text_model")
+_SIDES = {**dict.fromkeys((*VISION_PARTS, *PROJECTOR_PARTS), "vision"), **dict.fromkeys(LANGUAGE_PARTS, "language")}
 
 
 # A pooling head of the tower: the language model reads tokens, so that its output goes nowhere.
 _UNREAD = re.compile(r"(^|\.)head\.")
+
+
+def side_of(layer: str) -> Literal["vision", "language"] | None:
+    """Which side of the model a layer is on: "vision" (tower or projector), "language", or `None` for neither.
+
+    Args:
+        layer (`str`): Its name, in the model or in an adapter's file.
+    """
+    return next((_SIDES[part] for part in layer.split(".") if part in _SIDES), None)
 
 
 def _used_vision_layers(model) -> int | None:

@@ -22,6 +22,7 @@ from torch import nn
 from ..modeling.layers import adapted_layers, adapter_config
 from ..records.io import atomic_path, write_json
 from ..records.safe_json import read_json
+from .constraints import FITTED
 from .identity import base_checksum, same_base
 from .spectral import decompose
 
@@ -173,7 +174,8 @@ class Statistics(Mapping[str, SecondMoment]):
             asked = getattr(config, name) if name == "statistics" or self.kind == "token" else None
             if asked != made:
                 raise ValueError(f"`{name}` is {made!r} in the statistics, but {asked!r} is asked for; use {made!r}.")
-        if config.constraint == "hard":
+        if FITTED[config.constraint].dtype == torch.float64:
+            # It looks at directions of which only rounding is left.
             raise ValueError(
                 "statistics keep the leading eigenpairs of each layer, which do not tell the directions that no retained "
                 'input has; use constraint="soft", or fit a hard constraint to retained rows.'

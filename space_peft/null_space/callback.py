@@ -11,13 +11,13 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 
-from ..config import SPACE_CONFIG_NAME
 from ..data.rows import check_loader
 from ..distributed.processes import divide
 from ..modeling.layers import adapted_layers, adapter_config
-from .fit_progress import FIT_PROGRESS_NAME
+from ..records.folder import FIT_PROGRESS_NAME, NULL_SPACES_NAME, SPACE_CONFIG_NAME
+from .differences import fit_differences, fit_digest, protect_digest
 from .fitting import fit_null_space
-from .identity import data_digest, fit_differences, fit_digest, protect_digest, weights_at_rest
+from .identity import data_digest, weights_at_rest
 from .projection import AttachedNullSpace, attach_null_space, offload_null_spaces
 from .space import NullSpace, load_null_spaces, save_null_spaces
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-NULL_SPACES_NAME = "space_stats.safetensors"
 _RECORD = (
     "space_peft.NullSpaceCallback"  # not the class's name: Trainer would make a new callback of what it finds there
 )

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..distributed import processes
 from ..modeling.layers import adapted_layers, lora_weights
+from ..records.folder import CERTIFICATE_NAME
 from ..records.io import write_json
 from ..records.safe_json import read_json
 from ..retained.end_to_end import EndToEnd
@@ -28,7 +29,6 @@ from .observing import observe_inputs
 from .space import NullSpace
 
 
-CERTIFICATE_NAME = "space_certificate.json"
 _FORMAT = "space_peft.certificate.v1"
 # A weight may lie outside of a hard null space by this share: rounding to bfloat16. It counts in the bound.
 _ROUNDING = 2.0**-8
@@ -402,12 +402,12 @@ def _bound(name: str, layer, space: NullSpace, adapter_name: str) -> float:
     """METHOD.md's bound on the change: `s B A'` with `A = A' P` goes into [`NullSpace.bound`]."""
     a, b, scaling = lora_weights(layer, adapter_name)
     a, b = processes.whole(a).detach().double(), processes.whole(b)
-    if space.constraint == "hard":
+    if not space.invertible:
         inside = space.project(a)
         outside = float((a - inside).norm()) / max(float(a.norm()), torch.finfo(torch.float32).tiny)
         if outside > _ROUNDING:
             raise ValueError(
-                f"the adapter was not trained under this hard null space: {outside:.1%} of lora_A of layer {name!r} "
+                f"the adapter was not trained under this {space.constraint} null space: {outside:.1%} of lora_A of layer {name!r} "
                 "lies in protected directions. Give the null spaces saved with the adapter."
             )
         # What rounding has put into protected directions adds to the change.

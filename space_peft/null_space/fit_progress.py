@@ -20,7 +20,6 @@ from ..records.io import atomic_path
 if TYPE_CHECKING:
     from .moments import NullSpaceFitter
 
-FIT_PROGRESS_NAME = "space_fit.safetensors"
 _FORMAT = "space_peft.fit_progress.v1"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import weakref
@@ -14,8 +15,10 @@ from tqdm.auto import tqdm
 
 from ..distributed import processes
 from ..modeling.layers import adapted_layers, adapter_config, check_untied
+from .constraints import FITTED
+from .differences import protect_digest
 from .fit_progress import FitProgress
-from .identity import DataDigest, FitIdentity, base_checksum, protect_digest
+from .identity import DataDigest, FitIdentity, base_checksum
 from .moments import NullSpaceFitter
 from .observing import Parts, observe_inputs, shows_progress
 from .space import NullSpace
@@ -76,7 +79,7 @@ def fit_null_space(
     check_untied(model, layers)
     if statistics is not None:
         statistics.check(model, adapter_name)
-    digest, dtype = DataDigest(), torch.float64 if config.constraint == "hard" else torch.float32
+    digest, dtype = DataDigest(), FITTED[config.constraint].dtype
     if dataloader is None and statistics is not None:
         options = {"statistics": config.statistics, "dtype": dtype}
         fitters = {name: NullSpaceFitter(layer.in_features, name=name, **options) for name, layer in layers.items()}
@@ -135,10 +138,10 @@ def fit_null_space(
     for name, fitter in fitters.items():
         space = null_spaces[name] = fitted[id(fitter)]
         rank = layers[name].r[adapter_name]
-        if config.constraint == "hard" and space.dim - space.rank < rank:
+        if not space.invertible and space.dim - space.rank < rank:
             raise ValueError(
-                f"the null space of layer {name!r} is too small: of its d = {space.dim} input directions the hard "
-                f"constraint removes k = {space.rank}, which leaves {space.dim - space.rank}, but the adapter's rank "
+                f"the null space of layer {name!r} is too small: of its d = {space.dim} input directions the "
+                f"{config.constraint} constraint removes k = {space.rank}, which leaves {space.dim - space.rank}, but the adapter's rank "
                 f"is r = {rank}. Lower energy (now {config.energy}), set max_rank to at most {space.dim - rank}, "
                 'choose a smaller r, or use constraint="soft".'
             )
@@ -250,7 +253,7 @@ def collect_moments(
     )
     if saved is not None:
         saved.remove()
-    processes.add_up(fitters, sharing.owner, new_fitter, next(model.parameters()).device)
+    add_up(fitters, sharing.owner, new_fitter, next(model.parameters()).device)
     seen = {name for name, owner in sharing.owner.items() if fitters[owner].counts}
     unseen = [name for name in layers if name not in seen]
     if unseen_allowed:
@@ -305,3 +308,45 @@ class _InputSharing:
             )
         owners.add(name)
         return True
+
+
+def add_up(
+    fitters: dict[str, NullSpaceFitter],
+    owners: dict[str, str],
+    new: Callable[[int, str], NullSpaceFitter],
+    device: torch.device,
+) -> None:
+    """Adds up what the processes have seen, in place: afterwards all of them hold the same fitters and owners.
+
+    A process need not have seen every layer (those of the vision tower, if its rows have no images), nor every kind
+    of token.
+
+    Args:
+        fitters (`dict[str, NullSpaceFitter]`): Of this process, by the name of the layer that owns it.
+        owners (`dict[str, str]`): Layer that owns the fitter of each layer this process has seen.
+        new (`Callable`): Makes an empty fitter of a dimension, for the layer of a name.
+        device (`torch.device`): Where to communicate.
+    """
+    if processes.rank_and_size()[1] == 1:
+        return
+    everyone = processes.gather_objects(
+        (owners, {name: (fitter.dim, sorted(fitter.counts)) for name, fitter in fitters.items()})
+    )
+    names = sorted({name for theirs, _ in everyone for name in theirs})
+    for name in names:
+        said = {theirs[name] for theirs, _ in everyone if name in theirs}
+        if len(said) > 1:
+            # Here its inputs were those of another layer, elsewhere they were not: it needs a fitter of its own.
+            if name in owners and name not in fitters:
+                fitters[name] = copy.deepcopy(fitters[owners[name]])
+            said = {name}
+        owners[name] = said.pop()
+    seen = [theirs for _, theirs in everyone]
+    for name in names:
+        if owners[name] != name:
+            continue
+        dim = next(theirs[name][0] for theirs in seen if name in theirs)
+        groups = {group for theirs in seen for group in theirs.get(name, (0, ()))[1]}
+        if name not in fitters:
+            fitters[name] = new(dim, name)
+        fitters[name].all_reduce(tuple(groups), device)

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import torch
 
+from .constraints import FITTED
 from .precision import exact_products
 from .space import NullSpace, load_null_spaces, save_null_spaces
-from .spectral import Spectrum, decompose
+from .spectral import Spectrum
 
 
 __all__ = ["NullSpace", "NullSpaceFitter", "load_null_spaces", "save_null_spaces"]
 
 # Columns of a second moment that are computed at a time; only those on and above the diagonal are.
 _PANEL = 256
-
-# A soft filter within this distance of the value used outside the kept eigenvectors is not worth an eigenvector.
-_FLAT = 1e-3
-# Eigenpairs computed where no constraint uses them: their largest value goes into the certificate's bound.
-_UNCONSTRAINED = 8
 
 
 class NullSpaceFitter:
@@ -246,8 +242,8 @@ class NullSpaceFitter:
         Raises:
             ValueError: If nothing was seen, all inputs were zero, or a setting is out of range.
         """
-        if constraint not in ("soft", "hard", "none"):
-            raise ValueError(f"`constraint` is {constraint!r}; expected 'soft', 'hard' or 'none'.")
+        if constraint not in FITTED:
+            raise ValueError(f"`constraint` is {constraint!r}; expected one of {', '.join(map(repr, FITTED))}.")
         if not strength > 0:
             raise ValueError(f"`strength` is {strength}; expected a number > 0.")
         if not 0 < energy <= 1:
@@ -258,32 +254,7 @@ class NullSpaceFitter:
             raise ValueError(f"all retained inputs{self._where} are zero; nothing to fit.")
         moment /= mean
         limit = self.dim if max_rank is None else min(max_rank, self.dim)
-        start, stop, outside = 0, 0, 1.0
-        if constraint == "hard":
-            spectrum = decompose(moment)
-            values = spectrum.values
-            # Eigenvalues below rounding are those of directions that no input has.
-            seen = int((values > values[0] * self.dim * torch.finfo(values.dtype).eps).sum())
-            enough = int((values.cumsum(0) < energy * values.sum()).sum()) + 1
-            stop = min(enough, seen, limit)
-            if stop <= self.dim - stop:
-                kept = values.new_zeros(stop)
-            else:  # the complement is the smaller side: keep what is left over instead of what is removed
-                start, stop, outside = stop, self.dim, 0.0
-                kept = values.new_ones(stop - start)
-        elif constraint == "soft":
-            # One more than is used: it says what the filter does to all directions beyond.
-            spectrum = decompose(moment, limit + 1, lambda values: strength / (values + strength) ** 2)
-            values = spectrum.values
-            filters = strength / (values + strength)  # (n,), ascending
-            stop = min(int((filters < 1.0 - _FLAT).sum()), limit)
-            # The filter value of the largest eigenvalue outside is the smallest one outside: with it nothing outside
-            # is let through more than its own filter would, whatever the eigenvectors left out.
-            outside = float(filters[stop]) if stop < len(filters) else 1.0
-            kept = filters[:stop]
-        else:
-            spectrum = decompose(moment, _UNCONSTRAINED)
-            kept = spectrum.values.new_zeros(0)
+        spectrum, start, stop, kept, outside = FITTED[constraint].fit(moment, limit, strength, energy)
         known = len(spectrum.values) if len(spectrum.values) == self.dim else stop
         return NullSpace(
             eigenvectors=spectrum.vectors[:, start:stop].to(torch.float32).contiguous(),

@@ -1,4 +1,4 @@
-"""Looking at what goes into layers while the deployed model runs, and which of it is of which kind of token."""
+"""Looking at what goes into modules of the deployed model, and which of it is of which kind of token."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from torch import nn
 from ..distributed.processes import check_supported, local_rows, reshard
 from ..distributed.zero import CutRows, partitioned_rows, zero_optimizer
 from ..modeling.layers import adapted_layers, adapter_config, check_untied, lora_weights, quantised_4bit
-from .identity import adapter_digest, fit_differences, fit_digest, warn_without_identity
+from .differences import fit_differences, fit_digest, warn_without_identity
+from .identity import adapter_digest
 from .precision import exact_products
 from .space import NullSpace
 
@@ -105,6 +106,7 @@ class _Group:
     def __init__(self, weights: list[nn.Parameter], space: NullSpace):
         self._weights = weights
         self._space = space
+        self._idempotent = space.idempotent
         self._low_precision = weights[0].dtype.itemsize < 4
         self._dtype = torch.promote_types(weights[0].dtype, torch.float32)
         self._gain = space.filters.to(weights[0].device, self._dtype) - space.outside  # (k,)
@@ -113,7 +115,7 @@ class _Group:
 
     def remember(self) -> None:
         """Takes `A_prev` before a step: the weights as they are, whatever was loaded into them since the last one."""
-        if self._space.constraint != "hard" or self._low_precision:  # see project_update
+        if not self._idempotent or self._low_precision:  # see project_update
             self._previous = [a.float() if self._low_precision else a.clone() for a in self._local_weights()]
 
     def project_gradient(self) -> None:
@@ -245,7 +247,7 @@ def attach_null_space(
     groups: dict[tuple, tuple[list[nn.Parameter], NullSpace]] = {}
     for name, own in rows.items():
         space = null_spaces[name]
-        if space.constraint == "none":
+        if not space.acts:
             continue
         for a in own:
             key = (id(space), a.device, a.dtype)
@@ -350,7 +352,7 @@ def _constrained_weights(
                 "bitsandbytes does so when a model is used in evaluation mode. Load it anew before training."
             )
     low = {name: a.dtype for name, a in weights.items() if a.dtype.itemsize < 4}
-    if low and any(null_spaces[name].constraint != "none" for name in low):
+    if low and any(null_spaces[name].acts for name in low):
         name, dtype = next(iter(low.items()))
         warnings.warn(
             f"{len(low)} lora_A are of low precision, the first is {dtype} in layer {name!r}. They are projected in "

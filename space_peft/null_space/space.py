@@ -71,7 +71,22 @@ class NullSpace:
     def rank(self) -> int:
         """Directions the constraint acts on: those removed (hard), or those with a filter value of their own (soft)."""
         columns = self.eigenvectors.shape[1]
-        return self.dim - columns if self.constraint == "hard" and self.outside == 0.0 else columns
+        return self.dim - columns if self.outside == 0.0 else columns
+
+    @property
+    def acts(self) -> bool:
+        """Whether `P` changes anything: it is not the identity."""
+        return self.outside != 1.0 or bool((self.filters != 1).any())
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether `P P = P`: every direction is kept whole or removed."""
+        return self.outside in (0.0, 1.0) and bool(((self.filters == 0) | (self.filters == 1)).all())
+
+    @property
+    def invertible(self) -> bool:
+        """Whether `P` has an inverse: no direction is removed."""
+        return self.outside != 0.0 and bool((self.filters != 0).all())
 
     @property
     def free_dimensions(self) -> float:
@@ -120,7 +135,7 @@ class NullSpace:
         return self._apply(x, self.filters, self.outside)
 
     def unproject(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns `x P^-1` in float64: from the folded `A = A' P` back to `A'`. Soft constraint (or none) only.
+        """Returns `x P^-1` in float64: from the folded `A = A' P` back to `A'`; see [`invertible`].
 
         Args:
             x (`torch.Tensor`): `(..., d)`.
@@ -128,8 +143,8 @@ class NullSpace:
         Raises:
             ValueError: If `P` removes directions, so that it has no inverse.
         """
-        if self.constraint == "hard":
-            raise ValueError("a hard constraint removes directions, so its projection has no inverse.")
+        if not self.invertible:
+            raise ValueError(f"the {self.constraint} constraint removes directions, so its projection has no inverse.")
         return self._apply(x.to(torch.float64), 1.0 / self.filters.to(torch.float64), 1.0 / self.outside)
 
     def _apply(self, x: torch.Tensor, filters: torch.Tensor, outside: float) -> torch.Tensor:

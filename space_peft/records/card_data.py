@@ -15,12 +15,12 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .folder import CARD_DATA_NAME
 from .io import write_json
 from .licenses import check_license
 from .safe_json import read_json
 
 
-CARD_DATA_NAME = "space_card.json"
 ROLES = ("pool", "retained", "evaluation")
 _FORMAT = "space_peft.card_data.v1"
 # POSIX and Windows paths from a root, home directories, file URLs.

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_NAME
 from transformers.utils.logging import get_logger
 
-from ..config import SPACE_CONFIG_NAME
-from ..null_space.identity import file_digest
+from .digests import file_digest
+from .folder import ADAPTER_NAME, MEASURED_NAME, RESULTS, SPACE_CONFIG_NAME, beside
 from .io import write_json
 from .safe_json import read_json
 
 
 logger = get_logger(__name__)
-
-MEASURED_NAME = "space_measured.json"
-# Each result, and what is written beside it.
-_RESULTS = {
-    "space_certificate.json": (),
-    "space_canary.json": ("canary",),
-    "report.json": ("report.md", "answers_before.jsonl", "answers_after.jsonl"),
-    "attacks.json": ("attacks.png",),
-}
 
 
 def saved_digest(folder: str | os.PathLike) -> str | None:
@@ -65,7 +54,7 @@ def other_weights(folder: str | os.PathLike) -> list[str]:
     if not notes:
         return []
     saved = saved_digest(folder)
-    return [name for name in _RESULTS if name in notes and notes[name] != saved]
+    return [name for name in RESULTS if name in notes and notes[name] != saved]
 
 
 def check_measured(folder: str | os.PathLike) -> None:
@@ -120,7 +109,7 @@ def remove_results(folder: str | os.PathLike, saved: str | None, before: float |
     """
     folder = Path(folder)
     notes = _notes(folder)
-    for name, beside in _RESULTS.items():
+    for name in RESULTS:
         if not (folder / name).is_file():
             continue
         if name in notes:
@@ -130,8 +119,10 @@ def remove_results(folder: str | os.PathLike, saved: str | None, before: float |
             reason = "was made before this training"
         if stale:
             logger.warning("Removed %s: it %s; evaluate again.", folder / name, reason)
-            for path in [folder / part for part in (name, *beside)]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            for path in [path for pattern in beside(name) for path in folder.glob(pattern)]:
+                path.unlink()
+                if path.parent != folder and not any(path.parent.iterdir()):
+                    path.parent.rmdir()
     note_measured(folder, {})
 
 

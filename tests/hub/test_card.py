@@ -226,9 +226,9 @@ def test_a_licence_the_hub_does_not_know_is_refused(folder, license):
 def test_a_local_base_model_is_not_published(folder):
     data = card_data(base_model=None)
     change(folder, "adapter_config.json", base_model_name_or_path=str(folder))
-    with pytest.raises(ValueError, match="Hub id"):
+    with pytest.raises(ValueError, match="no id on the Hub"):
         erasure_card(folder, card_data=data)
-    with pytest.raises(ValueError, match="Hub id"):
+    with pytest.raises(ValueError, match="no id on the Hub"):
         erasure_card(folder, card_data=data, base_model=str(folder))
     assert str(folder) not in str(erasure_card(folder, card_data=data, base_model="org/base"))
 

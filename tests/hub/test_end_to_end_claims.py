@@ -11,7 +11,8 @@ from space_peft.hub_cards.certificate_checks import check_retained
 from space_peft.hub_cards.load import attach_adapter
 from space_peft.hub_cards.manifest import write_manifest
 from space_peft.hub_cards.source import fetch
-from space_peft.null_space.certificate import CERTIFICATE_NAME, RetentionCertificate
+from space_peft.null_space.certificate import RetentionCertificate
+from space_peft.records.folder import CERTIFICATE_NAME
 from space_peft.retained.held_out import content_keys
 from space_peft.retained.reading import RetainedRows
 

@@ -14,7 +14,6 @@ from space_peft.data.names import mentions
 from space_peft.hub_cards import push_erasure
 from space_peft.hub_cards.redaction import (
     REDACTED,
-    REDACTION_NAME,
     check_redaction,
     find_names,
     name_hash,
@@ -22,6 +21,7 @@ from space_peft.hub_cards.redaction import (
     redaction_salt,
 )
 from space_peft.records.card_data import DatasetRecord, ErasureCardData
+from space_peft.records.folder import REDACTION_NAME
 
 
 REPO = "user/demo-erasure"

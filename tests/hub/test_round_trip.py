@@ -17,9 +17,9 @@ from space_peft.canary.check import Canary
 from space_peft.cli import main
 from space_peft.demo import load_demo_model
 from space_peft.hub_cards import load_erased, push_erasure, verify_erasure
-from space_peft.hub_cards.manifest import MANIFEST_NAME
 from space_peft.modeling.prompts import build_batch
 from space_peft.records.card_data import ErasureCardData
+from space_peft.records.folder import MANIFEST_NAME
 
 
 REPO = "user/without-fox"

@@ -15,12 +15,13 @@ from space_peft.demo import demo_model_path, load_demo_model
 from space_peft.hub_cards import limits, load_erased, verify_erasure
 from space_peft.hub_cards import processor as processor_module
 from space_peft.hub_cards.load import attach_adapter
-from space_peft.hub_cards.manifest import MANIFEST_NAME, check_manifest, write_manifest
+from space_peft.hub_cards.manifest import check_manifest, write_manifest
 from space_peft.hub_cards.source import fetch
 from space_peft.hub_cards.staging import stage
 from space_peft.null_space import load_null_spaces, save_null_spaces
 from space_peft.null_space.certificate import update_norms
 from space_peft.null_space.identity import adapter_digest
+from space_peft.records.folder import MANIFEST_NAME
 
 
 WATCHED = [

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from space_peft.canary.check import CANARY_NAME, Canary
+from space_peft.canary.check import Canary
 from space_peft.canary.check import _answer as canary_items_again
 from space_peft.cli import main
 from space_peft.data.seed_images import seed_image
@@ -21,7 +21,7 @@ from space_peft.hub_cards.manifest import write_manifest
 from space_peft.hub_cards.source import AdapterSource, fetch, recorded_base
 from space_peft.hub_cards.verify import Check, VerifyReport
 from space_peft.modeling.prompts import build_batch
-from space_peft.null_space.certificate import CERTIFICATE_NAME
+from space_peft.records.folder import CANARY_NAME, CERTIFICATE_NAME
 
 
 WEIGHTS = "adapter_model.safetensors"

@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 from ..distributed import processes
 from ..modeling.layers import base_model
 from ..modeling.targets import default_target_modules
-from ..null_space.base_statistics import LEAST_RANK, RANK_SHARE, SecondMoment, Statistics
-from ..null_space.fitting import collect_moments
-from ..null_space.identity import DataDigest, base_checksum
-from ..null_space.moments import NullSpaceFitter
 from ..records.base_commit import loaded_commit
-from .reading import RetainedRows, retained_loader
+from ..retained.reading import RetainedRows, retained_loader
+from .base_statistics import LEAST_RANK, RANK_SHARE, SecondMoment, Statistics
+from .fitting import collect_moments
+from .identity import DataDigest, base_checksum
+from .moments import NullSpaceFitter
 
 
 def collect_statistics(

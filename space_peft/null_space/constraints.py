@@ -1,0 +1,112 @@
+"""The constraints: which filter each makes of a spectrum, and whether a stored one is such a filter.
+
+What a projection can do (`NullSpace.acts`, `.idempotent`, `.invertible`) follows from its filter, not from its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .space import NullSpace
+from .spectral import Spectrum, decompose
+
+
+# A soft filter within this distance of the value used outside the kept eigenvectors is not worth an eigenvector.
+_FLAT = 1e-3
+# Eigenpairs computed where no constraint uses them: their largest value goes into the certificate's bound.
+_UNCONSTRAINED = 8
+# Filters are stored in float32.
+_STORED = 2.0**-20
+
+
+class Filter(NamedTuple):
+    """
+    What a constraint makes of a second moment.
+
+    Args:
+        spectrum ([`Spectrum`]): The eigenpairs that were computed.
+        start, stop (`int`): Those that get a filter value of their own.
+        filters (`torch.Tensor`): These values, `(stop - start,)`.
+        outside (`float`): The value of every other direction.
+    """
+
+    spectrum: Spectrum
+    start: int
+    stop: int
+    filters: torch.Tensor
+    outside: float
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """
+    One way to keep an adapter off retained inputs.
+
+    Args:
+        fit (`Callable`): `(moment, limit, strength, energy) -> Filter`, of a second moment `(d, d)` of mean eigenvalue 1
+            and with at most `limit` eigenvectors.
+        made (`Callable`): Whether a stored null space has such a filter; asked of files that anybody may have written,
+            whose tensors have the right shapes and are finite.
+        dtype (`torch.dtype`): Of the sums that it needs.
+    """
+
+    fit: Callable[[torch.Tensor, int, float, float], Filter]
+    made: Callable[[NullSpace], bool]
+    dtype: torch.dtype
+
+
+def _soft(moment: torch.Tensor, limit: int, strength: float, energy: float) -> Filter:
+    # One more than is used: it says what the filter does to all directions beyond.
+    spectrum = decompose(moment, limit + 1, lambda values: strength / (values + strength) ** 2)
+    filters = strength / (spectrum.values + strength)  # (n,), ascending
+    stop = min(int((filters < 1.0 - _FLAT).sum()), limit)
+    # The filter value of the largest eigenvalue outside is the smallest one outside: with it nothing outside
+    # is let through more than its own filter would, whatever the eigenvectors left out.
+    outside = float(filters[stop]) if stop < len(filters) else 1.0
+    return Filter(spectrum, 0, stop, filters[:stop], outside)
+
+
+def _hard(moment: torch.Tensor, limit: int, strength: float, energy: float) -> Filter:
+    spectrum = decompose(moment)
+    values, dim = spectrum.values, len(moment)
+    # Eigenvalues below rounding are those of directions that no input has.
+    seen = int((values > values[0] * dim * torch.finfo(values.dtype).eps).sum())
+    enough = int((values.cumsum(0) < energy * values.sum()).sum()) + 1
+    stop = min(enough, seen, limit)
+    if stop <= dim - stop:
+        return Filter(spectrum, 0, stop, values.new_zeros(stop), 1.0)
+    # The complement is the smaller side: keep what is left over instead of what is removed.
+    return Filter(spectrum, stop, dim, values.new_ones(dim - stop), 0.0)
+
+
+def _none(moment: torch.Tensor, limit: int, strength: float, energy: float) -> Filter:
+    spectrum = decompose(moment, _UNCONSTRAINED)
+    return Filter(spectrum, 0, 0, spectrum.values.new_zeros(0), 1.0)
+
+
+def _is_soft(space: NullSpace) -> bool:
+    own = space.eigenvalues[: len(space.filters)]
+    differs = (space.filters.double() - space.strength / (own + space.strength)).abs()
+    return not space.start and 0 < space.outside <= 1 and bool((differs <= _STORED).all())
+
+
+def _is_hard(space: NullSpace) -> bool:
+    removed = (space.start, space.outside) == (0, 1.0) and not space.filters.any()
+    return bool(removed or space.outside == 0.0 and (space.filters == 1).all())
+
+
+def _is_none(space: NullSpace) -> bool:
+    return not len(space.filters) and space.outside == 1.0
+
+
+FITTED = {
+    "soft": Constraint(_soft, _is_soft, torch.float32),
+    # A direction that no input has must come out as zero, see `NullSpaceFitter`.
+    "hard": Constraint(_hard, _is_hard, torch.float64),
+    "none": Constraint(_none, _is_none, torch.float32),
+}
+"""By the value of `SpaceLoraConfig.constraint`."""

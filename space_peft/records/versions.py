@@ -1,0 +1,25 @@
+"""Which versions a result was made with."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+
+_LIBRARIES = ("space-peft", "torch", "transformers", "peft", "datasets", "evaluate")
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Versions of packages, by name; `None` for one that is not installed as a distribution."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def collect_versions() -> dict[str, str | None]:
+    """Versions of what the figures depend on, Python's included."""
+    return {"python": platform.python_version(), **versions(*_LIBRARIES)}

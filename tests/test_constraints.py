@@ -1,0 +1,72 @@
+"""Every constraint, by its properties: what its projection does is what a dense matrix does."""
+
+import dataclasses
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+
+from space_peft.config import CONSTRAINTS, KNOBS, SpaceLoraConfig
+from space_peft.null_space import NullSpaceFitter
+from space_peft.null_space.constraints import FITTED
+
+
+DIM = 12
+SPECTRA = {
+    "falling": torch.logspace(1, -3, DIM),
+    "flat": torch.ones(DIM),
+    "few directions": torch.tensor([4.0, 2.0, 1.0] + [0.0] * (DIM - 3)),
+    "most directions": torch.tensor([1.0] * (DIM - 2) + [0.0] * 2),
+}
+
+
+def fitted(constraint, spectrum="falling", **settings):
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(DIM, DIM, dtype=torch.float64)).Q
+    rows = torch.randn(200, DIM, dtype=torch.float64) * SPECTRA[spectrum].double().sqrt() @ basis.T
+    return NullSpaceFitter(DIM).update(rows).fit(constraint, **settings)
+
+
+def test_each_constraint_is_known_everywhere():
+    assert set(FITTED) == set(CONSTRAINTS) == set(KNOBS) == set(get_args(get_type_hints(SpaceLoraConfig)["constraint"]))
+    settings = {field.name for field in dataclasses.fields(SpaceLoraConfig)}
+    assert {knob for knob in KNOBS.values() if knob is not None} <= settings
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("constraint", FITTED)
+def test_what_a_projection_can_do_is_what_its_matrix_can(constraint, spectrum):
+    space = fitted(constraint, spectrum, strength=0.3, energy=0.97)
+    matrix = space.project(torch.eye(DIM, dtype=torch.float64))
+    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+    assert (matrix - matrix.T).abs().max() < 1e-6 and values.min() > -1e-6 and values.max() < 1 + 1e-6
+    assert space.acts == bool((matrix - torch.eye(DIM)).abs().max() > 1e-6)
+    assert space.idempotent == bool((matrix @ matrix - matrix).abs().max() < 1e-5)
+    assert space.invertible == bool(values.min() > 1e-6)
+    assert space.free_dimensions == pytest.approx(float(values.sum()), abs=1e-4)
+    x = torch.randn(3, DIM, dtype=torch.float64)
+    if space.invertible:
+        torch.testing.assert_close(space.unproject(space.project(x)), x, rtol=1e-4, atol=1e-4)
+    else:
+        with pytest.raises(ValueError, match=f"the {constraint} constraint removes directions"):
+            space.unproject(x)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("constraint", FITTED)
+def test_a_stored_filter_is_known_as_its_own(constraint, spectrum):
+    space = fitted(constraint, spectrum, strength=0.3, energy=0.97)
+    assert FITTED[constraint].made(space)
+    for changed in (
+        dataclasses.replace(space, outside=0.5 if constraint != "soft" else 1.5),
+        dataclasses.replace(space, filters=space.filters + 0.1) if len(space.filters) else None,
+    ):
+        assert changed is None or not FITTED[constraint].made(changed)
+
+
+def test_no_constraint_that_acts_is_taken_for_another():
+    spaces = {name: fitted(name, strength=0.3, energy=0.97) for name in FITTED}
+    made = {(name, other): FITTED[other].made(space) for name, space in spaces.items() for other in FITTED}
+    # The identity is also what the others make of an adapter that they leave alone.
+    right = {pair for pair, right in made.items() if right and spaces[pair[0]].acts}
+    assert right == {("soft", "soft"), ("hard", "hard")}
