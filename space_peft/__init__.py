@@ -36,6 +36,10 @@ _EXPORTS = {
     "retained_answers": "retained.self_distillation",
     "retained_texts": "retained.self_distillation",
     "ErasureCardData": "records.card_data",
+    "AdapterArguments": "erasing",
+    "Erasure": "erasing",
+    "erase": "erasing",
+    "get_space_config": "erasing",
     "load_erased": "hub_cards",
     "push_erasure": "hub_cards",
     "push_statistics": "hub_cards",
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from .anchors import anchor_info, refine_anchors, select_anchors, select_random_anchors
     from .config import SpaceLoraConfig
     from .data.questions import Dialogue, QuestionSet
+    from .erasing import AdapterArguments, Erasure, erase, get_space_config
     from .hub_cards import load_erased, push_erasure, push_statistics, verify_erasure
     from .hub_cards.merge import merge_adapter
     from .null_space.base_statistics import Statistics, load_statistics

@@ -33,11 +33,11 @@ def test_retained_rows_survive_arrow(demo_images, tmp_path):
 @pytest.mark.slow
 def test_erase_concept_script(demo_images, tmp_path):
     public, _ = demo_split(demo_images, "fox")
-    public.save_to_disk(tmp_path / "pool")
-    Dataset.from_list(demo_retain_rows("fox", public)[:60]).save_to_disk(tmp_path / "retain")
+    public.to_parquet(tmp_path / "pool" / "data.parquet")
+    Dataset.from_list(demo_retain_rows("fox", public)[:60]).to_parquet(tmp_path / "retain" / "data.parquet")
     arguments = {
         "model": demo_model_path(), "concept": "fox", "pool": tmp_path / "pool", "retain": tmp_path / "retain",
-        "output": tmp_path / "out", "anchors": 2, "refine_steps": 1, "max_steps": 1,
+        "output_dir": tmp_path / "out", "anchors": 2, "refine_steps": 1, "max_steps": 1,
     }  # fmt: skip
     command = [sys.executable, str(SCRIPT)] + [part for k, v in arguments.items() for part in (f"--{k}", str(v))]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -158,6 +158,18 @@ class PublishingMixin:
                 self._evaluated.clear()
             self._evaluated[self._weights_now()] = self.state.global_step, before, after
 
+    @property
+    def report(self) -> ErasureReport | None:
+        """What the standard probes said before and after, of the adapter as it is; `None` if it was not evaluated on them."""
+        return self._report_of(self._weights_now())
+
+    def _report_of(self, weights: str | None) -> ErasureReport | None:
+        step, before, after = self._evaluated.get(weights, (None, None, None))
+        if step is None or not set(REPORT_KEYS) <= set(before.scores):
+            return None
+        settings = {"seed": self.args.seed, "settings": {"steps": step}, "seconds": self.card_data.seconds}
+        return ErasureReport.from_results(self.concept, before, after, **settings)
+
     def _save_public(self, folder: Path, replaced: str | None) -> None:
         """Writes card data and the results that were measured on the adapter as it is saved; those of others go.
 
@@ -174,16 +186,7 @@ class PublishingMixin:
             if self.canary is not None:
                 self.canary.save(folder)
                 note_measured(folder, {CANARY_NAME: saved})
-        step, before, after = self._evaluated.get(saved, (None, None, None))
-        if step is not None and set(REPORT_KEYS) <= set(before.scores):
-            report = ErasureReport.from_results(
-                self.concept,
-                before,
-                after,
-                seed=self.args.seed,
-                settings={"steps": step},
-                seconds=self.card_data.seconds,
-            )
+        if (report := self._report_of(saved)) is not None:
             report.save(folder)
             note_measured(folder, {REPORT_NAME: saved})
         # What a former run left here must not pass for this one's.

@@ -172,6 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", default="outputs/demo", help="folder to write to (default: outputs/demo)")
     demo.add_argument("--seed", type=int, default=0, help="of anchors, adapter and order of the data (default: 0)")
     demo.set_defaults(run=_demo)
+    commands.add_parser("erase", help="erase a concept from your model (--config FILE.yaml, or flags)", add_help=False)
     merge = commands.add_parser("merge", help="write the model with an adapter added to its weights")
     merge.add_argument("adapter", help="folder or Hub id of the adapter")
     merge.add_argument("output", help="folder to write; must not exist")
@@ -278,5 +279,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: Exit code: 0 for success, 2 for bad input, 1 for a push or check that failed.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["erase"]:
+        # Its options are the fields of dataclasses, whose modules import torch.
+        from .erase import main as erase
+
+        return erase(argv[1:])
     args = build_parser().parse_args(argv)
     return args.run(args)

@@ -1,0 +1,142 @@
+"""`space-peft erase`: the whole job from a YAML file, flags, or both."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from datasets import Dataset, load_dataset
+from PIL import Image
+from transformers import AutoProcessor, HfArgumentParser
+
+from ..data.questions import DEFAULT_QUESTIONS
+from ..erasing import AdapterArguments, EraseArguments, Erasure, erase, get_space_config, load_model
+from ..evaluation import build_probes
+from ..retained.reading import load_rows
+from ..trainers import SpaceConfig
+
+
+def parse_run(argv: Sequence[str]) -> tuple[EraseArguments, AdapterArguments, SpaceConfig]:
+    """Reads `--config FILE` (YAML), over which flags win, as TRL's scripts do.
+
+    Args:
+        argv (`list[str]`): Arguments after "erase".
+
+    Raises:
+        ValueError: If the file is no YAML mapping, or has a key that is no field; the message has the nearest one.
+    """
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--config")
+    known, rest = first.parse_known_args(argv)
+    parser = HfArgumentParser(
+        (EraseArguments, AdapterArguments, SpaceConfig),
+        prog="space-peft erase",
+        description="Make a model forget a concept. --config FILE reads the options below from YAML; flags win.",
+    )
+    if known.config is not None:
+        values = _read_yaml(known.config)
+        options = {action.dest: action for action in parser._actions}
+        for key in values:
+            if key not in options:
+                near = difflib.get_close_matches(key, options, n=3, cutoff=0.5)
+                hint = f"; did you mean {', '.join(near)}?" if near else "; see space-peft erase --help."
+                raise ValueError(f"{known.config} sets {key!r}, which is no option{hint}")
+            options[key].required = False
+        parser.set_defaults(**values)
+    return parser.parse_args_into_dataclasses(rest)
+
+
+def _read_yaml(path: str) -> dict:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; expected options by name, such as `concept: fox`.")
+    return values
+
+
+def load_images(place: str) -> Dataset:
+    """Pictures for the command line: a folder of files, or whatever `load_rows` reads.
+
+    Args:
+        place (`str`): Folder, file or Hub id.
+
+    Raises:
+        ValueError: If there is no column `image`.
+    """
+    folder = Path(place)
+    pictures = folder.is_dir() and any(
+        path.suffix.lower() in Image.registered_extensions() for path in folder.rglob("*") if path.is_file()
+    )
+    images = load_dataset("imagefolder", data_dir=place, split="train") if pictures else load_rows(place)
+    if "image" not in images.column_names:
+        raise ValueError(f"{place!r} has the columns {images.column_names}; expected a column `image`.")
+    return images
+
+
+def run_erase(argv: Sequence[str]) -> Erasure:
+    """Parses, erases, saves.
+
+    Args:
+        argv (`list[str]`): Arguments after "erase".
+
+    Raises:
+        FileNotFoundError: If a file or folder does not exist.
+        ValueError: If an option or a row cannot be used.
+    """
+    arguments, adapter, args = parse_run(argv)
+    if arguments.pool is None:
+        raise ValueError("--pool is missing: public images, of which some stand in for the concept.")
+    # Whatever is mistyped shows before the model is loaded.
+    pool = load_images(arguments.pool)
+    retain = None if arguments.retain is None else load_rows(arguments.retain)
+    pictures = None if arguments.test_images is None else load_images(arguments.test_images)
+    peft_config = get_space_config(adapter)
+    probes = None
+    if pictures is not None:
+        probes = build_probes(
+            arguments.concept, questions=DEFAULT_QUESTIONS, target_images=pictures["image"], aliases=arguments.aliases
+        )
+    kwargs = args.model_init_kwargs or {}
+    if arguments.dtype is not None:
+        kwargs["dtype"] = arguments.dtype
+    erasure = erase(
+        load_model(arguments.model, **kwargs),
+        arguments.concept,
+        processor=AutoProcessor.from_pretrained(arguments.model),
+        pool=pool,
+        retain_dataset=retain,
+        statistics=arguments.statistics,
+        aliases=arguments.aliases,
+        probes=probes,
+        k=arguments.anchors,
+        refine_steps=arguments.refine_steps,
+        args=args,
+        peft_config=peft_config,
+        resume=not arguments.fresh,
+    )
+    erasure.save()
+    return erasure
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv (`list[str]`): Arguments after "erase".
+
+    Returns:
+        `int`: 0, or 2 for bad input.
+    """
+    try:
+        erasure = run_erase(argv)
+    except (OSError, TypeError, ValueError) as error:
+        print(f"space-peft erase: {error}", file=sys.stderr)
+        return 2
+    print(erasure.summary())
+    return 0

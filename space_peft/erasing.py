@@ -1,0 +1,355 @@
+"""The whole job in one call: a name, a model and a public pool in; an adapter with its certificate and report out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from datasets import Dataset, load_from_disk
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.logging import get_logger
+
+from .anchors import anchor_info, refine_anchors, select_anchors
+from .anchors.info import set_anchor_info
+from .config import SpaceLoraConfig
+from .data.names import check_aliases, check_concept
+from .data.questions import DEFAULT_QUESTIONS, QuestionSet
+from .data.source import dataset_source
+from .hub_cards.merge import merge_adapter
+from .modeling.fingerprint import fingerprint_base
+from .records.io import atomic_path
+from .trainers import SpaceConfig, SpaceTrainer
+
+
+if TYPE_CHECKING:
+    from .evaluation import ErasureReport, Probe
+    from .null_space.base_statistics import Statistics
+    from .null_space.certificate import RetentionCertificate
+
+
+logger = get_logger(__name__)
+
+ANCHORS_FOLDER = "anchors"
+# Anchors that the model calls by the name with less, on average, show that it hardly knows it.
+_KNOWN = 0.1
+
+
+@dataclass
+class Erasure:
+    """
+    What [`erase`] did.
+
+    Args:
+        trainer ([`SpaceTrainer`]): Trained, with the adapted model as `trainer.model`.
+        anchors ([`~datasets.Dataset`]): The images that stood in for the concept.
+    """
+
+    trainer: SpaceTrainer
+    anchors: Dataset
+
+    @property
+    def model(self):
+        """The adapted model."""
+        return self.trainer.model
+
+    @property
+    def certificate(self) -> RetentionCertificate | None:
+        """What the adapter does to held-out retained rows; `None` if none were held out."""
+        return self.trainer.certificate
+
+    @property
+    def report(self) -> ErasureReport | None:
+        """What was asked before and after; `None` without probes."""
+        return self.trainer.report
+
+    def save(self) -> Path:
+        """Saves adapter, certificate, report, card and provenance to the configuration's `output_dir`.
+
+        There is no card of a base model without an id on the Hub: give it one, `card_data=ErasureCardData(base_model=...)`.
+        """
+        self.trainer.save_model()
+        if self.trainer.card_data.base_model is None:
+            logger.warning(
+                "No card was written: the base model was loaded from a folder, and nobody could tell which it is."
+            )
+        else:
+            self.trainer.create_model_card()
+        return Path(self.trainer.args.output_dir)
+
+    def push_to_hub(self, repo_id: str | None = None, **kwargs):
+        """Saves and publishes; see [`SpaceTrainer.push_to_hub`].
+
+        Args:
+            repo_id (`str`, *optional*): By default `hub_model_id` of the configuration.
+            kwargs: See there.
+        """
+        if repo_id is not None:
+            self.trainer.args.hub_model_id = self.trainer.hub_model_id = repo_id
+        return self.trainer.push_to_hub(**kwargs)
+
+    def merge(self, output: str | os.PathLike) -> Path:
+        """Saves, and writes the base model with the adapter added to its weights.
+
+        Args:
+            output (`str` or `os.PathLike`): Folder; must not exist.
+        """
+        base = self.trainer.model.peft_config["default"].base_model_name_or_path
+        return merge_adapter(self.save(), output, base_model=base)
+
+    def summary(self) -> str:
+        """What was done, and what to do next."""
+        folder = self.trainer.args.output_dir
+        lines = [] if self.report is None else [self.report.to_table(), ""]
+        if self.report is None:
+            lines.append(
+                "Nothing was asked about pictures of the concept: pass some, or look yourself, before you rely on it."
+            )
+        if self.certificate is None:
+            lines.append("No retained rows were held out, so there is no certificate.")
+        elif (statement := self.certificate.end_to_end) is not None:
+            lines.append(
+                f"Of {statement.images + statement.texts} held-out images and texts {statement.changed} are answered otherwise: "
+                f"of such ones less than {statement.share_bound:.1%} (95 %)."
+            )
+        lines += [
+            f"The adapter is in {folder}. Next:",
+            f"  look      {folder}: report.md, README.md (the card)",
+            f"  attack    space-peft audit {folder} ...",
+            f"  deploy    space-peft merge {folder} MODEL-WITHOUT-IT",
+            f"  publish   space-peft push {folder} YOU/NAME, and others: space-peft verify YOU/NAME",
+            "  undo      do not load the adapter",
+        ]
+        return "\n".join(lines)
+
+
+def erase(
+    model,
+    concept: str,
+    *,
+    pool: Dataset | None = None,
+    anchors: Dataset | None = None,
+    processor=None,
+    retain_dataset: Dataset | Sequence[dict] | None = None,
+    statistics: Statistics | str | os.PathLike | None = None,
+    aliases: Sequence[str] = (),
+    questions: QuestionSet | None = None,
+    probes: Sequence[Probe] | None = None,
+    k: int = 32,
+    refine_steps: int = 60,
+    args: SpaceConfig | None = None,
+    peft_config: SpaceLoraConfig | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    **trainer_options,
+) -> Erasure:
+    """Makes a model forget a concept: selects anchors, refines them, trains, certifies, and evaluates if there are probes.
+
+    What takes long is kept in `args.output_dir`: anchors in its folder `anchors`, checkpoints if the configuration saves
+    some. A call that was killed goes on from there. Nothing else is written; see [`Erasure.save`].
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]): The multimodal model, or its id. On a CPU an id is loaded in
+            float32, because lower precision crawls there; on a GPU as it was saved.
+        concept (`str`): The name to forget.
+        pool ([`~datasets.Dataset`], *optional*): Public images, column `image`; see [`select_anchors`].
+        anchors ([`~datasets.Dataset`], *optional*): Refined anchors that were made before, instead of `pool`.
+        processor ([`~transformers.ProcessorMixin`], *optional*): The model's; loaded from its id by default.
+        retain_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*): What must not change; see [`SpaceTrainer`].
+        statistics ([`Statistics`] or `str`, *optional*): Statistics of the base model instead, or beside it.
+        aliases (`list[str]`, *optional*): Other names to forget.
+        questions ([`QuestionSet`], *optional*): What is asked about images.
+        probes (`list[Probe]`, *optional*): From [`build_probes`]: what to ask before and after, of which pictures.
+        k (`int`, defaults to 32): Anchors.
+        refine_steps (`int`, defaults to 60): Steps of their refinement.
+        args ([`SpaceConfig`], *optional*): Configuration of training; `output_dir` is "space-output" by default.
+        peft_config ([`SpaceLoraConfig`], *optional*): The adapter; rank 8 by default.
+        resume (`bool`, defaults to `True`): Whether to go on from what an interrupted call of the same job left.
+        progress (`bool`, defaults to `True`): Whether to show progress bars.
+        trainer_options: Other arguments of [`SpaceTrainer`].
+
+    Returns:
+        [`Erasure`]
+
+    Raises:
+        ValueError: If there is neither `pool` nor `anchors`, or neither retained rows nor statistics; see also
+            [`select_anchors`] and [`SpaceTrainer`].
+    """
+    concept = check_concept(concept)
+    aliases = list(check_aliases(aliases, concept=concept))
+    if (pool is None) == (anchors is None):
+        raise ValueError("give either `pool`, public images to find stand-ins in, or `anchors` that were made before.")
+    if retain_dataset is None and statistics is None:
+        raise ValueError(
+            "nothing says what must not change: pass `retain_dataset` (see `retained_answers`, which needs no labels), or "
+            "`statistics` of the base model."
+        )
+    args = SpaceConfig(output_dir="space-output") if args is None else args
+    if isinstance(model, str):
+        processor = AutoProcessor.from_pretrained(model) if processor is None else processor
+        model = load_model(model, **(args.model_init_kwargs or {}))
+    elif processor is None:
+        processor = AutoProcessor.from_pretrained(model.config._name_or_path)
+    questions = questions or DEFAULT_QUESTIONS
+    if anchors is None:
+        anchors = _anchors(
+            concept, pool, model, processor, aliases, questions, k, refine_steps, args, resume=resume, progress=progress
+        )
+        _warn_if_unknown(concept, anchors)
+    trainer = SpaceTrainer(
+        model=model,
+        args=args,
+        anchors=anchors,
+        retain_dataset=retain_dataset,
+        statistics=statistics,
+        processing_class=processor,
+        peft_config=peft_config or SpaceLoraConfig(r=8, lora_alpha=16),
+        concept=concept,
+        aliases=aliases,
+        questions=questions,
+        probes=probes,
+        **trainer_options,
+    )
+    trainer.train(resume_from_checkpoint=True if resume and args.save_strategy != "no" else None)
+    if probes:
+        trainer.evaluate()
+    return Erasure(trainer, anchors)
+
+
+def load_model(model: str, **kwargs):
+    """A multimodal model by its id, in a dtype that suits where it runs: as saved on a GPU, float32 on a CPU.
+
+    Args:
+        model (`str`): Id or folder.
+        kwargs: Of `from_pretrained`; a `dtype` is taken as it is.
+    """
+    if "dtype" not in kwargs and not torch.cuda.is_available():
+        kwargs["dtype"] = torch.float32
+    loaded = AutoModelForImageTextToText.from_pretrained(model, **{"dtype": "auto", **kwargs})
+    return loaded.to("cuda") if torch.cuda.is_available() and "device_map" not in kwargs else loaded
+
+
+def _anchors(
+    concept, pool, model, processor, aliases, questions, k, refine_steps, args, *, resume: bool, progress: bool
+) -> Dataset:
+    """Anchors, kept in the output folder with what they were made for."""
+    folder = Path(args.output_dir, ANCHORS_FOLDER)
+    # Everything that they depend on.
+    job = {
+        "k": k, "refine_steps": refine_steps, "seed": args.seed, "pool": dataset_source(pool),
+        "model": fingerprint_base(model).__dict__, "questions": [str(part) for part in (*questions.naming, *questions.confirm)],
+        "concept": concept, "aliases": aliases,
+    }  # fmt: skip
+    if resume and folder.is_dir():
+        kept = load_from_disk(folder)
+        if anchor_info(kept).get("job") == job:
+            logger.info("Anchors of an earlier call are taken from %s.", folder)
+            return kept
+        logger.warning("The anchors in %s were made for something else; they are made anew.", folder)
+    anchors = select_anchors(concept, pool, aliases=aliases, model=model, processor=processor, k=k, progress=progress)
+    if refine_steps:
+        options = {"steps": refine_steps, "seed": args.seed, "questions": questions, "progress": progress}
+        anchors = refine_anchors(anchors, model=model, processor=processor, **options)
+    anchors = set_anchor_info(anchors, {**anchor_info(anchors), "job": job})
+    with atomic_path(folder) as temporary:
+        anchors.save_to_disk(temporary)
+    return anchors
+
+
+def _warn_if_unknown(concept: str, anchors: Dataset) -> None:
+    if "p_name_after" not in anchors.column_names:
+        return
+    mean = sum(anchors["p_name_after"]) / len(anchors)
+    if mean < _KNOWN:
+        warnings.warn(
+            f"after refinement the model calls its anchors {concept!r} with a probability of {mean:.3f} on average. It may not "
+            "know the concept by this name (ask it about a picture), or know it under another (`aliases`); there is little "
+            "to be forgotten then, and little that an erasure could be trained on.",
+            stacklevel=3,
+        )
+
+
+@dataclass
+class EraseArguments:
+    """
+    What `space-peft erase` is told beside the fields of [`SpaceConfig`] and [`AdapterArguments`].
+
+    Args:
+        model (`str`): Id or folder of the model.
+        concept (`str`): The name to forget.
+        aliases (`list[str]`, *optional*): Other names.
+        pool (`str`, *optional*): Public images: a dataset on the Hub, a folder of pictures, a Parquet file, a saved dataset.
+        retain (`str`, *optional*): Retained rows in TRL's formats: the same, or a JSON file.
+        statistics (`str`, *optional*): Statistics of the model: a folder or a repository.
+        test_images (`str`, *optional*): Pictures of the concept to test with, as `pool`. They are never trained on.
+        anchors (`int`, defaults to 32): How many.
+        refine_steps (`int`, defaults to 60): Steps of their refinement.
+        dtype (`str`, *optional*): To load the model in; by default as saved on a GPU, float32 on a CPU.
+        fresh (`bool`, defaults to `False`): Begin anew whatever an interrupted call left.
+    """
+
+    model: str = field(metadata={"help": "Id or folder of the model."})
+    concept: str = field(metadata={"help": "The name to forget."})
+    aliases: list[str] = field(default_factory=list, metadata={"help": "Other names to forget.", "nargs": "*"})
+    pool: str | None = field(default=None, metadata={"help": "Public images: Hub id, folder, Parquet file."})
+    retain: str | None = field(default=None, metadata={"help": "Retained rows: Hub id, folder, Parquet or JSON file."})
+    statistics: str | None = field(default=None, metadata={"help": "Statistics of the model: folder or Hub id."})
+    test_images: str | None = field(default=None, metadata={"help": "Pictures of the concept, to test with alone."})
+    anchors: int = field(default=32, metadata={"help": "How many anchors."})
+    refine_steps: int = field(default=60, metadata={"help": "Steps of their refinement."})
+    dtype: str | None = field(default=None, metadata={"help": "To load the model in; float32 on a CPU by default."})
+    fresh: bool = field(default=False, metadata={"help": "Begin anew whatever an interrupted call left."})
+
+
+@dataclass
+class AdapterArguments:
+    """
+    The adapter's fields for parsers, as TRL's `ModelConfig` has them for a `LoraConfig`; see [`get_space_config`].
+
+    Args:
+        lora_r (`int`, defaults to 8): Rank.
+        lora_alpha (`int`, *optional*): Twice the rank by default.
+        lora_dropout (`float`, defaults to 0.0): Dropout.
+        lora_target_modules (`list[str]`, *optional*): Layers; by default those of `SpaceConfig.target`.
+        constraint (`str`, defaults to `"soft"`), strength (`float`, defaults to 0.03), energy (`float`, defaults to 0.999),
+            tokens_per_row (`int`, defaults to 64), max_rank (`str`, defaults to `"auto"`): See [`SpaceLoraConfig`].
+    """
+
+    lora_r: int = field(default=8, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "Its scale; twice the rank by default."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
+    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Layers that get it.", "nargs": "+"})
+    constraint: Literal["soft", "hard", "none"] = field(default="soft", metadata={"help": "How it is constrained."})
+    strength: float = field(default=0.03, metadata={"help": "t of the soft constraint; smaller is stricter."})
+    energy: float = field(default=0.999, metadata={"help": "Share of the energy that the hard constraint removes."})
+    tokens_per_row: int = field(default=64, metadata={"help": "Most tokens of a kind of a retained row that count."})
+    max_rank: str = field(default="auto", metadata={"help": "Most eigenvectors a layer: a number, 'auto' or 'all'."})
+
+
+def get_space_config(arguments: AdapterArguments) -> SpaceLoraConfig:
+    """The adapter's configuration, from parsed arguments.
+
+    Args:
+        arguments ([`AdapterArguments`]): As a parser gives them.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+    rank = {"auto": "auto", "all": None}.get(arguments.max_rank, arguments.max_rank)
+    modules = arguments.lora_target_modules
+    return SpaceLoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=2 * arguments.lora_r if arguments.lora_alpha is None else arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        # A single one may be a regular expression, as in PEFT.
+        target_modules=modules[0] if modules is not None and len(modules) == 1 else modules,
+        constraint=arguments.constraint,
+        strength=arguments.strength,
+        energy=arguments.energy,
+        tokens_per_row=arguments.tokens_per_row,
+        max_rank=int(rank) if isinstance(rank, str) and rank.isdigit() else rank,
+    )

@@ -1,0 +1,199 @@
+"""One call from a name to an adapter: what it makes, what it takes up again, and how the command line reads its options."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset, load_from_disk
+
+from space_peft import AdapterArguments, SpaceConfig, SpaceLoraConfig, erase, get_space_config
+from space_peft.anchors import anchor_info
+from space_peft.cli import main
+from space_peft.cli.erase import load_images, parse_run
+from space_peft.demo import DEMO_QUESTIONS, demo_model_path, load_demo_model
+from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
+from space_peft.erasing import _warn_if_unknown, load_model
+from space_peft.modeling.layers import adapted_layers, lora_weights
+
+
+@pytest.fixture(scope="module")
+def data(demo_images):
+    public, _ = demo_split(demo_images, "fox")
+    return public, demo_retain_rows("fox", public)[:80]
+
+
+def quick(folder, **options):
+    settings = {
+        "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True,
+        "save_strategy": "no", "disable_tqdm": True, "own_answers": False, "canary_items": 0,
+    }  # fmt: skip
+    return SpaceConfig(**{**settings, **options})
+
+
+def job(folder, data, **options):
+    model, processor = load_demo_model()
+    given = {
+        "pool": data[0], "retain_dataset": data[1], "processor": processor, "questions": DEMO_QUESTIONS, "k": 2,
+        "refine_steps": 1, "args": quick(folder), "progress": False, "peft_config": SpaceLoraConfig(r=4),
+    }  # fmt: skip
+    return erase(model, options.pop("concept", "fox"), **{**given, **options})
+
+
+def test_a_name_in_and_everything_a_reviewer_asks_for_out(data, demo_images, tmp_path):
+    probes = demo_probes("fox", demo_images)
+    probes = [type(probe)(**{**probe.__dict__, "rows": probe.rows[:4]}) for probe in probes]
+    erasure = job(tmp_path / "out", data, probes=probes)
+    assert erasure.report.after["forget"]["n"] == 4 and erasure.certificate is not None
+    assert anchor_info(erasure.anchors)["stage"] == "refined" and len(erasure.anchors) == 2
+    erasure.trainer.card_data.base_model = "space-peft/demo-llava"
+    folder = erasure.save()
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "adapter_model.safetensors", "space_config.json", "space_certificate.json", "report.json", "README.md", "anchors",
+        "space_anchors.json",
+    } <= names  # fmt: skip
+    text = erasure.summary()
+    assert "forget" in text and "held-out images and texts" in text and f"space-peft merge {folder}" in text
+    merged = erasure.merge(tmp_path / "merged")
+    again, base = dict(load_model(str(merged)).named_parameters()), load_demo_model()[0]
+    name, layer = next(iter(adapted_layers(erasure.model).items()))
+    a, b, scale = lora_weights(layer)
+    wanted = base.get_submodule(name).weight + scale * b @ a
+    # The embedded model is stored in half precision, and the merged one as well.
+    assert torch.allclose(again[f"{name}.weight"], wanted, rtol=2**-10, atol=1e-6)
+    assert (scale * b @ a).abs().max() > 0
+
+
+def test_an_interrupted_call_goes_on_from_its_anchors_and_checkpoints(data, tmp_path, monkeypatch):
+    import space_peft.erasing as erasing
+
+    first = job(tmp_path, data, args=quick(tmp_path, max_steps=4, save_strategy="steps", save_steps=2))
+    calls = []
+    monkeypatch.setattr(erasing, "select_anchors", lambda *a, **k: calls.append(a))
+    torch.manual_seed(5)
+    (tmp_path / "checkpoint-4").rename(tmp_path / "lost")  # as if killed before the end
+    again = job(tmp_path, data, args=quick(tmp_path, max_steps=4, save_strategy="steps", save_steps=2))
+    assert not calls
+    resumed_at = [entry["step"] for entry in again.trainer.state.log_history if "loss" in entry]
+    assert resumed_at[-2:] == [3, 4] and again.trainer.state.global_step == 4
+    for (name, one), (_, other) in zip(first.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("change", [{"k": 3}, {"refine_steps": 2}, {"aliases": ["owl"]}])
+def test_anchors_of_another_job_are_made_anew(data, tmp_path, change):
+    job(tmp_path, data, args=quick(tmp_path, max_steps=1))
+    before = load_from_disk(tmp_path / "anchors")
+    job(tmp_path, data, args=quick(tmp_path, max_steps=1), **change)
+    after = anchor_info(load_from_disk(tmp_path / "anchors"))["job"]
+    assert anchor_info(before)["job"] != after
+    assert {key: after[key] for key in change} == change
+
+
+def test_what_is_missing_is_said_before_anything_is_done(data, tmp_path):
+    with pytest.raises(ValueError, match="either `pool`.*or `anchors`"):
+        job(tmp_path, data, pool=None)
+    with pytest.raises(ValueError, match="nothing says what must not change"):
+        job(tmp_path, data, retain_dataset=None)
+    with pytest.raises(ValueError):
+        job(tmp_path, data, concept=" ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_the_model_does_not_know_is_said():
+    anchors = Dataset.from_dict({"p_name_after": [0.01, 0.03]})
+    with pytest.warns(UserWarning, match="'quasar' with a probability of 0.020 on average. It may not know"):
+        _warn_if_unknown("quasar", anchors)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _warn_if_unknown("fox", Dataset.from_dict({"p_name_after": [0.9, 0.03]}))
+
+
+def test_a_model_is_loaded_in_float32_on_a_cpu_unless_asked_otherwise():
+    if torch.cuda.is_available():
+        pytest.skip("on a GPU it is loaded as saved")
+    assert load_model(demo_model_path()).dtype == torch.float32
+    assert load_model(demo_model_path(), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+# The command
+
+
+def test_flags_win_over_the_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model: org/model\nconcept: Eiffel Tower\naliases: [Tour Eiffel]\npool: org/pool\nlearning_rate: 1e-3\n"
+        f"output_dir: {tmp_path}\nlora_r: 4\nmax_steps: 7\ntarget: all\nuse_cpu: true\n"
+    )
+    arguments, adapter, args = parse_run(["--config", str(path), "--max_steps", "9", "--strength", "0.1"])
+    assert (arguments.model, arguments.concept, arguments.aliases) == ("org/model", "Eiffel Tower", ["Tour Eiffel"])
+    assert (args.max_steps, args.target, args.learning_rate) == (9, "all", 1e-3)
+    config = get_space_config(adapter)
+    assert (config.r, config.lora_alpha, config.strength, config.max_rank) == (4, 8, 0.1, "auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("concpet: fox\n", "'concpet', which is no option; did you mean concept"),
+        ("[1, 2]\n", "holds a list"),
+        ("a: [\n", "no YAML"),
+        ("model: m\nconcept: fox\n", "--pool is missing"),
+        ("model: m\nconcept: fox\npool: nowhere.parquet\n", "nowhere.parquet"),
+    ],
+)
+def test_a_bad_file_exits_with_2_and_says_why(text, said, tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    assert main(["erase", "--config", str(path), "--output_dir", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", ["auto", "all", "12"])
+def test_ranks_as_words_and_numbers(given):
+    assert get_space_config(AdapterArguments(max_rank=given)).max_rank == {"all": None, "12": 12}.get(given, given)
+
+
+def test_ranks_that_are_none_of_these_are_refused():
+    with pytest.raises(ValueError, match="`max_rank` is 'some'"):
+        get_space_config(AdapterArguments(max_rank="some"))
+
+
+def test_modules_are_endings_or_one_pattern():
+    assert get_space_config(AdapterArguments(lora_target_modules=[".*q_proj"])).target_modules == ".*q_proj"
+    assert get_space_config(AdapterArguments(lora_target_modules=["q", "v"])).target_modules == {"q", "v"}
+
+
+def test_pictures_from_a_folder_of_files(demo_images, tmp_path):
+    for i in range(3):
+        demo_images[i]["image"].save(tmp_path / f"{i}.png")
+    images = load_images(str(tmp_path))
+    assert len(images) == 3 and images[0]["image"].size == demo_images[0]["image"].size
+    Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "texts.parquet")
+    with pytest.raises(ValueError, match="expected a column `image`"):
+        load_images(str(tmp_path / "texts.parquet"))
+
+
+@pytest.mark.slow
+def test_the_command_from_a_yaml_file(data, demo_images, tmp_path, capsys):
+    public, retained = data
+    public.save_to_disk(tmp_path / "pool")
+    Dataset.from_list(retained[:40]).save_to_disk(tmp_path / "retain")
+    (tmp_path / "foxes").mkdir()
+    for i, row in enumerate(row for row in demo_images if row["name"] == "fox"):
+        row["image"].save(tmp_path / "foxes" / f"{i}.png")
+    options = {
+        "model": str(demo_model_path()), "concept": "fox", "pool": str(tmp_path / "pool"), "retain": str(tmp_path / "retain"),
+        "test_images": str(tmp_path / "foxes"), "output_dir": str(tmp_path / "out"), "anchors": 2, "refine_steps": 1,
+        "max_steps": 1, "use_cpu": True, "report_to": "none", "canary_items": 1,
+    }  # fmt: skip
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(options))  # JSON is YAML
+    assert main(["erase", "--config", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "forget" in out and "publish" in out
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"adapter_model.safetensors", "report.json", "space_certificate.json", "anchors"} <= names
