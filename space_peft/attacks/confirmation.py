@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from PIL import Image
 
 from ..anchors.refine import name_probabilities
-from ..data.names import check_aliases, check_concept
+from ..data.names import check_target
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.layers import deployed_model
-from .models import check_names, has_adapter
+from .models import check_controls, has_adapter
 from .results import AttackResult
 
 
@@ -94,8 +94,8 @@ def confirmation_attack(
     Raises:
         ValueError: If there are no images, questions or absent names, or one of these names the target.
     """
-    concept = check_concept(concept)
-    absent = check_names(processor, "absent_names", absent_names, (concept, *check_aliases(aliases, concept=concept)))
+    concept, aliases = check_target(concept, aliases)
+    absent = check_controls(processor, "absent_names", absent_names, (concept, *aliases))
     asked = tuple(dict.fromkeys((*questions.confirm_held_out, *questions.confirm)))
     if not images or not asked:
         raise ValueError(f"got {len(images)} images and {len(asked)} yes/no questions; at least one of each is needed.")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..data.names import check_aliases, check_concept, mentions
+from ..data.names import check_aliases, check_target, mentions
 from ..data.pictures import load_rgb
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.layers import deployed_model
@@ -130,8 +130,7 @@ def perturbation_attack(
     Raises:
         ValueError: If there are no images or no perturbations.
     """
-    concept = check_concept(concept)
-    aliases = check_aliases(aliases, concept=concept)
+    concept, aliases = check_target(concept, aliases)
     other_names = check_aliases(other_names, what="other_names")
     if not images or not perturbations or repeats < 1:
         raise ValueError(

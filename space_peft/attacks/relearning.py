@@ -22,12 +22,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..anchors.refine import name_probabilities
-from ..data.names import check_aliases, check_concept
+from ..data.names import check_target
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.layers import deployed_model
 from ..modeling.prompts import build_batch, to_device
 from ..modeling.targets import default_target_modules
-from .models import answers_naming, check_names, has_adapter, merged_copy
+from .models import answers_naming, check_controls, has_adapter, merged_copy
 from .results import AttackResult
 
 
@@ -188,9 +188,8 @@ def relearning_curve(
         ValueError: If there are too few images, no other name, one of them names the target, or `weights="adapter"`
             is asked of a model without adapter.
     """
-    concept = check_concept(concept)
-    aliases = check_aliases(aliases, concept=concept)
-    others = check_names(processor, "other_names", other_names, (concept, *aliases))
+    concept, aliases = check_target(concept, aliases)
+    others = check_controls(processor, "other_names", other_names, (concept, *aliases))
     if weights not in LEARNING_RATES:
         raise ValueError(f"`weights` must be one of {tuple(LEARNING_RATES)}, got {weights!r}.")
     learning_rate = LEARNING_RATES[weights] if learning_rate is None else learning_rate
