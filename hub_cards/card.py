@@ -185,8 +185,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license) -> str:
         costs=[{**by_key[key], "label": label} for key, label in _COSTS.items() if key in by_key],
         attacks=sections.attack_rows(facts),
         untested=sections.not_tested(facts),
-        untested_short=[short for name, (short, _) in sections.UNTESTED_ATTACKS.items() if name not in facts.attacks]
-        + facts.data.not_tested[:3],
+        untested_short=[what for what, _ in sections.untested_attacks(facts)] + facts.data.not_tested[:3],
         forget_rows=(facts.provenance or {}).get("forget_rows"),
         certificate=sections.certificate_summary(facts),
         constraint=None if constraint in (None, "none") else constraint,

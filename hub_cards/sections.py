@@ -6,8 +6,7 @@ import math
 import statistics
 from collections import Counter
 
-from space_peft.attacks.report import LABELS as ATTACK_LABELS
-from space_peft.attacks.report import SHARES
+from space_peft.attacks.kinds import KINDS
 from space_peft.evaluation.report import KEPT_KEYS, LABELS
 from space_peft.statistics.intervals import share_interval
 
@@ -30,28 +29,6 @@ MEANING = {
     "fluency": "answers that are a sensible name or a refusal, not garbage",
 }
 # Attack -> what is not known unless it was tried: in short, and in full.
-UNTESTED_ATTACKS = {
-    "relearning": (
-        "relearning",
-        "relearning: whether fine-tuning on a few images of the concept brings it back",
-    ),
-    "quantization": (
-        "quantisation",
-        "quantisation: whether the erasure survives rounding the merged model to 8 or 4 bits",
-    ),
-    "audit": (
-        "adversarial images",
-        "adversarial images: whether pixels can be optimised until the erased model says the name",
-    ),
-    "perturbation": (
-        "changed images",
-        "changed images: the concept under noise, crops, flips",
-    ),
-    "linear_probe": (
-        "hidden states",
-        "hidden states: whether the concept can still be read off them",
-    ),
-}
 NEVER_TESTED = (
     "other languages than those of the probes' questions",
     "prompts with several images, video, longer conversations than those of the probes",
@@ -93,8 +70,8 @@ def _interval(score: dict) -> tuple[float, float] | None:
 def attack_rows(facts: ErasureFacts) -> list[dict]:
     """What was tried, as `attacks.json` has it, with a `label`, and the exact `interval` of a value that is a share."""
     return [
-        {**found, "label": label, "interval": _interval(found) if name in SHARES else None}
-        for name, label in ATTACK_LABELS.items()
+        {**found, "label": kind.label, "interval": _interval(found) if kind.is_share else None}
+        for name, kind in KINDS.items()
         if (found := facts.attacks.get(name)) is not None
     ]
 
@@ -107,12 +84,17 @@ def verdict(facts: ErasureFacts) -> str:
     return "erased" if value <= _FORGOTTEN else "partly"
 
 
+def untested_attacks(facts: ErasureFacts) -> list[tuple[str, str]]:
+    """Attacks that were not tried: a name of each, and what is therefore not known."""
+    return [kind.untested for name, kind in KINDS.items() if kind.untested and name not in facts.attacks]
+
+
 def not_tested(facts: ErasureFacts) -> list[str]:
     """What a reader must not assume: probes without rows, attacks not tried, and what the author names."""
     missing = [
         f"{key}: {MEANING[key]}" for key in MEANING if facts.report is None or facts.report.after[key]["value"] is None
     ]
-    attacks = [text for name, (_, text) in UNTESTED_ATTACKS.items() if name not in facts.attacks]
+    attacks = [f"{what}: {unknown}" for what, unknown in untested_attacks(facts)]
     return [*missing, *attacks, *NEVER_TESTED, *facts.data.not_tested]
 
 
