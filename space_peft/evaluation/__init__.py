@@ -16,7 +16,7 @@ _EXPORTS = {
     "normalize_answer": "metrics",
     "Probe": "probes",
     "ProbeResults": "probes",
-    "REPORT_KEYS": "probes",
+    "REPORT_KEYS": "keys",
     "build_probes": "probes",
     "evaluate_probes": "probes",
     "answer_perplexity": "sentence_fluency",

@@ -20,24 +20,11 @@ from matplotlib.ticker import MaxNLocator
 
 from ..data.pictures import load_rgb
 from ..figures.style import BAD, BEFORE, ERASED, FORGET, INK, KEEP, STYLE, save_figure, short
+from .keys import KEYS
 from .probes import Probe, ProbeResults
-from .report import LABELS, ErasureReport
+from .report import ErasureReport
 
 
-_BAR_LABELS = {
-    "forget": "target named",
-    "generality": "target named or confirmed,\nother questions",
-    "free_form": "target named in sentences",
-    "forms": "target named in another form",
-    "same_kind": "called something of its kind",
-    "retain": "kept: trained styles",
-    "retain_sentences": "kept: named in sentences",
-    "retain_unseen_style": "kept: unseen style",
-    "siblings": "kept: same kind",
-    "text": "text-only: others",
-    "text_target": "text-only: target",
-    "fluency": "sensible answers",
-}
 MAX_IMAGES = 64
 
 
@@ -221,8 +208,8 @@ def plot_probe_bars(report: ErasureReport, path: str | os.PathLike, *, dpi: int 
         figure = Figure(figsize=(8, 7.4), layout="constrained")
         axes = figure.add_subplot()
         ticks, labels = [], []
-        for place, (key, label) in enumerate(_BAR_LABELS.items()):
-            falls = LABELS[key][1] == "lower"
+        for place, (key, entry) in enumerate(KEYS.items()):
+            falls = entry.better == "lower"
             y = place + (0 if falls else 0.5)  # A gap between what should fall and what should stay.
             colour = FORGET if falls else KEEP
             for scores, offset, fill in ((report.before, -0.19, BEFORE), (report.after, 0.19, colour)):
@@ -231,7 +218,7 @@ def plot_probe_bars(report: ErasureReport, path: str | os.PathLike, *, dpi: int 
                 text = "not asked" if value is None else f"{value:.3f}"
                 axes.text((value or 0) + 0.012, y + offset, text, va="center", fontsize=8, color=INK)
             ticks.append(y)
-            labels.append(f"{label}\n(n = {report.after[key]['n']:,})")
+            labels.append(f"{entry.bar}\n(n = {report.after[key]['n']:,})")
         axes.set_yticks(ticks, labels)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()

@@ -29,20 +29,6 @@ from ..records.io import atomic_path
 from .metrics import AnswerFluency, ConfirmationRate, NamingRate, RetentionRate
 
 
-REPORT_KEYS = (
-    "forget",
-    "generality",
-    "free_form",
-    "forms",
-    "same_kind",
-    "retain",
-    "retain_sentences",
-    "retain_unseen_style",
-    "siblings",
-    "text",
-    "text_target",
-    "fluency",
-)
 MODES = ("contains_name", "other_form", "confirms", "equals", "says", "valid")
 # Modes in which a row counts as kept if the original model was right as well.
 KEPT_MODES = ("equals", "says")
