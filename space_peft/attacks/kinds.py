@@ -1,4 +1,4 @@
-"""The attacks there are, in the order in which they are shown. A new one is its file and a line here."""
+"""The attacks there are, in the order in which they are shown. A new one is its file and an entry here."""
 
 from __future__ import annotations
 
