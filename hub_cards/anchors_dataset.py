@@ -13,7 +13,7 @@ from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
 from space_peft._version import __version__
 from space_peft.anchors import anchor_info, set_anchor_info
-from space_peft.data.names import check_aliases, check_concept, mentions
+from space_peft.data.names import check_target, mentions
 from space_peft.records.card_data import ErasureCardData
 from space_peft.records.escape import code_span, markdown_text
 from space_peft.records.folder import CARD_NAME
@@ -137,7 +137,8 @@ def _redacted(
         raise ValueError(
             "pass the adapter's folder as `redaction_folder`: its salt makes the same hash as the adapter's."
         )
-    names = [check_concept(info["concept"]), *check_aliases(info.get("aliases"))]
+    concept, aliases = check_target(info["concept"], info.get("aliases"))
+    names = [concept, *aliases]
     for text in filter(None, announced):
         if mentions(text, names):
             raise ValueError(f"{text!r} mentions the concept whose name is to be redacted; choose another text.")

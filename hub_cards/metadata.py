@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HTTPError
 
-from space_peft.evaluation.report import LABELS
+from space_peft.evaluation.keys import KEYS
 from space_peft.records.escape import plain_line
 
 from .facts import ErasureFacts
@@ -98,7 +98,7 @@ def _results(facts: ErasureFacts) -> list[EvalResult]:
     measured = []
     if facts.report is not None:
         for key, after in facts.report.after.items():
-            better = f", {LABELS[key][1]} is better" if key in LABELS else ""
+            better = f", {KEYS[key].better} is better" if key in KEYS else ""
             before = facts.report.before.get(key, {}).get("value")
             probe = plain_line(key) or "unnamed"
             measured.append((probe, f"erasure probe: {probe}{better}", before, after["value"]))

@@ -6,52 +6,13 @@ import math
 import statistics
 from collections import Counter
 
-from space_peft.attacks.report import LABELS as ATTACK_LABELS
-from space_peft.attacks.report import SHARES
-from space_peft.evaluation.report import KEPT_KEYS, LABELS
+from space_peft.attacks.kinds import KINDS
+from space_peft.evaluation.keys import KEYS
 from space_peft.statistics.intervals import share_interval
 
 from .facts import ErasureFacts
 
 
-# Report key -> what it says to someone who has not read the paper.
-MEANING = {
-    "forget": "images of the concept, never used in training, on which it is still named",
-    "generality": "the same under questions never trained on, and yes/no questions answered yes",
-    "free_form": "the same in sentences: descriptions, captions, a story, a second turn, a system prompt",
-    "forms": "answers to all of these that name it in another form: plural, capitals, another spelling",
-    "same_kind": "images of the concept called by a broader word or as another thing of its kind",
-    "retain": "images of other concepts still answered as before",
-    "retain_sentences": "images of other concepts still named in sentences",
-    "retain_unseen_style": "the same in a style the erasure was not trained on",
-    "siblings": "images of the same kind as the concept still answered as before",
-    "text": "text-only questions about other concepts answered",
-    "text_target": "text-only questions about the concept answered: kept on purpose",
-    "fluency": "answers that are a sensible name or a refusal, not garbage",
-}
-# Attack -> what is not known unless it was tried: in short, and in full.
-UNTESTED_ATTACKS = {
-    "relearning": (
-        "relearning",
-        "relearning: whether fine-tuning on a few images of the concept brings it back",
-    ),
-    "quantization": (
-        "quantisation",
-        "quantisation: whether the erasure survives rounding the merged model to 8 or 4 bits",
-    ),
-    "audit": (
-        "adversarial images",
-        "adversarial images: whether pixels can be optimised until the erased model says the name",
-    ),
-    "perturbation": (
-        "changed images",
-        "changed images: the concept under noise, crops, flips",
-    ),
-    "linear_probe": (
-        "hidden states",
-        "hidden states: whether the concept can still be read off them",
-    ),
-}
 NEVER_TESTED = (
     "other languages than those of the probes' questions",
     "prompts with several images, video, longer conversations than those of the probes",
@@ -68,7 +29,7 @@ def results_rows(facts: ErasureFacts) -> list[dict]:
     for key, after in facts.report.after.items() if facts.report else ():
         if after["value"] is None:
             continue
-        before = facts.report.before.get(key, {})
+        before, entry = facts.report.before.get(key, {}), KEYS.get(key)
         rows.append(
             {
                 "key": key,
@@ -76,11 +37,11 @@ def results_rows(facts: ErasureFacts) -> list[dict]:
                 "after": after["value"],
                 "accuracies": [score.get("accuracy", {}) for score in (before, after)],
                 # What is 1 by definition was not measured.
-                "interval_before": None if key in KEPT_KEYS else _interval(before),
+                "interval_before": None if entry and entry.kept else _interval(before),
                 "interval": _interval(after),
                 "n": after["n"],
-                "meaning": MEANING.get(key, "a probe of the author's"),
-                "better": LABELS[key][1] if key in LABELS else "",
+                "meaning": entry.meaning if entry else "a probe of the author's",
+                "better": entry.better if entry else "",
             }
         )
     return rows
@@ -93,8 +54,8 @@ def _interval(score: dict) -> tuple[float, float] | None:
 def attack_rows(facts: ErasureFacts) -> list[dict]:
     """What was tried, as `attacks.json` has it, with a `label`, and the exact `interval` of a value that is a share."""
     return [
-        {**found, "label": label, "interval": _interval(found) if name in SHARES else None}
-        for name, label in ATTACK_LABELS.items()
+        {**found, "label": kind.label, "interval": _interval(found) if kind.is_share else None}
+        for name, kind in KINDS.items()
         if (found := facts.attacks.get(name)) is not None
     ]
 
@@ -107,12 +68,19 @@ def verdict(facts: ErasureFacts) -> str:
     return "erased" if value <= _FORGOTTEN else "partly"
 
 
+def untested_attacks(facts: ErasureFacts) -> list[tuple[str, str]]:
+    """Attacks that were not tried: a name of each, and what is therefore not known."""
+    return [kind.untested for name, kind in KINDS.items() if kind.untested and name not in facts.attacks]
+
+
 def not_tested(facts: ErasureFacts) -> list[str]:
     """What a reader must not assume: probes without rows, attacks not tried, and what the author names."""
     missing = [
-        f"{key}: {MEANING[key]}" for key in MEANING if facts.report is None or facts.report.after[key]["value"] is None
+        f"{key}: {entry.meaning}"
+        for key, entry in KEYS.items()
+        if facts.report is None or facts.report.after[key]["value"] is None
     ]
-    attacks = [text for name, (_, text) in UNTESTED_ATTACKS.items() if name not in facts.attacks]
+    attacks = [f"{what}: {unknown}" for what, unknown in untested_attacks(facts)]
     return [*missing, *attacks, *NEVER_TESTED, *facts.data.not_tested]
 
 

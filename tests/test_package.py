@@ -13,6 +13,9 @@ import space_peft
 
 
 ROOT = Path(__file__).parents[1]
+LAZY = sorted(
+    path for folder in LIBRARY for path in (ROOT / folder).rglob("__init__.py") if "_EXPORTS" in path.read_text()
+)
 
 
 def test_import_is_light_and_does_not_load_torch():
@@ -56,8 +59,9 @@ def _imports(path: Path) -> set[str]:
 
 # Every room of the library, the lowest first: each may import those before it, wherever in a file it does.
 ROOMS = [
-    "_lazy", "_version", "records", "config", "statistics", "data", "distributed", "modeling", "losses", "retained",
-    "null_space", "anchors", "evaluation", "suites", "attacks", "canary", "hub_cards", "trainers", "erasing", "demo", "cli", "space_peft",
+    "_lazy", "_version", "records", "figures", "config", "statistics", "data", "distributed", "modeling", "losses",
+    "retained", "null_space", "anchors", "evaluation", "suites", "attacks", "canary", "hub_cards", "trainers", "erasing",
+    "demo", "cli", "space_peft",
 ]  # fmt: skip
 
 
@@ -98,6 +102,16 @@ def test_circles_and_rooms_are_found_wherever_the_import_stands(tmp_path):
     assert circles(graph) == [["top.high.two", "top.low.one"]]
     assert circles(rooms(graph)) == [["high", "low"]]
     assert import_graph({"top": "top"}, annotations=False, root=tmp_path)["top.high.three"] == {"top.low.one"}
+
+
+@pytest.mark.parametrize("path", LAZY, ids=lambda path: path.parent.name)
+def test_a_type_checker_is_shown_every_lazy_name(path):
+    tree = ast.parse(path.read_text())
+    table = next(n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "_EXPORTS")
+    block = next((n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"), None)
+    assert block is not None, f"{path} has no `if TYPE_CHECKING` block"
+    shown = {alias.name for statement in block.body for alias in statement.names}
+    assert shown == set(ast.literal_eval(table))
 
 
 def test_every_package_is_in_the_wheel():

@@ -12,7 +12,7 @@ from torch import nn
 
 from space_peft.anchors.encoders import OwnSpaceEncoder
 from space_peft.anchors.select import concept_embedding
-from space_peft.data.names import check_aliases, check_concept
+from space_peft.data.names import check_target
 from space_peft.modeling.features import multimodal_core
 from space_peft.modeling.targets import PROJECTOR_PARTS, VISION_PARTS
 
@@ -82,8 +82,7 @@ def project_concept(
         raise TypeError("`model` is a PeftModel; pass the base model, or merge its adapter first.")
     if not (math.isfinite(strength) and strength > 0):
         raise ValueError(f"`strength` must be a positive number, got {strength}.")
-    concept = check_concept(concept)
-    aliases = check_aliases(aliases, concept=concept)
+    concept, aliases = check_target(concept, aliases)
     layer = last_projection(model) if layer is None else layer
     module = dict(model.named_modules()).get(layer)
     if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():

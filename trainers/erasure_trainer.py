@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 
 from space_peft.config import SpaceLoraConfig
-from space_peft.data.names import check_aliases, check_concept
+from space_peft.data.names import check_target
 from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.distributed import processes
 from space_peft.modeling.features import multimodal_core
@@ -163,8 +163,8 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             raise ValueError(
                 "`keep_model` is `model` itself, which gets the adapter; pass a copy of the original model."
             )
-        self.concept = check_concept(concept)
-        self.aliases = list(check_aliases(aliases, concept=self.concept))
+        self.concept, aliases = check_target(concept, aliases)
+        self.aliases = list(aliases)
         self.questions, self.probes = questions or DEFAULT_QUESTIONS, probes
         self.statistics = statistics if isinstance(statistics, (Statistics, NoneType)) else load_statistics(statistics)
         alone = statistics is not None and retain_dataset is None

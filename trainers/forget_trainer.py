@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from space_peft.data.names import check_aliases, check_concept
+from space_peft.data.names import check_target
 from space_peft.data.pictures import load_rgb, open_picture
 from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.data.rows import check_rows
@@ -130,8 +130,8 @@ class ForgetTrainer(ErasureTrainer):
             )
         if args is None:
             args = self._config_class(output_dir=f"{self._name.lower()}-output")
-        concept = check_concept(_concept_of(forget_dataset) if concept is None else concept)
-        names = [concept, *check_aliases(aliases, concept=concept)]
+        concept, aliases = check_target(_concept_of(forget_dataset) if concept is None else concept, aliases)
+        names = [concept, *aliases]
         super().__init__(
             model,
             args,

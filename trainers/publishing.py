@@ -25,7 +25,7 @@ from space_peft.anchors import anchor_info
 from space_peft.data.names import mentions
 from space_peft.data.source import dataset_source
 from space_peft.evaluation import ProbeResults
-from space_peft.evaluation.probes import REPORT_KEYS
+from space_peft.evaluation.keys import REPORT_KEYS
 from space_peft.evaluation.report import ErasureReport
 from space_peft.null_space.identity import adapter_digest
 from space_peft.null_space.space import save_null_spaces

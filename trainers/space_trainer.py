@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from space_peft import losses
 from space_peft.anchors import anchor_info
 from space_peft.anchors.refine import text_anchor
-from space_peft.data.names import check_aliases, check_concept, mentions
+from space_peft.data.names import check_target, mentions
 from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.data.rows import check_kind
 from space_peft.distributed import processes
@@ -123,8 +123,9 @@ class SpaceTrainer(ErasureTrainer):
         if anchors is None or len(anchors) == 0:
             raise ValueError("`anchors` is empty: make them with `select_anchors` and `refine_anchors`.")
         info = anchor_info(anchors)
-        concept = check_concept(concept or info.get("concept") or "")
-        aliases = check_aliases(info.get("aliases") if aliases is None else aliases, concept=concept)
+        concept, aliases = check_target(
+            concept or info.get("concept") or "", info.get("aliases") if aliases is None else aliases
+        )
         self.anchors = anchors
         super().__init__(
             model,

@@ -11,17 +11,17 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from tqdm.auto import tqdm
 
-from ..data.names import mentions
+from ..data.names import check_target, mentions
 from ..data.source import dataset_source
 from ..distributed.processes import gather_objects
 from ..records.versions import versions
+from .description import check_description
 from .embeddings import embed_pool, embed_rows, indexed_embeddings
 from .encoders import Encoder, resolve_encoder
 from .info import set_anchor_info
 from .picking import dots, pick
 from .pool import Pool, open_pool, undecodable
 from .processes import fail_together
-from .target_names import check_names
 
 
 def select_anchors(
@@ -114,7 +114,8 @@ def select_anchors(
     ```
     """
     with fail_together():
-        concept, aliases, description = check_names(concept, aliases, description)
+        concept, aliases = check_target(concept, aliases)
+        description = check_description(description)
         _check_settings(k, diversity, threshold, upper_threshold, duplicate_threshold, batch_size)
         opened = open_pool(pool, image_column=image_column, caption_column=caption_column, id_column=id_column)
         encoder = resolve_encoder(model, processor, encoder)
@@ -213,7 +214,7 @@ def select_random_anchors(
     Raises:
         ValueError: As `select_anchors`.
     """
-    concept, aliases, _ = check_names(concept, aliases, None)
+    concept, aliases = check_target(concept, aliases)
     _check_settings(k, 0.0, None, None, None, batch_size)
     opened = open_pool(pool, image_column=image_column, caption_column=caption_column, id_column=id_column)
     if encoder is not None or model is not None or processor is not None:
@@ -270,7 +271,8 @@ def concept_embedding(
     Returns:
         `np.ndarray`: `(d,)` float32, of length 1.
     """
-    concept, aliases, description = check_names(concept, aliases, description)
+    concept, aliases = check_target(concept, aliases)
+    description = check_description(description)
     templates = encoder.templates if templates is None else templates
     texts = [template.replace("{}", name) for name in (concept, *aliases) for template in templates]
     texts += [description] if description else []

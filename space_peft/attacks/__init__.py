@@ -4,6 +4,10 @@ Each is a plain function that works with any multimodal model of transformers an
 `AttackReport` holds several, as a table, a picture and JSON. Names are imported when first used.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from .._lazy import lazy_exports
 
 
@@ -32,3 +36,14 @@ _EXPORTS = {
 }
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
+
+
+if TYPE_CHECKING:
+    from .audit import AuditResult, Search, audit_concept
+    from .confirmation import ConfirmationResult, confirmation_attack
+    from .linear_probe import LayerProbe, LinearProbeResult, linear_probes
+    from .perturbation import PERTURBATIONS, PerturbationResult, perturbation_attack
+    from .quantization import QuantizationResult, quantization_attack, quantize_weights, round_to_nearest
+    from .relearning import RelearningPoint, RelearningResult, relearning_curve
+    from .report import AttackReport, plot_attacks
+    from .results import AttackResult

@@ -24,9 +24,11 @@ from ..anchors.refine import name_probabilities
 from ..data.names import check_concept
 from ..data.pictures import load_rgb
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..figures.style import BEFORE
 from ..modeling.layers import deployed_model
 from ..modeling.mention_rows import answered_with
 from .models import answers_naming, check_vocabulary, has_adapter
+from .panels import AFTER, CONTROL, label_of
 from .results import AttackResult
 
 
@@ -84,6 +86,9 @@ class AuditResult(AttackResult):
     settings: dict
 
     name = "audit"
+    label = "an image found that makes it say the name"
+    title = "Audit: an image that makes it say the name"
+    untested = ("adversarial images", "whether pixels can be optimised until the erased model says the name")
 
     def summary(self) -> dict:
         return {
@@ -105,6 +110,15 @@ class AuditResult(AttackResult):
             "starts": self.starts,
             "settings": self.settings,
         }
+
+    @staticmethod
+    def draw(axes, details: dict) -> None:
+        for key, colour, style in (("before", BEFORE, "-"), ("control", CONTROL, "--"), ("after", AFTER, "-")):
+            search = details[key]
+            if search is not None:
+                label = {"before": "before", "after": "after"}.get(key, f"after, “{label_of(search['name'])}”")
+                axes.plot(search["curve"], color=colour, linestyle=style, linewidth=1.8, label=label)
+        axes.set(xlabel="steps of search", ylabel="best p(name)")
 
 
 def audit_concept(

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from PIL import Image
 
 from ..anchors.refine import name_probabilities
-from ..data.names import check_aliases, check_concept
+from ..data.names import check_target
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..figures.style import BEFORE
 from ..modeling.layers import deployed_model
-from .models import check_names, has_adapter
+from .models import check_controls, has_adapter
+from .panels import AFTER, draw_groups
 from .results import AttackResult
 
 
@@ -48,6 +50,8 @@ class ConfirmationResult(AttackResult):
     questions: tuple[str, ...]
 
     name = "confirmation"
+    label = "confirmed when asked"
+    title = "Asked whether it is there"
 
     def summary(self) -> dict:
         return {
@@ -63,6 +67,14 @@ class ConfirmationResult(AttackResult):
 
     def details(self) -> dict:
         return asdict(self)
+
+    @staticmethod
+    def draw(axes, details: dict) -> None:
+        series = [("after", AFTER, [details["p_yes"], details["p_yes_absent"]])]
+        if details["p_yes_before"] is not None:
+            series.insert(0, ("before", BEFORE, [details["p_yes_before"], details["p_yes_absent_before"]]))
+        draw_groups(axes, ["the target", "what is not there"], series)
+        axes.set(ylabel="mean p(yes)")
 
 
 def confirmation_attack(
@@ -94,8 +106,8 @@ def confirmation_attack(
     Raises:
         ValueError: If there are no images, questions or absent names, or one of these names the target.
     """
-    concept = check_concept(concept)
-    absent = check_names(processor, "absent_names", absent_names, (concept, *check_aliases(aliases, concept=concept)))
+    concept, aliases = check_target(concept, aliases)
+    absent = check_controls(processor, "absent_names", absent_names, (concept, *aliases))
     asked = tuple(dict.fromkeys((*questions.confirm_held_out, *questions.confirm)))
     if not images or not asked:
         raise ValueError(f"got {len(images)} images and {len(asked)} yes/no questions; at least one of each is needed.")

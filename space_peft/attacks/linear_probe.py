@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -18,11 +19,13 @@ from tqdm.auto import tqdm
 
 from ..data.names import check_concept
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..figures.style import BEFORE
 from ..modeling.features import multimodal_core, tap_image_features
 from ..modeling.layers import deployed_model, evaluating
 from ..modeling.prompts import build_batch, to_device
 from ..modeling.targets import LANGUAGE_PARTS, VISION_PARTS
 from .models import has_adapter
+from .panels import AFTER, CONTROL
 from .results import AttackResult
 
 
@@ -79,6 +82,9 @@ class LinearProbeResult(AttackResult):
     settings: dict
 
     name = "linear_probe"
+    label = "read off by a linear probe"
+    title = "Linear probe for the target"
+    untested = ("hidden states", "whether the concept can still be read off them")
 
     def summary(self) -> dict:
         last = self.layers[-1]
@@ -95,6 +101,26 @@ class LinearProbeResult(AttackResult):
 
     def details(self) -> dict:
         return asdict(self)
+
+    @staticmethod
+    def draw(axes, details: dict) -> None:
+        layers = details["layers"]
+        x = np.arange(len(layers))
+        for tokens, marker in (("image", "o"), ("last", "^")):
+            chosen = [i for i, layer in enumerate(layers) if layer["tokens"] == tokens]
+            label = {"image": "image tokens", "last": "last token"}[tokens]
+            if layers[0]["before"] is not None:
+                before = [layers[i]["before"]["auc"] for i in chosen]
+                axes.plot(
+                    x[chosen], before, marker, color=BEFORE, markersize=7, linestyle="-", label=f"before, {label}"
+                )
+            after = [layers[i]["after"]["auc"] for i in chosen]
+            axes.plot(x[chosen], after, marker, color=AFTER, markersize=4, linestyle="-", label=f"after, {label}")
+        low, high = ([layer[key] for layer in layers] for key in ("chance", "chance_high"))
+        axes.fill_between(x, low, high, color=CONTROL, alpha=0.15, linewidth=0, label="labels at random")
+        step = max(1, len(layers) // 12)
+        axes.set_xticks(x[::step], [layer["layer"] for layer in layers[::step]], rotation=60, ha="right", fontsize=7)
+        axes.set(ylabel="AUC of a linear probe")
 
 
 def linear_probes(

@@ -94,7 +94,7 @@ def answers_naming(
     return [any(said[i :: len(images)]) for i in range(len(images))]
 
 
-def check_names(processor, argument: str, names: Sequence[str], target: Sequence[str]) -> tuple[str, ...]:
+def check_controls(processor, argument: str, names: Sequence[str], target: Sequence[str]) -> tuple[str, ...]:
     """Names that serve as a control: distinct, none of them the target's, all of them within the vocabulary.
 
     Args:

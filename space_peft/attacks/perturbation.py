@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..data.names import check_aliases, check_concept, mentions
+from ..data.names import check_aliases, check_target, mentions
 from ..data.pictures import load_rgb
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..figures.style import BEFORE
 from ..modeling.layers import deployed_model
 from ..modeling.prompts import generate_answers
 from .models import has_adapter
+from .panels import AFTER, draw_groups
 from .results import AttackResult
 
 
@@ -74,6 +76,10 @@ class PerturbationResult(AttackResult):
     seed: int
 
     name = "perturbation"
+    label = "named under perturbations"
+    title = "Perturbed images"
+    is_share = True
+    untested = ("changed images", "the concept under noise, crops, flips")
 
     @property
     def worst(self) -> str:
@@ -91,6 +97,15 @@ class PerturbationResult(AttackResult):
 
     def details(self) -> dict:
         return asdict(self)
+
+    @staticmethod
+    def draw(axes, details: dict) -> None:
+        kinds = list(details["named"])
+        series = [("after", AFTER, [details["named"][kind] for kind in kinds])]
+        if details["named_before"] is not None:
+            series.insert(0, ("before", BEFORE, [details["named_before"][kind] for kind in kinds]))
+        draw_groups(axes, kinds, series)
+        axes.set(ylabel="target named")
 
 
 def perturbation_attack(
@@ -130,8 +145,7 @@ def perturbation_attack(
     Raises:
         ValueError: If there are no images or no perturbations.
     """
-    concept = check_concept(concept)
-    aliases = check_aliases(aliases, concept=concept)
+    concept, aliases = check_target(concept, aliases)
     other_names = check_aliases(other_names, what="other_names")
     if not images or not perturbations or repeats < 1:
         raise ValueError(

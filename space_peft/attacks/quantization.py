@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from ..evaluation.probes import Probe, ProbeResults, evaluate_probes
+from ..figures.style import BEFORE
 from .models import deployed_copy, merged_copy
+from .panels import AFTER, CONTROL, draw_groups
 from .results import AttackResult
 
 
@@ -39,6 +41,10 @@ class QuantizationResult(AttackResult):
     group_size: int
 
     name = "quantization"
+    label = "named after quantisation"
+    title = "Merged and quantised"
+    is_share = True
+    untested = ("quantisation", "whether the erasure survives rounding the merged model to 8 or 4 bits")
 
     @property
     def worst(self) -> str:
@@ -61,6 +67,18 @@ class QuantizationResult(AttackResult):
 
     def details(self) -> dict:
         return asdict(self)
+
+    @staticmethod
+    def draw(axes, details: dict) -> None:
+        schemes = list(details["after"])
+        series = [("target named, after", AFTER, [details["after"][s]["forget"]["value"] for s in schemes])]
+        if details["before"] is not None:
+            series.insert(
+                0, ("target named, before", BEFORE, [details["before"][s]["forget"]["value"] for s in schemes])
+            )
+        if all("retain" in details["after"][s] for s in schemes):
+            series.append(("others kept, after", CONTROL, [details["after"][s]["retain"]["value"] for s in schemes]))
+        draw_groups(axes, schemes, series)
 
 
 def quantization_attack(

@@ -16,18 +16,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ..anchors.refine import name_probabilities
-from ..data.names import check_aliases, check_concept
+from ..data.names import check_target
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.layers import deployed_model
 from ..modeling.prompts import build_batch, to_device
 from ..modeling.targets import default_target_modules
-from .models import answers_naming, check_names, has_adapter, merged_copy
+from .models import answers_naming, check_controls, has_adapter, merged_copy
+from .panels import AFTER, CONTROL
 from .results import AttackResult
 
 
@@ -92,6 +94,10 @@ class RelearningResult(AttackResult):
     seed: int
 
     name = "relearning"
+    label = "relearned from a few images"
+    title = "Relearning from a few images"
+    is_share = True
+    untested = ("relearning", "whether fine-tuning on a few images of the concept brings it back")
 
     def at(self, *, images: int, steps: int) -> RelearningPoint:
         """The point for a number of images and steps.
@@ -128,6 +134,22 @@ class RelearningResult(AttackResult):
         for point, values in zip(self.points, content["points"], strict=True):
             values["excess"] = point.excess
         return content
+
+    @staticmethod
+    def draw(axes, details: dict) -> None:
+        counts = sorted({point["images"] for point in details["points"]})
+        for count, width in zip(counts, np.linspace(1.0, 2.4, len(counts))):
+            points = [point for point in details["points"] if point["images"] == count]
+            steps = [point["steps"] for point in points]
+            plural = "" if count == 1 else "s"
+            relearned, control = ([point[key] for point in points] for key in ("relearned", "control"))
+            axes.plot(
+                steps, relearned, "o-", color=AFTER, linewidth=width, markersize=3, label=f"name, {count} image{plural}"
+            )
+            axes.plot(
+                steps, control, "s--", color=CONTROL, linewidth=width, markersize=3, label=f"other names, {count}"
+            )
+        axes.set(xlabel="fine-tuning steps", ylabel="unseen images named")
 
 
 def relearning_curve(
@@ -188,9 +210,8 @@ def relearning_curve(
         ValueError: If there are too few images, no other name, one of them names the target, or `weights="adapter"`
             is asked of a model without adapter.
     """
-    concept = check_concept(concept)
-    aliases = check_aliases(aliases, concept=concept)
-    others = check_names(processor, "other_names", other_names, (concept, *aliases))
+    concept, aliases = check_target(concept, aliases)
+    others = check_controls(processor, "other_names", other_names, (concept, *aliases))
     if weights not in LEARNING_RATES:
         raise ValueError(f"`weights` must be one of {tuple(LEARNING_RATES)}, got {weights!r}.")
     learning_rate = LEARNING_RATES[weights] if learning_rate is None else learning_rate

@@ -15,20 +15,9 @@ from ..records.io import write_json
 from ..records.safe_json import read_json
 from ..records.versions import collect_versions
 from ..statistics.intervals import MOST_TRIALS, interval_text
+from .kinds import KINDS
 from .results import AttackResult
 
-
-LABELS = {
-    "audit": "an image found that makes it say the name",
-    "relearning": "relearned from a few images",
-    "linear_probe": "read off by a linear probe",
-    "quantization": "named after quantisation",
-    "confirmation": "confirmed when asked",
-    "perturbation": "named under perturbations",
-}
-"""The attacks there are, in the order in which they are shown, and what each one's value is."""
-SHARES = ("relearning", "quantization", "perturbation")
-"""Attacks whose value is a share of `n` answers; of the others it is a probability or an area."""
 
 _KEYS = ("value", "control", "before", "n", "meaning", "details")
 
@@ -39,7 +28,7 @@ class AttackReport:
 
     Args:
         concept (`str`): What was erased.
-        attacks (`dict[str, dict]`): By attack (a key of `LABELS`), what `AttackResult.to_dict` returns: `value`,
+        attacks (`dict[str, dict]`): By attack (a key of `KINDS`), what `AttackResult.to_dict` returns: `value`,
             `control` and `before` in [0, 1] or None, `n`, `meaning`, `details`. Lower values mean a deeper erasure;
             a value that is no higher than its control means that the attack found nothing.
         versions (`dict`, *optional*): By default `collect_versions()`.
@@ -53,7 +42,7 @@ class AttackReport:
         if not isinstance(self.concept, str) or not self.concept:
             raise ValueError(f"`concept` must be the erased name, got {self.concept!r}.")
         if not isinstance(self.attacks, dict) or not self.attacks:
-            raise ValueError(f"`attacks` must hold at least one of {list(LABELS)}, got {self.attacks!r}.")
+            raise ValueError(f"`attacks` must hold at least one of {list(KINDS)}, got {self.attacks!r}.")
         for name, entry in self.attacks.items():
             _check_entry(name, entry)
 
@@ -93,13 +82,13 @@ class AttackReport:
     def to_table(self, *, markdown: bool = False) -> str:
         """Value, control and value before the erasure of each attack: aligned text, or Markdown."""
         rows = [["attack", "before", "after", "control", "n"]]
-        for name, label in LABELS.items():
+        for name, kind in KINDS.items():
             if name in self.attacks:
                 entry = self.attacks[name]
                 cells = {key: _cell(entry[key]) for key in ("before", "value", "control")}
-                if name in SHARES:
+                if kind.is_share:
                     cells["value"] += f" (95 %: {interval_text(entry['value'], entry['n'])})"
-                rows.append([label, *cells.values(), str(entry["n"])])
+                rows.append([kind.label, *cells.values(), str(entry["n"])])
         if markdown:
             lines = ["| " + " | ".join(row) + " |" for row in rows]
             return "\n".join([lines[0], "|---|---:|---:|---:|---:|", *lines[1:]])
@@ -160,8 +149,8 @@ def plot_attacks(report: AttackReport, path: str | os.PathLike, *, dpi: int = 15
 
 
 def _check_entry(name: str, entry: Any) -> None:
-    if name not in LABELS:
-        raise ValueError(f"`attacks` holds the unknown {name!r}; expected some of {list(LABELS)}.")
+    if name not in KINDS:
+        raise ValueError(f"`attacks` holds the unknown {name!r}; expected some of {list(KINDS)}.")
     if not isinstance(entry, dict) or set(entry) != set(_KEYS):
         found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
         raise ValueError(f"`attacks.{name}` must have the keys {list(_KEYS)}, got {found}.")

@@ -11,6 +11,15 @@ class AttackResult(abc.ABC):
 
     name: ClassVar[str]
     """Key in `attacks.json`."""
+    label: ClassVar[str]
+    """What the value is, for the rows of tables."""
+    title: ClassVar[str]
+    """Of its panel in the picture of all attacks."""
+    is_share: ClassVar[bool] = False
+    """Whether the value is a share of `n` answers, which then has an interval; else it is a probability or an area."""
+    untested: ClassVar[tuple[str, str] | None] = None
+    """What a card says of an erasure on which it was not tried: a name, and what is therefore not known. `None` if the
+    evaluation asks the same already."""
 
     @abc.abstractmethod
     def summary(self) -> dict:
@@ -20,6 +29,11 @@ class AttackResult(abc.ABC):
     @abc.abstractmethod
     def details(self) -> dict:
         """Everything else that was measured and chosen; JSON values only."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def draw(axes, details: dict) -> None:
+        """Draws its panel on matplotlib axes that reach from 0 to 1, from what `details` returned."""
 
     def to_dict(self) -> dict:
         """The content of this attack's entry in `attacks.json`: the summary's keys and `details`."""

@@ -70,6 +70,16 @@ def check_concept(concept: str) -> str:
     return _check_name(concept, "the concept's name")
 
 
+def check_target(concept: str, aliases: Iterable[str] | None = None) -> tuple[str, tuple[str, ...]]:
+    """The gate for what a target is called: the concept's name and its aliases, as the rules of both functions have them.
+
+    Raises:
+        TypeError, ValueError: See [`check_concept`] and [`check_aliases`].
+    """
+    concept = check_concept(concept)
+    return concept, check_aliases(aliases, concept=concept)
+
+
 def check_aliases(
     aliases: Iterable[str] | None, *, concept: str | None = None, what: str = "aliases"
 ) -> tuple[str, ...]:

@@ -13,63 +13,25 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ..data.pictures import load_rgb
-from ..records.escape import plain_line
-from ..records.io import atomic_path
+from ..figures.style import BAD, BEFORE, ERASED, FORGET, INK, KEEP, STYLE, save_figure, short
+from .keys import KEYS
 from .probes import Probe, ProbeResults
-from .report import LABELS, ErasureReport
+from .report import ErasureReport
 
 
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#444444",
-    "figure.facecolor": "white",
-}
-# Colours that stay apart for colour-blind readers and in grey.
-_BEFORE, _FORGET, _KEEP, _INK = "#b4bac4", "#d1603d", "#2f6690", "#333333"
-_ERASED, _BAD = "#1b7f6b", "#b3261e"  # On the page of answers, where red must mean failure alone.
-_BAR_LABELS = {
-    "forget": "target named",
-    "generality": "target named or confirmed,\nother questions",
-    "free_form": "target named in sentences",
-    "forms": "target named in another form",
-    "same_kind": "called something of its kind",
-    "retain": "kept: trained styles",
-    "retain_sentences": "kept: named in sentences",
-    "retain_unseen_style": "kept: unseen style",
-    "siblings": "kept: same kind",
-    "text": "text-only: others",
-    "text_target": "text-only: target",
-    "fluency": "sensible answers",
-}
 MAX_IMAGES = 64
-
-
-def _save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
-    FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary:
-        # No `bbox_inches="tight"`: the layout below is in inches and leaves room for everything.
-        figure.savefig(temporary, format="png", dpi=dpi)
-
-
-def _short(text: str, width: int) -> str:
-    # Between two dollars matplotlib would read a formula.
-    return plain_line(text, width).replace("$", r"\$")
 
 
 def _empty(path: str | os.PathLike, message: str, dpi: int) -> None:
     figure = Figure(figsize=(5, 1.2))
-    figure.text(0.5, 0.5, message, ha="center", va="center", fontsize=11, color=_INK)
-    _save(figure, path, dpi)
+    figure.text(0.5, 0.5, message, ha="center", va="center", fontsize=11, color=INK)
+    save_figure(figure, path, dpi)
 
 
 class _Page:
@@ -79,7 +41,7 @@ class _Page:
         self.figure, self.width, self.height = Figure(figsize=(width, height)), width, height
 
     def text(self, x: float, y: float, text: str, **kwargs) -> None:
-        self.figure.text(x / self.width, 1 - y / self.height, text, **{"va": "top", "color": _INK, **kwargs})
+        self.figure.text(x / self.width, 1 - y / self.height, text, **{"va": "top", "color": INK, **kwargs})
 
     def image(self, x: float, y: float, size: float, image, edge: str = "#cccccc") -> None:
         box = (x / self.width, 1 - (y + size) / self.height, size / self.width, size / self.height)
@@ -111,14 +73,14 @@ def plot_anchor_grid(
         raise ValueError(
             f"got {total} anchors before and {len(anchors_after)} after refinement; expected the same ones."
         )
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         if total == 0:
             return _empty(path, "no anchors", dpi)
         n = min(total, MAX_IMAGES)
         columns = 8 if n > 48 else max(3, math.ceil(math.sqrt(n / 1.6)))
         size, pair, line, top, margin = 0.95, 2.2, 1.3, 0.85, 0.2
         page = _Page(2 * margin + columns * pair - 0.25, top + math.ceil(n / columns) * line + margin)
-        target = f" for “{_short(concept, 30)}”" if concept else ""
+        target = f" for “{short(concept, 30)}”" if concept else ""
         shown = f"{n} of {total} anchors" if n < total else f"{n} anchor{'s' if n > 1 else ''}"
         page.text(margin, 0.15, f"Refined anchors{target}", fontsize=12, weight="bold")
         page.text(margin, 0.45, f"{shown}: public image left, refined right; p(name) before → after", fontsize=9)
@@ -126,12 +88,12 @@ def plot_anchor_grid(
             x, y = margin + i % columns * pair, top + i // columns * line
             after = anchors_after[i]
             page.image(x, y, size, anchors_before[i]["image"])
-            page.image(x + size + 0.05, y, size, after["image"], edge=_FORGET)
+            page.image(x + size + 0.05, y, size, after["image"], edge=FORGET)
             p_before, p_after = after.get("p_name_before"), after.get("p_name_after")
             if p_before is not None and p_after is not None:
                 caption = f"{_probability(p_before)} → {_probability(p_after)}"
                 page.text(x + size + 0.025, y + size + 0.05, caption, ha="center", fontsize=9)
-        _save(page.figure, path, dpi)
+        save_figure(page.figure, path, dpi)
 
 
 def _probability(p: float) -> str:
@@ -186,7 +148,7 @@ def answer_page_rows(
 
 def _sections(rows: Sequence[dict[str, Any]], concept: str) -> list[tuple[str, list[dict[str, Any]]]]:
     """Rows about the target and others, each part with its title; parts without rows are left out."""
-    target = f"“{_short(concept, 30)}”" if concept else "the target"
+    target = f"“{short(concept, 30)}”" if concept else "the target"
     sections = [(f"To be forgotten: images of {target}", [row for row in rows if row["forget"]])]
     sections.append(("To be kept: other images", [row for row in rows if not row["forget"]]))
     return [(title, part[:MAX_IMAGES]) for title, part in sections if part]
@@ -205,7 +167,7 @@ def plot_answer_page(
         dpi (`int`, defaults to 150): Dots per inch.
     """
     sections = _sections(rows, concept)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         if not sections:
             return _empty(path, "no answers", dpi)
         columns = min(8, max(4, max(len(part) for _, part in sections)))
@@ -220,18 +182,18 @@ def plot_answer_page(
             y += header
             for i, row in enumerate(part):
                 x, top = margin + i % columns * cell, y + i // columns * line
-                colour = (_ERASED if row["forget"] else _KEEP) if row["ok"] else _BAD
+                colour = (ERASED if row["forget"] else KEEP) if row["ok"] else BAD
                 mark = "" if row["ok"] else "✗ "
                 page.image(x, top, size, row["image"], edge=colour)
-                page.text(x, top + size + 0.05, _short(row["before"] or "(empty)", 18), fontsize=8.5, color="#777777")
-                after = f"{mark}→ {_short(row['after'] or '(empty)', 16 - len(mark))}"
+                page.text(x, top + size + 0.05, short(row["before"] or "(empty)", 18), fontsize=8.5, color="#777777")
+                after = f"{mark}→ {short(row['after'] or '(empty)', 16 - len(mark))}"
                 page.text(x, top + size + 0.23, after, fontsize=8.5, color=colour, weight="bold")
             y += math.ceil(len(part) / columns) * line
         page.text(margin, page.height - 0.32, "grey: before", fontsize=8.5, color="#777777")
-        legend = [(0.95, "→ erased", _ERASED), (1.75, "→ kept", _KEEP), (2.4, "✗ → not as it should be", _BAD)]
+        legend = [(0.95, "→ erased", ERASED), (1.75, "→ kept", KEEP), (2.4, "✗ → not as it should be", BAD)]
         for x, label, colour in legend:
             page.text(margin + x, page.height - 0.32, label, fontsize=8.5, color=colour, weight="bold")
-        _save(page.figure, path, dpi)
+        save_figure(page.figure, path, dpi)
 
 
 def plot_probe_bars(report: ErasureReport, path: str | os.PathLike, *, dpi: int = 150) -> None:
@@ -242,21 +204,21 @@ def plot_probe_bars(report: ErasureReport, path: str | os.PathLike, *, dpi: int 
         path (`str` or `os.PathLike`): PNG file to write.
         dpi (`int`, defaults to 150): Dots per inch.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 7.4), layout="constrained")
         axes = figure.add_subplot()
         ticks, labels = [], []
-        for place, (key, label) in enumerate(_BAR_LABELS.items()):
-            falls = LABELS[key][1] == "lower"
+        for place, (key, entry) in enumerate(KEYS.items()):
+            falls = entry.better == "lower"
             y = place + (0 if falls else 0.5)  # A gap between what should fall and what should stay.
-            colour = _FORGET if falls else _KEEP
-            for scores, offset, fill in ((report.before, -0.19, _BEFORE), (report.after, 0.19, colour)):
+            colour = FORGET if falls else KEEP
+            for scores, offset, fill in ((report.before, -0.19, BEFORE), (report.after, 0.19, colour)):
                 value = scores[key]["value"]
                 axes.barh(y + offset, value or 0, height=0.36, color=fill)
                 text = "not asked" if value is None else f"{value:.3f}"
-                axes.text((value or 0) + 0.012, y + offset, text, va="center", fontsize=8, color=_INK)
+                axes.text((value or 0) + 0.012, y + offset, text, va="center", fontsize=8, color=INK)
             ticks.append(y)
-            labels.append(f"{label}\n(n = {report.after[key]['n']:,})")
+            labels.append(f"{entry.bar}\n(n = {report.after[key]['n']:,})")
         axes.set_yticks(ticks, labels)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
@@ -264,14 +226,14 @@ def plot_probe_bars(report: ErasureReport, path: str | os.PathLike, *, dpi: int 
         axes.set_xticks(np.linspace(0, 1, 6))
         axes.grid(axis="x", color="#e6e6e6", linewidth=0.7)
         axes.set_axisbelow(True)
-        axes.set_title(f"Erasing “{_short(report.concept, 40)}”", loc="left", fontsize=12, weight="bold")
+        axes.set_title(f"Erasing “{short(report.concept, 40)}”", loc="left", fontsize=12, weight="bold")
         handles = [
-            Patch(color=_BEFORE, label="before"),
-            Patch(color=_FORGET, label="after (should be 0)"),
-            Patch(color=_KEEP, label="after (should stay)"),
+            Patch(color=BEFORE, label="before"),
+            Patch(color=FORGET, label="after (should be 0)"),
+            Patch(color=KEEP, label="after (should stay)"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-        _save(figure, path, dpi)
+        save_figure(figure, path, dpi)
 
 
 def plot_spectrum(null_space, path: str | os.PathLike, *, layer: str = "", dpi: int = 150) -> None:
@@ -298,32 +260,32 @@ def plot_spectrum(null_space, path: str | os.PathLike, *, layer: str = "", dpi: 
         )
     if not (np.isfinite(eigenvalues).all() and np.isfinite(filters).all()):
         raise ValueError("the spectrum holds NaN or infinities; fit the null space on finite activations.")
-    with matplotlib.rc_context({**_STYLE, "axes.spines.right": True}):
+    with matplotlib.rc_context({**STYLE, "axes.spines.right": True}):
         figure = Figure(figsize=(7, 4.1), layout="constrained")
         left = figure.add_subplot()
         index = np.arange(1, len(eigenvalues) + 1)
         # Rounding leaves zero or slightly negative eigenvalues where the data have no energy: show them at the floor.
         floor = max(float(eigenvalues.max()), 1e-30) * 1e-9
-        left.plot(index, np.maximum(eigenvalues, floor), color=_KEEP, linewidth=1.8)
+        left.plot(index, np.maximum(eigenvalues, floor), color=KEEP, linewidth=1.8)
         left.set_yscale("log")
         left.set_xlim(0.5, len(index) + 0.5)
         left.set(xlabel="direction (eigenvector of C, by energy)", ylabel="eigenvalue λ (mean = 1)")
         left.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        left.yaxis.label.set_color(_KEEP)
+        left.yaxis.label.set_color(KEEP)
         left.grid(color="#eeeeee", linewidth=0.7)
         right = left.twinx()
-        right.plot(index, filters, color=_FORGET, linewidth=1.8, linestyle="--")
-        right.fill_between(index, filters, color=_FORGET, alpha=0.08, linewidth=0)
+        right.plot(index, filters, color=FORGET, linewidth=1.8, linestyle="--")
+        right.fill_between(index, filters, color=FORGET, alpha=0.08, linewidth=0)
         right.set(ylim=(-0.02, 1.05), ylabel="share of the update that passes")
-        right.yaxis.label.set_color(_FORGET)
+        right.yaxis.label.set_color(FORGET)
         title = f"Retained spectrum and filter\n{_short_layer(layer)}" if layer else "Retained spectrum and filter"
         left.set_title(title, loc="left", fontsize=11)
         handles = [
-            Line2D([], [], color=_KEEP, linewidth=1.8, label="retained energy λ (left)"),
-            Line2D([], [], color=_FORGET, linewidth=1.8, linestyle="--", label="filter (right)"),
+            Line2D([], [], color=KEEP, linewidth=1.8, label="retained energy λ (left)"),
+            Line2D([], [], color=FORGET, linewidth=1.8, linestyle="--", label="filter (right)"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-        _save(figure, path, dpi)
+        save_figure(figure, path, dpi)
 
 
 def _short_layer(name: str, width: int = 80) -> str:

@@ -20,7 +20,7 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.names import check_aliases, check_concept, mentions
+from ..data.names import check_aliases, check_target, mentions
 from ..data.pictures import load_rgb
 from ..data.questions import Dialogue, Question, QuestionSet
 from ..data.rows import check_rows
@@ -29,20 +29,6 @@ from ..records.io import atomic_path
 from .metrics import AnswerFluency, ConfirmationRate, NamingRate, RetentionRate
 
 
-REPORT_KEYS = (
-    "forget",
-    "generality",
-    "free_form",
-    "forms",
-    "same_kind",
-    "retain",
-    "retain_sentences",
-    "retain_unseen_style",
-    "siblings",
-    "text",
-    "text_target",
-    "fluency",
-)
 MODES = ("contains_name", "other_form", "confirms", "equals", "says", "valid")
 # Modes in which a row counts as kept if the original model was right as well.
 KEPT_MODES = ("equals", "says")
@@ -195,8 +181,8 @@ def build_probes(
     if isinstance(target_images, Dataset):
         raise TypeError("got a Dataset as target_images; pass its column of images, e.g. `target_images['image']`.")
     retain_rows, retain_unseen_rows, retain_open_rows, sibling_rows, text_rows, text_target_rows, _ = rows_of.values()
-    concept = check_concept(concept)
-    names = (concept, *check_aliases(aliases, concept=concept))
+    concept, aliases = check_target(concept, aliases)
+    names = (concept, *aliases)
     valid_answers = None if valid_answers is None else check_aliases(valid_answers, what="valid_answers")
     same_kind = check_aliases(same_kind, what="same_kind")
     valid = None if valid_answers is None else tuple(dict.fromkeys([*valid_answers, *names]))

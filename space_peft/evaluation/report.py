@@ -15,38 +15,20 @@ from ..records.io import atomic_path, write_json
 from ..records.safe_json import read_json
 from ..records.versions import collect_versions
 from ..statistics.intervals import MOST_TRIALS, interval_text
-from .probes import REPORT_KEYS, ProbeResults
-
-
-LABELS = {
-    "forget": ("target still named", "lower"),
-    "generality": ("target named or confirmed, other questions", "lower"),
-    "free_form": ("target named in sentences", "lower"),
-    "forms": ("target named in another form", "lower"),
-    "same_kind": ("target called something of its kind", "higher"),
-    "retain": ("others kept, trained styles", "higher"),
-    "retain_sentences": ("others named in sentences", "higher"),
-    "retain_unseen_style": ("others kept, unseen style", "higher"),
-    "siblings": ("same kind kept", "higher"),
-    "text": ("text-only, other concepts", "higher"),
-    "text_target": ("text-only, the target", "higher"),
-    "fluency": ("sensible answers", "higher"),
-}
-"""What each key of a report means, and which way it should go."""
-KEPT_KEYS = ("retain", "retain_sentences", "retain_unseen_style", "siblings")
-"""Shares of what the original model knew: 1 before an erasure by definition, which is no measurement."""
+from .keys import KEYS
+from .probes import ProbeResults
 
 
 def check_scores(scores: dict[str, dict], where: str) -> None:
     """Refuses scores a reader could misunderstand.
 
     Raises:
-        ValueError: If a key of `REPORT_KEYS` is missing, a value is not in [0, 1] (NaN included), or an `n` of 0 does
+        ValueError: If a key of `KEYS` is missing, a value is not in [0, 1] (NaN included), or an `n` of 0 does
             not go with the value None.
     """
-    missing = [key for key in REPORT_KEYS if key not in scores]
+    missing = [key for key in KEYS if key not in scores]
     if missing:
-        raise ValueError(f"`{where}` lacks {missing}; expected the keys {list(REPORT_KEYS)} (see `build_probes`).")
+        raise ValueError(f"`{where}` lacks {missing}; expected the keys {list(KEYS)} (see `build_probes`).")
     accuracies = {f"{key}.accuracy": score["accuracy"] for key, score in scores.items() if "accuracy" in score}
     for key, score in {**scores, **accuracies}.items():
         value, n = score.get("value"), score.get("n")
@@ -117,10 +99,9 @@ class ErasureReport:
         one of n, at worst.
         """
         rows = [["probe", "what", "better", "before", "after", "n"]]
-        for key in REPORT_KEYS:
-            what, better = LABELS[key]
-            cells = [_cell(self.before[key], measured=key not in KEPT_KEYS), _cell(self.after[key])]
-            rows.append([key, what, better, *cells, str(self.after[key]["n"])])
+        for key, entry in KEYS.items():
+            cells = [_cell(self.before[key], measured=not entry.kept), _cell(self.after[key])]
+            rows.append([key, entry.label, entry.better, *cells, str(self.after[key]["n"])])
         speech = self._speech()
         if markdown:
             lines = ["| " + " | ".join(row) + " |" for row in rows]

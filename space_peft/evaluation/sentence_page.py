@@ -9,8 +9,9 @@ from typing import Any
 
 import matplotlib
 
+from ..figures.style import BAD, ERASED, INK, KEEP, STYLE, save_figure
 from ..records.escape import plain_line
-from .plots import _BAD, _ERASED, _INK, _KEEP, _STYLE, _empty, _Page, _save, _sections
+from .plots import _empty, _Page, _sections
 from .probes import Probe, ProbeResults
 
 
@@ -74,7 +75,7 @@ def plot_sentence_page(
         dpi (`int`, defaults to 150): Dots per inch.
     """
     sections = _sections(rows, concept)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         if not sections:
             return _empty(path, "no answers", dpi)
         size, margin, header = 0.8, 0.25, 0.42
@@ -86,10 +87,10 @@ def plot_sentence_page(
             page.text(margin, y, title, fontsize=12, weight="bold")
             y += header
             for row, lines, height in zip(part, lines_of, height_of, strict=True):
-                colour = (_ERASED if row["forget"] else _KEEP) if row["ok"] else _BAD
+                colour = (ERASED if row["forget"] else KEEP) if row["ok"] else BAD
                 page.image(margin, y, size, row["image"], edge=colour)
                 styles = {
-                    "question": {"color": _INK, "style": "italic"},
+                    "question": {"color": INK, "style": "italic"},
                     "before": {"color": "#777777"},
                     "after": {"color": colour, "weight": "bold"},
                 }
@@ -97,7 +98,7 @@ def plot_sentence_page(
                     page.text(margin + size + 0.2, y + 0.2 * i, line, fontsize=8.5, **styles[kind])
                 y += height
         page.text(margin, page.height - 0.3, "grey: before; coloured: after; ✗: not as it should be", fontsize=8.5)
-        _save(page.figure, path, dpi)
+        save_figure(page.figure, path, dpi)
 
 
 def _sentence_lines(row: dict[str, Any], width: int = 92) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ..evaluation.plots import _FORGET, _INK, _KEEP, _STYLE, _save, _short
+from ..figures.style import FORGET, INK, KEEP, STYLE, save_figure, short
 
 
 # p-values of models that have nothing in common with a retain-only one go down to 1e-30; below this all are alike.
@@ -29,7 +29,7 @@ def plot_forget_quality(points: Mapping[str, Mapping[str, Any]], path: str | os.
     """
     tested = any(point["forget_quality"] is not None for point in points.values())
     key = "forget_quality" if tested else "truth_ratio"
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 4.0), layout="constrained")
         axes = figure.subplots()
         shown, left_out = {}, []
@@ -39,9 +39,9 @@ def plot_forget_quality(points: Mapping[str, Mapping[str, Any]], path: str | os.
                 left_out.append(name)
                 continue
             shown[name] = (x, math.log10(max(y, LOWEST)) if tested else y)
-            axes.scatter(*shown[name], s=36, color=_FORGET if point.get("unlearned", True) else _KEEP, zorder=3)
+            axes.scatter(*shown[name], s=36, color=FORGET if point.get("unlearned", True) else KEEP, zorder=3)
         if tested:
-            axes.axhline(math.log10(SIGNIFICANT), color=_INK, linewidth=0.8, linestyle="--")
+            axes.axhline(math.log10(SIGNIFICANT), color=INK, linewidth=0.8, linestyle="--")
             axes.set_ylim(math.log10(LOWEST) - 0.8, 0.8)
         else:
             axes.set_ylim(-0.05, 1.1)
@@ -55,8 +55,8 @@ def plot_forget_quality(points: Mapping[str, Mapping[str, Any]], path: str | os.
         gap, place = (high - low) * 0.07, math.inf
         for name, (x, y) in sorted(shown.items(), key=lambda item: -item[1][1]):
             place = min(y, place - gap)
-            line = {"arrowstyle": "-", "color": _INK, "linewidth": 0.4, "alpha": 0.5}
-            axes.annotate(_short(name, 24), (x, y), (1.1, place), va="center", fontsize=8, color=_INK, arrowprops=line)
+            line = {"arrowstyle": "-", "color": INK, "linewidth": 0.4, "alpha": 0.5}
+            axes.annotate(short(name, 24), (x, y), (1.1, place), va="center", fontsize=8, color=INK, arrowprops=line)
         note = f"; not drawn, nothing measured: {', '.join(left_out)}" if left_out else ""
-        axes.set_title(_short(title + note, 90), fontsize=9, loc="left", color=_INK)
-        _save(figure, path, 150)
+        axes.set_title(short(title + note, 90), fontsize=9, loc="left", color=INK)
+        save_figure(figure, path, 150)

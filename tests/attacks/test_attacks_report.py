@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ from PIL import Image
 from space_peft.attacks import AttackReport, RelearningPoint, RelearningResult, plot_attacks
 from space_peft.attacks.audit import AuditResult, Search
 from space_peft.attacks.confirmation import ConfirmationResult
+from space_peft.attacks.kinds import KINDS
 from space_peft.attacks.linear_probe import LayerProbe, LinearProbeResult, ProbeScore
 from space_peft.attacks.perturbation import PerturbationResult
 from space_peft.attacks.quantization import QuantizationResult
-from space_peft.attacks.report import LABELS
 from space_peft.cli import main
 from space_peft.cli.audit import load_images
 from space_peft.demo import demo_model_path
@@ -43,10 +45,17 @@ def results(concept="fox", before=True):
     ]
 
 
-def test_every_attack_has_a_label_and_a_panel():
-    from space_peft.attacks.plots import PANELS
+def test_every_attack_has_a_label_a_title_and_what_is_unknown_without_it():
+    assert [type(result) for result in results()] == list(KINDS.values())
+    for name, kind in KINDS.items():
+        assert name == kind.name and kind.label and kind.title and isinstance(kind.is_share, bool)
+        # Whether it is confirmed, the evaluation asks as well.
+        assert name == "confirmation" if kind.untested is None else all(kind.untested)
 
-    assert [result.name for result in results()] == list(LABELS) == list(PANELS)
+
+def test_the_attacks_do_not_load_matplotlib():
+    code = "import sys, space_peft.attacks.report; print('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize("before", [True, False])
