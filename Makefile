@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 TEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all test-peers lint format bench clean
+.PHONY: demo test test-all test-peers docs lint format bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,11 @@ test-all: $(VENV)/.installed $(VENV)/.deepspeed
 # PEFT's own LoRA tests with our config; the first time needs the package registry.
 test-peers: $(VENV)/.installed
 	$(BIN)/python tests/peers/run.py
+
+# The site; a link that leads nowhere is an error.
+docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
