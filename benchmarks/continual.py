@@ -93,9 +93,9 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
             }
             if method == "space":
                 _, anchors = make_anchors(concept, public, model, processor, DemoSettings(), seed, progress=False)
-                trainer = SpaceTrainer(model, SpaceConfig(**fields), anchors, **shared)
+                trainer = SpaceTrainer(model, SpaceConfig(**fields), anchors=anchors, **shared)
             else:
-                trainer = CVFTrainer(model, CVFConfig(**fields), own[concept], **shared)
+                trainer = CVFTrainer(model, CVFConfig(**fields), forget_dataset=own[concept], **shared)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             model = ledger.add(trainer)

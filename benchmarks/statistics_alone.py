@@ -143,7 +143,7 @@ def train(variant: str, seed: int, folder: str, model, processor, anchors, quest
                 output, seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, canary_items=0,
                 logging_strategy="no", **training,
             ),
-            anchors,
+            anchors=anchors,
             processing_class=processor,
             questions=questions,
             peft_config=SpaceLoraConfig(**{"r": 8, "lora_alpha": 16, **change.get("adapter", {})}),

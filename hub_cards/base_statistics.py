@@ -98,7 +98,7 @@ Second moments of the inputs of {len(statistics)} linear layers of {code_span(st
 ```python
 from space_peft import SpaceTrainer
 
-trainer = SpaceTrainer(model, args, anchors, statistics="{repo_id}", processing_class=processor)
+trainer = SpaceTrainer(model, args, anchors=anchors, statistics="{repo_id}", processing_class=processor)
 ```
 
 - Kept of each layer: its leading eigenvectors ({min(ranks):.0%} to {max(ranks):.0%} of the dimensions) and one value for all

@@ -40,8 +40,8 @@ def erase(folder, peft=None, retain=48, resume=None, **arguments):
     trainer = SpaceTrainer(
         model,
         args,
-        anchors,
-        rows,
+        anchors=anchors,
+        retain_dataset=rows,
         processing_class=processor,
         questions=DEMO_QUESTIONS,
         peft_config=SpaceLoraConfig(**{"r": 4, "lora_alpha": 8, "strength": 1.0, **(peft or {})}),

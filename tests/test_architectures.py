@@ -98,8 +98,8 @@ def test_erasure(name, tmp_path):
             str(tmp_path), target="all", max_steps=3, per_device_train_batch_size=4, stop_threshold=None, fit_batch_size=4,
             certificate_share=0.2, report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True,
         ),
-        refined,
-        retained_rows(pictures(3, seed=1)),
+        anchors=refined,
+        retain_dataset=retained_rows(pictures(3, seed=1)),
         processing_class=processor,
         peft_config=SpaceLoraConfig(r=2, lora_alpha=4),
     )  # fmt: skip

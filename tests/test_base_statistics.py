@@ -289,7 +289,7 @@ def trainer(folder, data, statistics, **options):
     config = options.pop("peft_config", SpaceLoraConfig(r=4, lora_alpha=8))
     given = {name: options.pop(name) for name in ("questions", "retain_dataset", "aliases") if name in options}
     return SpaceTrainer(
-        model, SpaceConfig(output_dir=str(folder), **{**settings, **options}), data[0].select(range(4)),
+        model, SpaceConfig(output_dir=str(folder), **{**settings, **options}), anchors=data[0].select(range(4)),
         processing_class=processor, peft_config=config, statistics=statistics, **{"questions": DEMO_QUESTIONS, **given},
     )  # fmt: skip
 
@@ -372,7 +372,7 @@ def test_gradient_ascent_in_the_null_space_needs_no_retained_row_either(demo_era
 
     def make(**settings):
         return GradDiffTrainer(
-            model, GradDiffConfig(**options, **settings), images, processing_class=processor, questions=DEMO_QUESTIONS,
+            model, GradDiffConfig(**options, **settings), forget_dataset=images, processing_class=processor, questions=DEMO_QUESTIONS,
             statistics=statistics, peft_config=SpaceLoraConfig(r=4),
         )  # fmt: skip
 

@@ -130,7 +130,7 @@ def trainer(tmp_path):
         learning_rate=0.02,
     )  # fmt: skip
     trainer = SpaceTrainer(
-        model, args, find_anchors(model, processor), rows(40, seed=1), processing_class=processor, questions=ASKS,
+        model, args, anchors=find_anchors(model, processor), retain_dataset=rows(40, seed=1), processing_class=processor, questions=ASKS,
         peft_config=SpaceLoraConfig(r=2, lora_alpha=4),
     )  # fmt: skip
     trainer.train()
@@ -232,7 +232,7 @@ def test_too_few_to_hold_out_is_said_at_once(tmp_path):
         args = SpaceConfig(str(tmp_path), certificate_share=share, report_to="none", use_cpu=True)
         model = architectures.build("llava")[0]
         options = {"processing_class": processor, "questions": ASKS, "peft_config": config}
-        return SpaceTrainer(model, args, anchors, rows(4, seed=1), **options)
+        return SpaceTrainer(model, args, anchors=anchors, retain_dataset=rows(4, seed=1), **options)
 
     with pytest.warns(UserWarning, match="about 4 distinct images and texts; there will be no certificate"):
         assert not len(make(0.1, SpaceLoraConfig(r=2)).held_out.dataset)

@@ -299,8 +299,8 @@ def test_the_trainer_makes_one_and_saves_it(demo_erasure_data, tmp_path):
         trainer = SpaceTrainer(
             model,
             config,
-            anchors,
-            retained,
+            anchors=anchors,
+            retain_dataset=retained,
             processing_class=processor,
             questions=DEMO_QUESTIONS,
             peft_config=peft_config,

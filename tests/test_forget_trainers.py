@@ -52,8 +52,8 @@ def make(concept_images, retain, tmp_path):
         return trainer(
             model,
             config(output_dir=str(tmp_path / "out"), **arguments),
-            concept_images if forget is None else forget,
-            retain if rows is None else rows,
+            forget_dataset=concept_images if forget is None else forget,
+            retain_dataset=retain if rows is None else rows,
             processing_class=processor,
             questions=DEMO_QUESTIONS,
             peft_config=peft_config or LoraConfig(r=8, lora_alpha=16),

@@ -121,7 +121,7 @@ def make_trainer(
         own_answers=False,
     )
     return SpaceTrainer(
-        model, args, anchors, retained, processing_class=processor, questions=DEMO_QUESTIONS, protect=protect,
+        model, args, anchors=anchors, retain_dataset=retained, processing_class=processor, questions=DEMO_QUESTIONS, protect=protect,
         peft_config=peft_config or SpaceLoraConfig(r=4, lora_alpha=8, strength=1.0), keep_model=keep_model,
     )  # fmt: skip
 

@@ -450,7 +450,7 @@ def test_the_papers_configuration_has_the_papers_losses_alone(demo_model, demo_e
     assert (args.target, args.keep_weight, args.suppression_weight, args.own_answers) == ("all", 0.0, 0.0, False)
     assert SpaceConfig.paper(str(tmp_path), target="vision").target == "vision"
     trainer = SpaceTrainer(
-        model, args, demo_erasure_data[0].select(range(4)), demo_erasure_data[1], processing_class=processor,
+        model, args, anchors=demo_erasure_data[0].select(range(4)), retain_dataset=demo_erasure_data[1], processing_class=processor,
         questions=DEMO_QUESTIONS, peft_config=SpaceLoraConfig(r=4, constraint="hard", energy=0.99),
     )  # fmt: skip
     trainer.train()

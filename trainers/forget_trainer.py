@@ -116,6 +116,7 @@ class ForgetTrainer(ErasureTrainer):
         self,
         model: str | PreTrainedModel | PeftModel | None = None,
         args: ForgetConfig | None = None,
+        *,
         forget_dataset: Dataset | Sequence[dict] | None = None,
         retain_dataset: Dataset | Sequence[dict] | None = None,
         concept: str | None = None,

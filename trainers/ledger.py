@@ -37,7 +37,7 @@ class ErasureLedger:
     ledger = ErasureLedger("erased")
     model = ledger.fold(model)  # what was erased before, if anything
     for anchors in requests:
-        trainer = SpaceTrainer(model, args, anchors, retain_dataset=retained, protect=ledger.protect)
+        trainer = SpaceTrainer(model, args, anchors=anchors, retain_dataset=retained, protect=ledger.protect)
         trainer.train()
         model = ledger.add(trainer)
     ledger.stack(base_model).save_pretrained("all")  # one adapter, for stock PEFT and the original model

@@ -99,6 +99,7 @@ class SpaceTrainer(ErasureTrainer):
         self,
         model: str | PreTrainedModel | PeftModel | None = None,
         args: SpaceConfig | None = None,
+        *,
         anchors: Dataset | None = None,
         retain_dataset: Dataset | Sequence[dict] | None = None,
         eval_dataset: Dataset | Sequence[dict] | dict[str, Dataset | Sequence[dict]] | None = None,

@@ -156,8 +156,8 @@ def unlearn(
     trainer = getattr(trainers, trainer_name)(
         model,
         getattr(trainers, config_name)(output_dir=str(folder), **{**settings.arguments(), **fixed}),
-        training_rows(forgotten, suite, settings.questions, words=False),
-        retained,
+        forget_dataset=training_rows(forgotten, suite, settings.questions, words=False),
+        retain_dataset=retained,
         concept=names[0],
         aliases=names[1:],
         processing_class=processor,
@@ -198,8 +198,8 @@ def _space(model, processor, forgotten, retained, folder: Path, settings: BenchS
         trainer = SpaceTrainer(
             model,
             SpaceConfig(output_dir=str(folder / f"{number:03d}"), **settings.arguments()),
-            anchors,
-            retained,
+            anchors=anchors,
+            retain_dataset=retained,
             processing_class=processor,
             questions=settings.questions,
             peft_config=SpaceLoraConfig(r=settings.rank, lora_alpha=2 * settings.rank),

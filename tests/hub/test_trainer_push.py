@@ -45,8 +45,8 @@ def make_trainer(demo_erasure_data, tmp_path):
         return SpaceTrainer(
             base or model,
             SpaceConfig(str(tmp_path / folder), report_to="none", disable_tqdm=True, use_cpu=True, **options),
-            anchors,
-            retained[:48],
+            anchors=anchors,
+            retain_dataset=retained[:48],
             processing_class=processor,
             questions=DEMO_QUESTIONS,
             peft_config=SpaceLoraConfig(r=2, lora_alpha=4, target_modules=r".*language_model.*q_proj"),
