@@ -159,6 +159,27 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(args: argparse.Namespace) -> int:
+    from .plan import plan_command
+
+    try:
+        table, refused = plan_command(args)
+    except (OSError, ValueError) as error:
+        print(f"space-peft plan: {error}", file=sys.stderr)
+        return 2
+    if table:
+        print(table)
+    for reason in refused:
+        print(f"\nwould be refused: {reason}")
+    return 1 if refused else 0
+
+
+def _max_rank(text: str) -> int | str | None:
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else None
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command `space-peft`."""
     parser = argparse.ArgumentParser(
@@ -249,6 +270,40 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--seed", type=int, default=0, help="of noise and shifts (default: 0)")
     audit.add_argument("--output", default="outputs/audit", help="folder to write to (default: outputs/audit)")
     audit.set_defaults(run=_audit)
+    plan = commands.add_parser("plan", help="say what an erasure would take; a model's config is enough")
+    plan.add_argument("model", help="folder with a config.json, or Hub id; demo: the embedded model")
+    where = plan.add_mutually_exclusive_group()
+    where.add_argument(
+        "--target", choices=("language", "vision", "all"), default="language", help="adapted side (default: language)"
+    )
+    where.add_argument(
+        "--target-modules", nargs="+", metavar="NAME", help="ends of modules' names, or one regular expression"
+    )
+    plan.add_argument("--rank", type=int, default=8, help="of the adapter (default: 8)")
+    plan.add_argument("--constraint", choices=("soft", "hard", "none"), default="soft", help="(default: soft)")
+    plan.add_argument("--strength", type=float, metavar="T", help="of the soft constraint (default: the library's)")
+    plan.add_argument(
+        "--max-rank",
+        type=_max_rank,
+        default="auto",
+        metavar="K",
+        help="eigenvectors kept, auto or none (default: auto)",
+    )
+    plan.add_argument("--rows", type=int, default=1000, help="retained rows (default: 1000)")
+    plan.add_argument("--row-tokens", type=int, metavar="N", help="tokens of a row (default: its picture's and 64)")
+    plan.add_argument(
+        "--image-tokens", type=int, metavar="N", help="of a row's picture (default: as the config has it)"
+    )
+    plan.add_argument("--tokens-per-row", type=int, default=64, help="of a kind that count (default: 64)")
+    plan.add_argument("--steps", type=int, default=60, help="optimiser steps (default: 60)")
+    plan.add_argument("--batch-size", type=int, default=16, help="rows of a step (default: 16)")
+    plan.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of weights (default: as saved)")
+    plan.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where it is to run (default: cuda)")
+    plan.add_argument(
+        "--time", action="store_true", help="load the weights, time a step, and say how long it would take"
+    )
+    plan.add_argument("--json", metavar="FILE", help="write the plan to this file, too")
+    plan.set_defaults(run=_plan)
     bench = commands.add_parser("bench", help="unlearn the people of a suite with several methods, and compare them")
     bench.add_argument("--suite", required=True, help="mllmu, clear, fiubench, vlm_unbench, or own (your file)")
     bench.add_argument("--source", help="Hub id, file or folder of the suite, if not its own on the Hub")
