@@ -174,6 +174,19 @@ def _plan(args: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
+def _probe(args: argparse.Namespace) -> int:
+    from ..evaluation.endpoint import EndpointError
+    from .probe import probe_text, run_probe
+
+    try:
+        result = run_probe(args)
+    except (EndpointError, OSError, ValueError) as error:
+        print(f"space-peft probe: {error}", file=sys.stderr)
+        return 2
+    print(probe_text(result, canary=args.adapter is not None))
+    return 0 if result.in_force else 1
+
+
 def _max_rank(text: str) -> int | str | None:
     if text in ("auto", "none"):
         return "auto" if text == "auto" else None
@@ -304,6 +317,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", metavar="FILE", help="write the plan to this file, too")
     plan.set_defaults(run=_plan)
+    probe = commands.add_parser("probe", help="ask a served model whether an erasure is in force")
+    probe.add_argument(
+        "--endpoint", required=True, metavar="URL", help="of a server that speaks OpenAI's chat protocol"
+    )
+    probe.add_argument("--concept", required=True, metavar="NAME", help="the erased name")
+    probe.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="another name of it; may be repeated"
+    )
+    probe.add_argument("--images", required=True, metavar="FOLDER", help="your own pictures of the concept")
+    probe.add_argument("--adapter", metavar="FOLDER", help="of the erasure: its canary's questions are asked as well")
+    probe.add_argument("--model", metavar="NAME", help="the server's name of it (default: the only one it lists)")
+    probe.add_argument("--question", help="what is asked for the name (default: those of the library)")
+    probe.add_argument("--most", type=float, default=0.1, help="share of answers that may name it (default: 0.1)")
+    probe.add_argument("--timeout", type=float, default=120, help="seconds to wait for an answer (default: 120)")
+    probe.add_argument("--token-env", metavar="VARIABLE", help="environment variable that holds the server's token")
+    probe.add_argument("--json", metavar="FILE", help="write every answer to this file, too")
+    probe.set_defaults(run=_probe)
     bench = commands.add_parser("bench", help="unlearn the people of a suite with several methods, and compare them")
     bench.add_argument("--suite", required=True, help="mllmu, clear, fiubench, vlm_unbench, or own (your file)")
     bench.add_argument("--source", help="Hub id, file or folder of the suite, if not its own on the Hub")
