@@ -62,7 +62,8 @@ def probe_text(result: ServedResult, canary: bool = False) -> str:
         canary (`bool`, defaults to `False`): Whether there was one to ask.
     """
     lines = [f"{result.asked} was asked about {result.images[1]} pictures of {result.concept!r}", "", result.to_table()]
-    if result.answered not in (None, result.asked):
+    # `transformers serve` adds the revision.
+    if result.answered is not None and result.answered.partition("@")[0] != result.asked.partition("@")[0]:
         lines.append(f"note: the server says that {result.answered!r} has answered")
     if result.shown is None:
         lines.append(
