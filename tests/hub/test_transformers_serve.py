@@ -1,9 +1,12 @@
-"""`space-peft probe` against `transformers serve`: the embedded model before the erasure, after it merged, and with the adapter.
+"""`space-peft probe` against `transformers serve`: the embedded model before the erasure, with the adapter merged,
+with the adapter beside it, and with one that matches nothing.
 
 Needs the server's packages (`pip install transformers[serving]`).
 """
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers.utils.import_utils import is_serve_available
 
 from space_peft.canary.check import Canary
@@ -20,6 +24,7 @@ from space_peft.cli import main
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.demo.probes import demo_split
 from space_peft.evaluation.endpoint import Endpoint
+from space_peft.records.folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 
 
 pytestmark = [
@@ -98,9 +103,27 @@ def test_the_merged_model_is_in_force(url, base, foxes, erasure_folder, tmp_path
     assert result.of_canary(AS_ERASED) == len(result.canary) > 0
 
 
-def test_an_adapter_folder_is_served_as_it_is_or_not_at_all(url, base, foxes, erasure_folder, tmp_path, capsys):
-    from shutil import copytree
+@pytest.fixture
+def with_adapter(base, erasure_folder, tmp_path):
+    """The base model's folder with the adapter's two files in it: transformers loads both."""
+    folder = tmp_path / "with_adapter"
+    shutil.copytree(base, folder)
+    shutil.copy(erasure_folder / ADAPTER_NAME, folder)
+    config = json.loads((erasure_folder / ADAPTER_CONFIG_NAME).read_text())
+    (folder / ADAPTER_CONFIG_NAME).write_text(json.dumps({**config, "base_model_name_or_path": str(folder)}))
+    return folder
 
-    copytree(erasure_folder, tmp_path / "adapter")
-    result = ask(url, tmp_path / "adapter", foxes, Canary.load(erasure_folder))
-    print(result.to_table())
+
+def test_the_adapter_that_is_not_merged_is_in_force(url, with_adapter, foxes, erasure_folder):
+    result = ask(url, with_adapter, foxes, Canary.load(erasure_folder))
+    assert result.in_force, result.to_table()
+    assert result.of_canary(AS_ERASED) == len(result.canary) > 0
+
+
+def test_an_adapter_whose_names_match_nothing_is_found_out(url, with_adapter, foxes, erasure_folder):
+    """The server loads it, says nothing, and answers as the base model does."""
+    tensors = load_file(with_adapter / ADAPTER_NAME)
+    save_file({key.replace("layers", "blocks"): tensor for key, tensor in tensors.items()}, with_adapter / ADAPTER_NAME)
+    result = ask(url, with_adapter, foxes, Canary.load(erasure_folder))
+    assert not result.in_force
+    assert result.named > 0.7 * len(result.answers) and result.of_canary(AS_BEFORE) == len(result.canary)
