@@ -63,6 +63,7 @@ def test_target_modules_and_settings_count(seven_billion, tmp_path, capsys):
     one = planned("--target-modules", "q_proj", "v_proj", "--rank", "4", "--max-rank", "7", "--dtype", "float32")
     assert one["modules"] == {"language": 56} and one["dtype"] == "float32"
     assert {row["kept"] for row in one["layers"]} == {7} and one["unique_inputs"] == 28
+    assert planned("--target-modules", "self_attn.o_proj")["modules"] == {"language": 28}
     pattern = planned("--target-modules", r".*visual.*mlp\.(0|2)", "--constraint", "hard")
     assert pattern["modules"] == {"projector": 2}
     assert pattern["bytes"]["sums"] == 2 * 8 * 5120**2  # float64, pictures only

@@ -24,7 +24,8 @@ from ..records.io import write_json
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-_REGULAR_EXPRESSION = set(".*+?|()[]{}^$\\")
+# Not the dot, which is in every name of several parts.
+_REGULAR_EXPRESSION = set("*+?|()[]{}^$\\")
 _PICTURE = Image.new("RGB", (448, 448), "gray")
 _MOST_LINES = 18
 
