@@ -19,7 +19,8 @@ from space_peft.null_space.collecting import linear_layers
 from space_peft.null_space.constraints import most_columns
 from space_peft.null_space.fitting import collect_moments
 from space_peft.null_space.moments import sum_flops
-from space_peft.null_space.planning import Workload, _null_space_bytes, picture_tokens, plan_erasure
+from space_peft.null_space.planning import _null_space_bytes, plan_erasure
+from space_peft.null_space.workload import Workload, picture_tokens
 from space_peft.retained.reading import RetainedRows, retained_loader
 
 

@@ -18,7 +18,8 @@ from ..config import SpaceLoraConfig
 from ..data.questions import DEFAULT_QUESTIONS
 from ..modeling.prompts import answer_logits, conversation, encode_conversations, to_device
 from ..null_space.observing import visual_tokens
-from ..null_space.planning import ErasurePlan, Workload, picture_tokens, plan_erasure
+from ..null_space.planning import ErasurePlan, plan_erasure
+from ..null_space.workload import Workload, picture_tokens
 from ..records.io import write_json
 
 
