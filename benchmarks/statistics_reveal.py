@@ -32,10 +32,10 @@ def auc(members: list[float], fresh: list[float]) -> float:
 def misfits(model, processor, rows: list[dict], statistics) -> dict[str, list[float]]:
     """By layer, of each row: the mean over its tokens of `h^T C^-1 h / d`."""
     from space_peft.modeling.prompts import encode_conversations
-    from space_peft.null_space.collecting import _layers
+    from space_peft.null_space.collecting import linear_layers
     from space_peft.null_space.observing import observe_inputs
 
-    layers = {name: module for name, module in _layers(model, None).items() if name in statistics}
+    layers = {name: module for name, module in linear_layers(model, None).items() if name in statistics}
     scores: dict[str, list[float]] = {name: [] for name in layers}
 
     def visit(name, x, parts):

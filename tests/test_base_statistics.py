@@ -23,7 +23,7 @@ from space_peft import (
 )
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.null_space.base_statistics import SecondMoment
-from space_peft.null_space.collecting import _layers
+from space_peft.null_space.collecting import linear_layers
 from space_peft.null_space.fitting import collect_moments
 from space_peft.null_space.identity import DataDigest, base_checksum
 from space_peft.trainers import GradDiffConfig, GradDiffTrainer
@@ -142,7 +142,7 @@ def tiny_statistics(model, batches, **options):
     digest = DataDigest()
     settings = {"statistics": "token", "tokens_per_row": 64, **options}
     fitters = collect_moments(
-        model, batches, layers=_layers(model, ALL), digest=digest, progress=False, dtype=torch.float32, **settings
+        model, batches, layers=linear_layers(model, ALL), digest=digest, progress=False, dtype=torch.float32, **settings
     )
     kept = {id(f): SecondMoment.of(f.second_moment(), f.counts, f.dim) for f in fitters.values()}
     return Statistics(

@@ -116,3 +116,12 @@ def test_unknown_architecture_lists_its_linear_layers():
     del model.model.language_model
     with pytest.raises(ValueError, match=r"LlavaForConditionalGeneration(.|\n)*brain\.layers\.\*\.mlp\.up_proj"):
         default_target_modules(model, "language")
+
+
+@pytest.mark.parametrize("target", ["vision", "language", "all"])
+def test_adapters_that_are_in_the_model_change_nothing(target):
+    """What is adapted already would else be left out, and the adapter's own layers taken for the model's."""
+    model = tiny_llava(-1)
+    expected = default_target_modules(model, target)
+    adapter = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"]))
+    assert default_target_modules(adapter.get_base_model(), target) == expected

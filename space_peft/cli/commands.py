@@ -159,6 +159,40 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(args: argparse.Namespace) -> int:
+    from .plan import plan_command
+
+    try:
+        table, refused = plan_command(args)
+    except (OSError, ValueError) as error:
+        print(f"space-peft plan: {error}", file=sys.stderr)
+        return 2
+    if table:
+        print(table)
+    for reason in refused:
+        print(f"\nwould be refused: {reason}")
+    return 1 if refused else 0
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from ..evaluation.endpoint import EndpointError
+    from .probe import probe_text, run_probe
+
+    try:
+        result = run_probe(args)
+    except (EndpointError, OSError, ValueError) as error:
+        print(f"space-peft probe: {error}", file=sys.stderr)
+        return 2
+    print(probe_text(result, canary=args.adapter is not None))
+    return 0 if result.in_force else 1
+
+
+def _max_rank(text: str) -> int | str | None:
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else None
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command `space-peft`."""
     parser = argparse.ArgumentParser(
@@ -250,6 +284,57 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--seed", type=int, default=0, help="of noise and shifts (default: 0)")
     audit.add_argument("--output", default="outputs/audit", help="folder to write to (default: outputs/audit)")
     audit.set_defaults(run=_audit)
+    plan = commands.add_parser("plan", help="say what an erasure would take; a model's config is enough")
+    plan.add_argument("model", help="folder with a config.json, or Hub id; demo: the embedded model")
+    where = plan.add_mutually_exclusive_group()
+    where.add_argument(
+        "--target", choices=("language", "vision", "all"), default="language", help="adapted side (default: language)"
+    )
+    where.add_argument(
+        "--target-modules", nargs="+", metavar="NAME", help="ends of modules' names, or one regular expression"
+    )
+    plan.add_argument("--rank", type=int, default=8, help="of the adapter (default: 8)")
+    plan.add_argument("--constraint", choices=("soft", "hard", "none"), default="soft", help="(default: soft)")
+    plan.add_argument("--strength", type=float, metavar="T", help="of the soft constraint (default: the library's)")
+    plan.add_argument(
+        "--max-rank",
+        type=_max_rank,
+        default="auto",
+        metavar="K",
+        help="eigenvectors kept, auto or none (default: auto)",
+    )
+    plan.add_argument("--rows", type=int, default=1000, help="retained rows (default: 1000)")
+    plan.add_argument("--row-tokens", type=int, metavar="N", help="tokens of a row (default: its picture's and 64)")
+    plan.add_argument(
+        "--image-tokens", type=int, metavar="N", help="of a row's picture (default: as the config has it)"
+    )
+    plan.add_argument("--tokens-per-row", type=int, default=64, help="of a kind that count (default: 64)")
+    plan.add_argument("--steps", type=int, default=60, help="optimiser steps (default: 60)")
+    plan.add_argument("--batch-size", type=int, default=16, help="rows of a step (default: 16)")
+    plan.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of weights (default: as saved)")
+    plan.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where it is to run (default: cuda)")
+    plan.add_argument(
+        "--time", action="store_true", help="load the weights, time a step, and say how long it would take"
+    )
+    plan.add_argument("--json", metavar="FILE", help="write the plan to this file, too")
+    plan.set_defaults(run=_plan)
+    probe = commands.add_parser("probe", help="ask a served model whether an erasure is in force")
+    probe.add_argument(
+        "--endpoint", required=True, metavar="URL", help="of a server that speaks OpenAI's chat protocol"
+    )
+    probe.add_argument("--concept", required=True, metavar="NAME", help="the erased name")
+    probe.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="another name of it; may be repeated"
+    )
+    probe.add_argument("--images", required=True, metavar="FOLDER", help="your own pictures of the concept")
+    probe.add_argument("--adapter", metavar="FOLDER", help="of the erasure: its canary's questions are asked as well")
+    probe.add_argument("--model", metavar="NAME", help="the server's name of it (default: the only one it lists)")
+    probe.add_argument("--question", help="what is asked for the name (default: those of the library)")
+    probe.add_argument("--most", type=float, default=0.1, help="share of answers that may name it (default: 0.1)")
+    probe.add_argument("--timeout", type=float, default=120, help="seconds to wait for an answer (default: 120)")
+    probe.add_argument("--token-env", metavar="VARIABLE", help="environment variable that holds the server's token")
+    probe.add_argument("--json", metavar="FILE", help="write every answer to this file, too")
+    probe.set_defaults(run=_probe)
     bench = commands.add_parser("bench", help="unlearn the people of a suite with several methods, and compare them")
     bench.add_argument("--suite", required=True, help="mllmu, clear, fiubench, vlm_unbench, or own (your file)")
     bench.add_argument("--source", help="Hub id, file or folder of the suite, if not its own on the Hub")

@@ -32,6 +32,34 @@ def side_of(layer: str) -> Literal["vision", "language"] | None:
     return next((_SIDES[part] for part in layer.split(".") if part in _SIDES), None)
 
 
+def part_of(layer: str) -> Literal["tower", "projector", "language", "other"]:
+    """Which part of the model a layer is in; "other" is e.g. an output head of its own.
+
+    Args:
+        layer (`str`): Its name in the model.
+    """
+    names = layer.split(".")
+    if side_of(layer) == "vision":
+        # Qwen's towers hold the projector, as their merger.
+        projects = any(name in PROJECTOR_PARTS or "merger" in name for name in names)
+        return "projector" if projects else "tower"
+    return "other" if side_of(layer) is None else "language"
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of a model by name, the same whether adapters have been put into it or not.
+
+    Args:
+        model (`nn.Module`): The transformers model, without a `PeftModel` around it.
+    """
+    # An adapter puts a wrapper in a layer's place, and the layer inside.
+    return {
+        name.removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
+
+
 def _used_vision_layers(model) -> int | None:
     """How many of the tower's first layers reach the output, if not all (LLaVA reads the second-to-last by default)."""
     layers = getattr(model.config, "vision_feature_layer", None)
@@ -67,7 +95,7 @@ def default_target_modules(model, target: Target) -> str:
     if target not in parts:
         raise ValueError(f"`target` must be 'vision', 'language' or 'all', got {target!r}.")
     core = multimodal_core(model)
-    linear = [name for name, module in core.named_modules() if isinstance(module, nn.Linear)]
+    linear = linear_modules(core)
     used = _used_vision_layers(model)
     patterns = []
     for part in parts[target]:

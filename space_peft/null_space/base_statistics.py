@@ -35,6 +35,11 @@ _FORMAT = "space_peft.statistics.v1"
 RANK_SHARE, LEAST_RANK = 16, 64
 
 
+def kept_rank(dim: int, rank_share: int = RANK_SHARE) -> int:
+    """How many eigenpairs are kept of a second moment of `dim` rows."""
+    return min(dim, max(dim // rank_share, LEAST_RANK))
+
+
 @dataclass(frozen=True, eq=False)
 class SecondMoment:
     """

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from ..distributed import processes
 from ..modeling.layers import base_model
-from ..modeling.targets import default_target_modules
+from ..modeling.targets import default_target_modules, linear_modules
 from ..records.base_commit import loaded_commit
 from ..retained.reading import RetainedRows, retained_loader
-from .base_statistics import LEAST_RANK, RANK_SHARE, SecondMoment, Statistics
+from .base_statistics import RANK_SHARE, SecondMoment, Statistics, kept_rank
 from .fitting import collect_moments
 from .identity import DataDigest, base_checksum
 from .moments import NullSpaceFitter
@@ -64,7 +64,7 @@ def collect_statistics(
         ValueError: If no layer is meant, one saw no data, or a row cannot be used; the message names it.
     """
     retained = RetainedRows(retain_dataset)
-    layers = _layers(model, target_modules)
+    layers = linear_layers(model, target_modules)
     digest = DataDigest()
     fitters = collect_moments(
         model,
@@ -84,8 +84,7 @@ def collect_statistics(
     with tqdm(total=len(unique), desc="eigenvectors", disable=not shown, leave=False) as bar:
 
         def keep(fitter: NullSpaceFitter) -> SecondMoment:
-            rank = min(fitter.dim, max(fitter.dim // rank_share, LEAST_RANK))
-            moment = SecondMoment.of(fitter.second_moment(), fitter.counts, rank)
+            moment = SecondMoment.of(fitter.second_moment(), fitter.counts, kept_rank(fitter.dim, rank_share))
             bar.update()
             return moment
 
@@ -105,17 +104,12 @@ def collect_statistics(
     )
 
 
-def _layers(model: nn.Module, target_modules: str | Sequence[str] | None) -> dict[str, nn.Module]:
+def linear_layers(model: nn.Module, target_modules: str | Sequence[str] | None) -> dict[str, nn.Module]:
     """Linear layers by name, as PEFT's `target_modules` chooses them."""
     inner = base_model(model)
     if target_modules is None:
         target_modules = default_target_modules(inner, "all")
-    # An adapter puts a wrapper in a layer's place, and the layer inside.
-    linear = {
-        name.removesuffix(".base_layer"): module
-        for name, module in inner.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    }
+    linear = linear_modules(inner)
     if isinstance(target_modules, str):
         chosen = {name: module for name, module in linear.items() if re.fullmatch(target_modules, name)}
     else:

@@ -59,9 +59,32 @@ class Constraint:
     dtype: torch.dtype
 
 
+def computed_pairs(constraint: str, limit: int | None, dim: int) -> int | None:
+    """How many eigenpairs a constraint asks for; `None` for all of them."""
+    if constraint == "soft":
+        return min(limit or dim, dim) + 1
+    return _UNCONSTRAINED if constraint == "none" else None
+
+
+def most_columns(constraint: str, limit: int | None, dim: int) -> int:
+    """How many eigenvectors a null space keeps at most, whatever the inputs are.
+
+    Args:
+        constraint (`str`): "soft", "hard" or "none".
+        limit (`int`, *optional*): See `SpaceLoraConfig.rank_limit`.
+        dim (`int`): Length of an input.
+    """
+    limit = min(limit or dim, dim)
+    if constraint == "hard":
+        return min(limit, dim // 2)  # the smaller side
+    return limit if constraint == "soft" else 0
+
+
 def _soft(moment: torch.Tensor, limit: int, strength: float, energy: float) -> Filter:
     # One more than is used: it says what the filter does to all directions beyond.
-    spectrum = decompose(moment, limit + 1, lambda values: strength / (values + strength) ** 2)
+    spectrum = decompose(
+        moment, computed_pairs("soft", limit, len(moment)), lambda values: strength / (values + strength) ** 2
+    )
     filters = strength / (spectrum.values + strength)  # (n,), ascending
     stop = min(int((filters < 1.0 - _FLAT).sum()), limit)
     # The filter value of the largest eigenvalue outside is the smallest one outside: with it nothing outside

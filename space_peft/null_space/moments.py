@@ -20,6 +20,11 @@ __all__ = ["NullSpace", "NullSpaceFitter", "load_null_spaces", "save_null_spaces
 _PANEL = 256
 
 
+def sum_flops(samples: int, dim: int) -> int:
+    """What adding samples of length `dim` to a sum costs."""
+    return sum(2 * samples * min(_PANEL, dim - start) * (dim - start) for start in range(0, dim, _PANEL))
+
+
 class NullSpaceFitter:
     """
     Streaming estimate of the second moment `C` of a layer's inputs; `fit` turns it into a [`NullSpace`].

@@ -56,7 +56,7 @@ def observe_inputs(
     check_loader(dataloader)
     inner = base_model(model)
     language = _language_modules(inner)
-    visual_tokens = _visual_tokens(inner, image_token_id)
+    visual = visual_tokens(inner, image_token_id)
     masks: Parts = []
     counted = True
 
@@ -90,7 +90,7 @@ def observe_inputs(
         ):
             check_batch(batch, batches)
             inputs = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
-            masks[:] = _token_masks(inputs, visual_tokens)
+            masks[:] = _token_masks(inputs, visual)
             batches += 1
             if on_batch is not None and not on_batch(inputs, counted):
                 continue
@@ -118,7 +118,8 @@ def _language_modules(model: nn.Module) -> set[nn.Module] | None:
     return set(decoder.modules()) | ({head} if head is not None else set())
 
 
-def _visual_tokens(model: nn.Module, image_token_id: int | None) -> list[int]:
+def visual_tokens(model: nn.Module, image_token_id: int | None = None) -> list[int]:
+    """The tokens that stand for a piece of a picture; none where pictures are attended to, or the config names none."""
     if image_token_id is not None:
         return [image_token_id]
     if attends_to_images(getattr(model, "model", None)):

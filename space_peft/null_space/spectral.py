@@ -17,6 +17,8 @@ from .precision import exact_products
 
 # Below this many columns for each wanted one, LAPACK's full decomposition is as fast (measured, docs/decisions.md).
 _FULL_RATIO = 16
+# What a decomposition costs, in products of `(d, d)` matrices, and in columns for each wanted one.
+_FULL_PRODUCTS, _KRYLOV_COLUMNS = 12, 3
 _SEED = 0
 
 
@@ -57,7 +59,7 @@ def decompose(
     """
     d = len(matrix)
     with exact_products({matrix.device.type}):
-        if count is not None and count * _FULL_RATIO <= d:
+        if count is not None and not takes_all(count, d):
             found = _krylov(matrix, count, sensitivity or torch.ones_like, tolerance)
             if found is not None:
                 return found
@@ -65,6 +67,20 @@ def decompose(
         values, vectors = torch.linalg.eigh(matrix.to(torch.float64))
     values = values.flip(0).clamp_(min=0.0)
     return Spectrum(values, vectors.flip(1), torch.zeros_like(values))
+
+
+def takes_all(count: int, dim: int) -> bool:
+    """Whether `count` eigenpairs of a matrix of `dim` rows come from its full decomposition."""
+    return count * _FULL_RATIO > dim
+
+
+def decomposition_flops(dim: int, count: int | None = None) -> float:
+    """About what [`decompose`] costs, in floating-point operations."""
+    if count is None or takes_all(count, dim):
+        return _FULL_PRODUCTS * 2.0 * dim**3
+    columns = _KRYLOV_COLUMNS * count
+    # Products with the matrix, and each block made orthogonal to those before it, twice.
+    return 2.0 * columns * dim**2 + 4.0 * dim * columns**2
 
 
 def _krylov(c: torch.Tensor, count: int, sensitivity: Callable, tolerance: float) -> Spectrum | None:

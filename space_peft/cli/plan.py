@@ -1,0 +1,270 @@
+"""`space-peft plan`: what an erasure would take, from a model's config alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from ..config import SpaceLoraConfig
+from ..data.questions import DEFAULT_QUESTIONS
+from ..modeling.prompts import answer_logits, conversation, encode_conversations, to_device
+from ..null_space.observing import visual_tokens
+from ..null_space.planning import ErasurePlan, plan_erasure
+from ..null_space.workload import Workload, picture_tokens
+from ..records.io import write_json
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+# Not the dot, which is in every name of several parts.
+_REGULAR_EXPRESSION = set("*+?|()[]{}^$\\")
+_PICTURE = Image.new("RGB", (448, 448), "gray")
+_MOST_LINES = 18
+
+
+def run_plan(args: argparse.Namespace) -> tuple[ErasurePlan | None, list[str]]:
+    """Builds the model without weights, puts the adapter in, and counts.
+
+    Args:
+        args (`argparse.Namespace`): Of the command.
+
+    Returns:
+        `tuple`: The plan, `None` if the adapter cannot be put in at all; and what would be refused.
+
+    Raises:
+        OSError: If there is no config of a model.
+        ValueError: If a setting makes no sense.
+    """
+    place = _place(args.model)
+    adapter = SpaceLoraConfig(
+        r=args.rank, constraint=args.constraint, max_rank=args.max_rank, tokens_per_row=args.tokens_per_row,
+        target_modules=_target_modules(args.target_modules),
+    )  # fmt: skip
+    if args.strength is not None:
+        adapter = dataclasses.replace(adapter, strength=args.strength)
+    config = AutoConfig.from_pretrained(place)
+    dtype = _DTYPES[args.dtype] if args.dtype else _saved_dtype(config)
+    processor = _processor(place, required=args.time)
+    refused: list[str] = []
+    encoded = None
+    if processor is not None:
+        encoded = _attempt(lambda: encode_conversations(processor, [_row()]), refused)
+    if args.device == "cpu" and dtype == torch.float16:
+        refused.append(
+            "float16 on a CPU: processors have no fast arithmetic for it (a step of the embedded model takes fourteen times "
+            "as long as in float32), and its sums overflow. Use --dtype float32."
+        )
+    model = _attempt(lambda: empty_model(config, dtype), refused)
+    if model is None:
+        return None, refused
+    image_tokens = args.image_tokens
+    if image_tokens is None and encoded is not None:
+        image_tokens = _image_tokens(model, encoded) or None
+    options = {"rows": args.rows, "steps": args.steps, "batch_size": args.batch_size}
+    workload = Workload.of(config, image_tokens=image_tokens, row_tokens=args.row_tokens, **options)
+    model = _attempt(lambda: _with_adapter(model, adapter, args.target), refused)
+    plan = None if model is None else _attempt(lambda: plan_erasure(model, workload), refused)
+    if plan is None:
+        return None, refused
+    refused = list(dict.fromkeys([*refused, *plan.refused]))
+    needed, there = max(plan.fitting, plan.training), _memory(args.device)
+    if there is not None and needed > there:
+        refused.append(
+            f"about {_bytes(needed)} are needed, and this machine's {args.device} has {_bytes(there)}. See which part is "
+            "largest: adapt less (--target-modules), take a smaller --batch-size, or another machine."
+        )
+    if args.time:
+        if refused:
+            raise ValueError(f"no step is timed, because the run would be refused: {refused[0]}")
+        plan = dataclasses.replace(plan, seconds=plan.timed(_time_step(place, dtype, processor, adapter, plan, args)))
+    return dataclasses.replace(plan, refused=tuple(refused)), refused
+
+
+def empty_model(config, dtype: torch.dtype):
+    """The model of a config on the meta device: every shape, no weight.
+
+    Raises:
+        ValueError: If the config is not that of a multimodal model that transformers knows.
+    """
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ValueError(
+            f"a {type(config).__name__} is not the config of a model that takes pictures and text "
+            "(AutoModelForImageTextToText knows no such one), so there is nothing to erase a concept from."
+        )
+    with init_empty_weights():
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    model.tie_weights()  # Without memory each place was given a parameter of its own.
+    return model
+
+
+def _with_adapter(model, adapter: SpaceLoraConfig, target: str):
+    from ..trainers.given_adapter import add_adapter  # Stands above this package; a command may use it.
+
+    return add_adapter(model, adapter, target, output_dir="")
+
+
+def _attempt(make: Callable, refused: list[str]):
+    """What `make` returns; `None`, and its words among what is refused, if it raises what the library's checks do."""
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        refused.append(str(error))
+        return None
+
+
+def _place(model: str) -> str:
+    if model == "demo":
+        from .. import demo
+
+        return str(Path(demo.__file__).parent / "model")
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local and not Path(model).expanduser().is_dir():
+        raise FileNotFoundError(f"there is no folder {model!r}; expected one with a config.json, or an id of the Hub.")
+    return str(Path(model).expanduser()) if looks_local else model
+
+
+def _target_modules(given: list[str] | None) -> str | list[str] | None:
+    if given and len(given) == 1 and _REGULAR_EXPRESSION & set(given[0]):
+        return given[0]
+    return given
+
+
+def _saved_dtype(config) -> torch.dtype:
+    for own in (config, getattr(config, "text_config", None)):
+        dtype = getattr(own, "dtype", None)
+        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if isinstance(dtype, torch.dtype):
+            return dtype
+    return torch.float32
+
+
+def _processor(place: str, *, required: bool):
+    """The processor, if its files lie beside the config; from the Hub only where it is needed."""
+    if required or any(Path(place, name).is_file() for name in _PROCESSOR_FILES):
+        return AutoProcessor.from_pretrained(place)
+    return None
+
+
+def _row() -> dict:
+    return conversation(DEFAULT_QUESTIONS.naming[0], answer="Something unknown", image=_PICTURE)
+
+
+def _image_tokens(model, encoded: dict) -> int:
+    """How many tokens of one encoded row stand for its picture."""
+    ids = encoded["input_ids"][0]
+    return int(torch.isin(ids, torch.tensor(visual_tokens(model), dtype=ids.dtype)).sum())
+
+
+def _memory(device: str) -> int | None:
+    """Bytes that a device of this machine has; `None` if it has no such device, and the plan is for another machine."""
+    if device == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return torch.cuda.get_device_properties(device).total_memory if torch.cuda.is_available() else None
+
+
+def _time_step(place: str, dtype, processor, adapter: SpaceLoraConfig, plan: ErasurePlan, args) -> float:
+    """Seconds of a step of the plan, from one that is run: forward, backward, with the adapter, on gray pictures."""
+    model = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype).to(args.device)
+    model = _with_adapter(model, dataclasses.replace(adapter), args.target)
+    batch = encode_conversations(processor, [_row()] * args.batch_size)
+    image_tokens = _image_tokens(model.get_base_model(), batch)
+    patches, merged = picture_tokens(model.get_base_model().config)
+    ran = dataclasses.replace(
+        plan.workload,
+        image_tokens=image_tokens,
+        row_tokens=batch["input_ids"].shape[1],
+        patches=-(-image_tokens * patches // merged),
+    )
+    batch = to_device(batch, model)
+    seconds = []
+    for _ in range(3):  # The first one warms up.
+        start = time.perf_counter()
+        answer_logits(model, batch).float().logsumexp(dim=-1).mean().backward()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]) * plan.flops["step"] / plan_erasure(model, ran).flops["step"]
+
+
+def plan_table(plan: ErasurePlan) -> str:
+    """The plan on one screen."""
+    work, kinds = plan.workload, plan.kinds_of_layers()
+    modules = plan.to_dict()["modules"]
+    where = ", ".join(f"{count} of {part}" for part, count in modules.items())
+    lines = [
+        f"{plan.model} in {plan.dtype}",
+        f"{len(plan.layers)} modules get the adapter ({where})",
+        "",
+        f"{'modules':<44}{'count':>6}{'inputs':>8}{'outputs':>9}{'kept':>7}{'left':>8}{'parameters':>12}",
+    ]
+    for pattern, layers in kinds[:_MOST_LINES]:
+        one, name = layers[0], pattern if len(pattern) <= 42 else f"...{pattern[-39:]}"
+        kept, left = (one.columns, one.inputs - one.columns) if plan.constraint == "soft" else ("-", "-")
+        parameters = f"{sum(layer.parameters for layer in layers):,}"
+        lines.append(f"{name:<44}{len(layers):>6}{one.inputs:>8}{one.outputs:>9}{kept:>7}{left:>8}{parameters:>12}")
+    if len(kinds) > _MOST_LINES:
+        lines.append(f"... and {len(kinds) - _MOST_LINES} more kinds (--json has all)")
+    lines.append(f"{'all':<44}{len(plan.layers):>6}{'':>32}{plan.parameters:>12,}")
+    weights = ", ".join(f"{part} {_bytes(size)}" for part, size in plan.weights.items())
+    published = "-" if plan.published is None else _bytes(plan.published)
+    shape = f"{work.row_tokens} tokens, {work.image_tokens} of them the picture's ({work.patches} in the tower)"
+    rows = {
+        "memory": f"fitting {_bytes(plan.fitting)}, training {_bytes(plan.training)}",
+        "  weights": f"{_bytes(sum(plan.weights.values()))} ({weights})",
+        "  second moments": f"{_bytes(plan.sums)} while fitting, {len(plan.unique)} different inputs",
+        "  null spaces": f"{_bytes(plan.null_spaces)} at most",
+        "  adapter, optimiser": _bytes(plan.adapter_state),
+        "  a step": f"about {_bytes(plan.activations)} of activations",
+        "rows": f"{work.rows:,} of {shape}",
+        "tokens": f"{work.rows * work.row_tokens:,} read, {plan.counted:,} of a layer counted",
+        "work": f"fitting {_flops(plan.flops['passes'] + plan.flops['sums'])}, decomposition "
+        f"{_flops(plan.flops['decomposition'])}, {work.steps} steps of {work.batch_size} rows {_flops(plan.flops['steps'])}",
+        "statistics": f"{published} if published (`space-peft stats`, all layers)",
+    }
+    if plan.seconds is not None:
+        told = {"fitting": "fitting", "decomposition": "decomposition", "steps": f"{work.steps} steps", "all": "in all"}
+        rows["time"] = ", ".join(f"{name} {_seconds(plan.seconds[key])}" for key, name in told.items())
+    return "\n".join([*lines, "", *(f"{name:<22}{text}" for name, text in rows.items())])
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def _flops(count: float) -> str:
+    for unit in ("M", "G", "T", "P"):
+        count /= 1000 if unit != "M" else 1e6
+        if count < 1000 or unit == "P":
+            return f"{count:.3g} {unit}FLOP"
+    raise AssertionError
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def plan_command(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """`space-peft plan`: returns the table, and what would be refused.
+
+    Args:
+        args (`argparse.Namespace`): As `space_peft.cli` parses it.
+    """
+    plan, refused = run_plan(args)
+    if args.json:
+        write_json(args.json, {"refused": refused} if plan is None else plan.to_dict())
+    return "" if plan is None else plan_table(plan), refused
