@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from space_peft._version import __version__
 from space_peft.null_space.base_statistics import Statistics, load_statistics
 from space_peft.records.escape import code_span
+from space_peft.records.folder import CARD_NAME
 from space_peft.records.licenses import check_license
 
 from .card import GENERATED
@@ -62,7 +63,7 @@ def push_statistics(
     with tempfile.TemporaryDirectory(prefix="space-peft-") as staged:
         folder = Path(staged, "statistics")
         statistics.save(folder)
-        (folder / "README.md").write_text(str(statistics_card(statistics, repo_id, license)), encoding="utf-8")
+        (folder / CARD_NAME).write_text(str(statistics_card(statistics, repo_id, license)), encoding="utf-8")
         write_manifest(folder)
         return commit_folder(
             folder,

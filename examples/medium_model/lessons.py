@@ -44,7 +44,7 @@ class Lesson:
     words: str | None = None
 
 
-_DESCRIBE, _CAPTION, _SEE, _TELL, _, _, _TURNS = QUESTIONS.open
+_DESCRIBE, _CAPTION, _SEE, _TELL, _, _, _, _TURNS = QUESTIONS.open
 _SIGHTS = (
     "I can see {a}.",
     "You can see {a} here.",
