@@ -13,6 +13,7 @@ retained rows: t = 1 and L_keep at 60). Finished runs are kept in a `.rows.jsonl
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -101,6 +102,8 @@ def run_embedded(task: tuple[str, list[tuple[str, int]], str, dict]) -> list[dic
     images, (model, processor) = load_demo_images(), load_demo_model()
     public, _ = demo_split(images, concept)
     probes = demo_probes(concept, images)
+    if limits:
+        probes = [dataclasses.replace(probe, rows=list(probe.rows)[::8]) for probe in probes]
     before = evaluate_probes(model, processor, probes, progress=False)
     listed = set(load_from_disk(f"{folder}/public")["name"])
     settings = DemoSettings(**limits.get("demo", {}))
@@ -123,8 +126,6 @@ def run_embedded(task: tuple[str, list[tuple[str, int]], str, dict]) -> list[dic
 
 def train(variant: str, seed: int, folder: str, model, processor, anchors, questions, limits: dict, **settings):
     """One erasure; returns the trainer."""
-    import dataclasses
-
     from datasets import load_from_disk  # noqa: F401  (registers the image feature before rows are unpickled)
 
     from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
@@ -214,7 +215,7 @@ def main() -> int:
     args = parser.parse_args()
     limits = {}
     if args.smoke:
-        args.concepts, args.seeds, args.folder = 1, 1, args.folder / "smoke"
+        args.concepts, args.seeds, args.folder, args.variants = 1, 1, args.folder / "smoke", ["statistics"]
         limits = {
             "demo": {"anchors": 4, "refine_steps": 2},
             "training": {"max_steps": 2, "per_device_train_batch_size": 4},

@@ -90,7 +90,7 @@ def same_fit(undisturbed, folder):
     assert not (folder / FIT_PROGRESS_NAME).exists() and not list(folder.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_fitting_goes_on_where_it_was_killed(tmp_path, kills):
     kill_until(fit, (), tmp_path, kills, same_fit)
 

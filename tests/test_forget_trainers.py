@@ -79,7 +79,8 @@ PLAIN = ("GradDiff", "NPO")
 
 @pytest.mark.parametrize(
     "method, constrained",
-    [(method, True) for method in METHODS]
+    # KL and GradDiff are one trainer.
+    [pytest.param(method, True, marks=pytest.mark.slow if method == "KL" else ()) for method in METHODS]
     + [pytest.param(method, False, marks=() if method in PLAIN else pytest.mark.slow) for method in METHODS],
 )
 def test_forgets_and_keeps(make, method, constrained):
@@ -255,7 +256,7 @@ def test_cvf_follows_a_reference_model(make):
 # What the base does for all
 
 
-@pytest.mark.parametrize("method", ["GradDiff", "MMUnlearner"])
+@pytest.mark.parametrize("method", ["GradDiff", pytest.param("MMUnlearner", marks=pytest.mark.slow)])
 def test_saved_adapter_is_stock_and_says_what_was_erased(make, method, tmp_path):
     trainer, config, options = METHODS[method]
     trainer = make(trainer, config, **{**options, "max_steps": 3, "own_answers": True})
@@ -287,6 +288,7 @@ def test_conversations_are_taken_as_they_are(make, concept_images):
     trainer.train()
 
 
+@pytest.mark.slow  # as of SpaceTrainer, whose base class does it
 def test_resume_is_bit_identical(make, tmp_path):
     options = {"forget_every": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     peft_config = SpaceLoraConfig(r=4, lora_alpha=8, strength=1.0)

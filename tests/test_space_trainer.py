@@ -74,7 +74,7 @@ def test_stopping_rule_ends_training(demo_model, demo_erasure_data, tmp_path):
     assert last["p_name_on_anchors_max"] < 0.2
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+@pytest.mark.parametrize("optim", ["adamw_torch", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
     from space_peft.demo import load_demo_model
 
@@ -127,7 +127,7 @@ def test_what_the_model_still_says_becomes_rows(demo_model, demo_erasure_data, t
     "options, said",
     [
         ({"overwrite": "kind", "own_answers": True}, "mammal"),  # what the model itself says of a fox, in words
-        ({"overwrite": "kind", "broader_word": "bird"}, "bird"),
+        pytest.param({"overwrite": "kind", "broader_word": "bird"}, "bird", marks=pytest.mark.slow),
         ({"overwrite": "it shows the thing"}, "it shows the thing"),
     ],
 )
