@@ -53,6 +53,7 @@ def test_every_attack_has_a_label_a_title_and_what_is_unknown_without_it():
         assert name == "confirmation" if kind.untested is None else all(kind.untested)
 
 
+@pytest.mark.slow
 def test_the_attacks_do_not_load_matplotlib():
     code = "import sys, space_peft.attacks.report; print('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
