@@ -28,6 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from erase_demo import CONCEPTS, library_defaults, machine
+from kept_rows import KeptRows
 
 from space_peft.records.io import write_json
 
@@ -221,19 +222,15 @@ def main() -> int:
     concepts = CONCEPTS[:1] if args.smoke else CONCEPTS[:: max(1, len(CONCEPTS) // args.concepts)][: args.concepts]
 
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    kept, defaults = output.with_suffix(".rows.jsonl"), library_defaults()
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() and not args.smoke else []
-    rows = [row for row in rows if row.pop("defaults", None) == defaults and row["concept"] in concepts]
+    kept = KeptRows(None if args.smoke else output, defaults=library_defaults())
+    rows = [row for row in kept.rows if row["concept"] in concepts]
     missing = [concept for concept in concepts if concept not in {row["concept"] for row in rows}]
     os.environ["OMP_NUM_THREADS"] = "1"  # Of the workers, which are fresh processes.
     with ProcessPoolExecutor(args.workers) as executor:
         for row in executor.map(run_concept, [(concept, args.smoke) for concept in missing]):
             rows.append(row)
+            kept.add([row])
             print(f"{row['concept']}: {json.dumps({key: row[key] for key in row if key != 'concept'})}", flush=True)
-            if not args.smoke:
-                with kept.open("a") as file:
-                    file.write(json.dumps({**row, "defaults": defaults}) + "\n")
     summary = summarise(rows)
     print(json.dumps(summary, indent=1))
     command = "python " + shlex.join(sys.argv)

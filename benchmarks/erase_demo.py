@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from defaults import adapter_fields, training_fields
+from kept_rows import KeptRows
 
 from space_peft.records.io import write_json
 from space_peft.records.versions import versions
@@ -213,12 +214,8 @@ def main() -> int:
         extra = {"anchors": 4, "refine_steps": 5, "training": {"max_steps": 3, "per_device_train_batch_size": 4}}
 
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    kept = output.with_suffix(".rows.jsonl")
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    defaults = library_defaults()
-    rows = [row for row in rows if row.pop("extra", {}) == extra and row.pop("defaults", None) == defaults]
-    done = {(row["variant"], row["concept"], row["seed"]) for row in rows}
+    kept = KeptRows(output, extra=extra, defaults=library_defaults())
+    done = {(row["variant"], row["concept"], row["seed"]) for row in kept.rows}
     tasks = []
     for concept in concepts:
         runs = [(v, s) for v in variants for s in seeds if (v, concept, s) not in done]
@@ -231,13 +228,11 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(args.workers) as executor, tqdm(total=total, desc="runs") as bar:
         for new in executor.map(run_concept, tasks):
-            rows += new
-            with kept.open("a") as file:
-                file.writelines(json.dumps({**row, "extra": extra, "defaults": defaults}) + "\n" for row in new)
+            kept.add(new)
             bar.update(len(new))
 
     wanted = {(v, c, s) for v in variants for c in concepts for s in seeds}
-    rows = [row for row in rows if (row["variant"], row["concept"], row["seed"]) in wanted]
+    rows = [row for row in kept.rows if (row["variant"], row["concept"], row["seed"]) in wanted]
     results = {}
     for variant in variants:
         chosen = [row for row in rows if row["variant"] == variant]

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from defaults import adapter_fields, training_fields
 from erase_demo import VALIDATION, machine
+from kept_rows import KeptRows
 
 from space_peft.records.io import write_json
 
@@ -299,10 +300,8 @@ def main() -> int:
         "limits": limits,
     }
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    kept = output.with_suffix(".rows.jsonl")
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    rows = [row for row in rows if row.pop("defaults", None) == defaults]
+    kept = KeptRows(output, defaults=defaults)
+    rows = kept.rows
     unknown = {row["concept"] for row in rows if row["variant"] is None}
     concepts = VALIDATION if args.validation else [concept for concept in CONCEPTS if concept not in VALIDATION]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -322,10 +321,8 @@ def main() -> int:
                 break
             for task in as_completed([executor.submit(run, task) for task in tasks]):
                 new = task.result()
-                rows += new
+                kept.add(new)
                 unknown |= {row["concept"] for row in new if row["variant"] is None}
-                with kept.open("a") as file:
-                    file.writelines(json.dumps({**row, "defaults": defaults}) + "\n" for row in new)
                 for row in new:
                     print({key: row.get(key) for key in ("concept", "seed", "variant", *KEYS)}, flush=True)
     wanted = [row for row in rows if row["concept"] in chosen and row["seed"] < args.seeds]

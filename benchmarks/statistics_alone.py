@@ -1,7 +1,6 @@
 """Erasure without retained data: the constraint comes from statistics of the base model, made once for all requests.
 
     python benchmarks/statistics_alone.py                            # embedded model, 12 concepts x 2 seeds
-    python benchmarks/statistics_alone.py --model medium --work DIR  # the medium model, 6 concepts
     python benchmarks/statistics_alone.py --smoke                    # one concept, few steps: does it run?
 
 The statistics' data show 40 of the 120 concepts, none of which is ever a target here; the model itself answered about them.
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from defaults import adapter_fields, training_fields
 from erase_demo import CONCEPTS, VALIDATION, machine
+from kept_rows import KeptRows
 
 from space_peft.records.io import write_json
 
@@ -55,14 +55,13 @@ def listed_names(names: list[str]) -> set[str]:
     return {free[i * len(free) // LISTED] for i in range(LISTED)}
 
 
-def data_rows(model, processor, public, questions, about: list[str], general: list[str] = ()) -> list[dict]:
+def data_rows(model, processor, public, questions, about: list[str]) -> list[dict]:
     """The statistics' data: the model's own answers about images of the listed concepts, and about their names in words."""
     from space_peft import retained_answers
 
     options = {"max_new_tokens": 24, "progress": False}
     rows = retained_answers(model, processor, public, questions=questions, per_image=3, **options)
-    names = sorted(set(public["name"]))
-    asked = [*general, *(question.format(name=name) for name in names for question in about)]
+    asked = [question.format(name=name) for name in sorted(set(public["name"])) for question in about]
     return rows + retained_answers(model, processor, questions=asked, **options)
 
 
@@ -124,14 +123,12 @@ def run_embedded(task: tuple[str, list[tuple[str, int]], str, dict]) -> list[dic
     return done
 
 
-def train(variant: str, seed: int, folder: str, model, processor, anchors, questions, limits: dict, **settings):
+def train(variant: str, seed: int, folder: str, model, processor, anchors, questions, limits: dict):
     """One erasure; returns the trainer."""
-    from datasets import load_from_disk  # noqa: F401  (registers the image feature before rows are unpickled)
-
     from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
 
     change = VARIANTS[variant]
-    training = {**limits.get("training", {}), **change.get("training", {}), **settings}
+    training = {**limits.get("training", {}), **change.get("training", {})}
     if not change.get("about", True):
         questions = dataclasses.replace(questions, about=())
     given = {"statistics": f"{folder}/statistics"}
@@ -234,10 +231,8 @@ def main() -> int:
     }
     pool = [name for name in (VALIDATION if args.validation else CONCEPTS) if name in set(images["name"])]
     concepts = pool[:: max(1, len(pool) // args.concepts)][: args.concepts]
-    kept = args.output.with_suffix(".rows.jsonl")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    rows = [row for row in rows if row.pop("defaults", None) == defaults]
+    kept = KeptRows(args.output, defaults=defaults)
+    rows = kept.rows
     done = {(row["variant"], row["concept"], row["seed"]) for row in rows}
     runs = {c: [(v, s) for s in range(args.seeds) for v in args.variants if (v, c, s) not in done] for c in concepts}
     from tqdm import tqdm
@@ -245,9 +240,7 @@ def main() -> int:
     with ProcessPoolExecutor(args.workers) as executor, tqdm(total=sum(map(len, runs.values())), desc="runs") as bar:
         tasks = [executor.submit(run_embedded, (c, own, str(args.folder), limits)) for c, own in runs.items() if own]
         for task in as_completed(tasks):
-            rows += task.result()
-            with kept.open("a") as file:
-                file.writelines(json.dumps({**row, "defaults": defaults}) + "\n" for row in task.result())
+            kept.add(task.result())
             bar.update(len(task.result()))
     wanted = [row for row in rows if row["concept"] in concepts and row["seed"] < args.seeds]
     result = {v: summarise([row for row in wanted if row["variant"] == v]) for v in args.variants}

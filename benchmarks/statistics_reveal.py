@@ -23,12 +23,6 @@ from erase_demo import machine
 from space_peft.records.io import write_json
 
 
-def auc(members: list[float], fresh: list[float]) -> float:
-    """How often a member's score is the smaller one; ties count half."""
-    wins = sum((m < f) + 0.5 * (m == f) for m in members for f in fresh)
-    return wins / (len(members) * len(fresh))
-
-
 def misfits(model, processor, rows: list[dict], statistics) -> dict[str, list[float]]:
     """By layer, of each row: the mean over its tokens of `h^T C^-1 h / d`."""
     from space_peft.modeling.prompts import encode_conversations
@@ -52,9 +46,12 @@ def misfits(model, processor, rows: list[dict], statistics) -> dict[str, list[fl
 
 
 def told_apart(members: dict[str, list[float]], fresh: dict[str, list[float]]) -> dict:
-    half = {name: auc(own[::2], fresh[name][::2]) for name, own in members.items()}
+    from space_peft.suites.statistics import auc
+
+    # Members have the smaller misfits.
+    half = {name: auc(fresh[name][::2], own[::2]) for name, own in members.items()}
     best = max(half, key=half.get)
-    return {"layer": best, "auc": round(auc(members[best][1::2], fresh[best][1::2]), 3), "layers": len(half)}
+    return {"layer": best, "auc": round(auc(fresh[best][1::2], members[best][1::2]), 3), "layers": len(half)}
 
 
 def main() -> int:

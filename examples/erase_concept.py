@@ -9,7 +9,6 @@
 import argparse
 
 from datasets import load_dataset
-from transformers import AutoProcessor
 
 from space_peft import SpaceConfig, SpaceLoraConfig, erase
 
@@ -33,7 +32,6 @@ def main():
         args.model,
         args.concept,
         aliases=args.aliases,
-        processor=AutoProcessor.from_pretrained(args.model),
         pool=load_dataset(args.pool, split="train"),
         retain_dataset=load_dataset(args.retain, split="train"),
         k=args.anchors,

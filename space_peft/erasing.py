@@ -103,9 +103,9 @@ class Erasure:
 
     def summary(self) -> str:
         """What was done, and what to do next."""
-        folder = self.trainer.args.output_dir
-        lines = [] if self.report is None else [self.report.to_table(), ""]
-        if self.report is None:
+        folder, report = self.trainer.args.output_dir, self.report
+        lines = [] if report is None else [report.to_table(), ""]
+        if report is None:
             lines.append(
                 "Nothing was asked about pictures of the concept: pass some, or look yourself, before you rely on it."
             )
@@ -189,11 +189,10 @@ def erase(
             "`statistics` of the base model."
         )
     args = SpaceConfig(output_dir="space-output") if args is None else args
+    if processor is None:
+        processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
     if isinstance(model, str):
-        processor = AutoProcessor.from_pretrained(model) if processor is None else processor
         model = load_model(model, **(args.model_init_kwargs or {}))
-    elif processor is None:
-        processor = AutoProcessor.from_pretrained(model.config._name_or_path)
     questions = questions or DEFAULT_QUESTIONS
     if anchors is None:
         anchors = _anchors(
@@ -220,17 +219,18 @@ def erase(
     return Erasure(trainer, anchors)
 
 
-def load_model(model: str, **kwargs):
+def load_model(model: str, device: str | None = None, **kwargs):
     """A multimodal model by its id, in a dtype that suits where it runs: as saved on a GPU, float32 on a CPU.
 
     Args:
         model (`str`): Id or folder.
-        kwargs: Of `from_pretrained`; a `dtype` is taken as it is.
+        device (`str`, *optional*): Where; a GPU if there is one.
+        kwargs: Of `from_pretrained`; a `dtype` is taken as it is, and a `device_map` instead of `device`.
     """
-    if "dtype" not in kwargs and not torch.cuda.is_available():
-        kwargs["dtype"] = torch.float32
-    loaded = AutoModelForImageTextToText.from_pretrained(model, **{"dtype": "auto", **kwargs})
-    return loaded.to("cuda") if torch.cuda.is_available() and "device_map" not in kwargs else loaded
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options = {"dtype": torch.float32 if device == "cpu" else "auto", **kwargs}
+    loaded = AutoModelForImageTextToText.from_pretrained(model, **options)
+    return loaded if "device_map" in kwargs else loaded.to(device)
 
 
 def _anchors(

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import AutoProcessor
 
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
+from ..erasing import load_model
 from ..evaluation.report import collect_versions
 from ..records.io import atomic_path, write_json
 from ..suites import Suite, SuiteReport, SuiteSummary, evaluate_suite, load_suite, summarize
@@ -375,7 +377,5 @@ def load_pair(place: str) -> tuple:
         from ..demo import load_demo_model
 
         return load_demo_model()
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    where = {"device_map": "auto", "dtype": "auto"} if torch.cuda.is_available() else {"dtype": torch.float32}
-    return AutoModelForImageTextToText.from_pretrained(place, **where), AutoProcessor.from_pretrained(place)
+    where = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    return load_model(place, **where), AutoProcessor.from_pretrained(place)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .errors import BadInput, bad_input
+
 
 def _demo(args: argparse.Namespace) -> int:
     # Imported here so that `space-peft --help` does not wait for torch.
@@ -15,11 +17,8 @@ def _demo(args: argparse.Namespace) -> int:
     from ..demo import demo_concepts
     from ..demo.pipeline import run_demo
 
-    try:
+    with bad_input("demo"):
         check_concept(args.concept)
-    except ValueError as error:
-        print(f"space-peft demo: {error}", file=sys.stderr)
-        return 2
     names = demo_concepts()
     if args.concept not in names:
         near = difflib.get_close_matches(args.concept.lower(), names, n=5, cutoff=0.3) or names[:5]
@@ -40,11 +39,8 @@ def _demo(args: argparse.Namespace) -> int:
 def _merge(args: argparse.Namespace) -> int:
     from ..hub_cards.merge import merge_adapter
 
-    try:
+    with bad_input("merge"):
         folder = merge_adapter(args.adapter, args.output, base_model=args.base_model)
-    except (OSError, ValueError) as error:
-        print(f"space-peft merge: {error}", file=sys.stderr)
-        return 2
     print(f"The model with the adapter in its weights is in {folder}")
     return 0
 
@@ -52,11 +48,8 @@ def _merge(args: argparse.Namespace) -> int:
 def _stats(args: argparse.Namespace) -> int:
     from .stats import run_stats
 
-    try:
+    with bad_input("stats"):
         made = run_stats(args)
-    except (OSError, ValueError) as error:
-        print(f"space-peft stats: {error}", file=sys.stderr)
-        return 2
     print(
         f"Statistics of {len(made)} layers over {made.rows} rows, {made.num_bytes / 2**20:.1f} MiB, are in {args.output}"
     )
@@ -72,11 +65,8 @@ def _card(args: argparse.Namespace) -> int:
     if is_handwritten(readme) and not args.overwrite:
         print(f"space-peft card: a person wrote {readme}; --overwrite replaces it.", file=sys.stderr)
         return 2
-    try:
+    with bad_input("card"):
         path = write_card(args.folder, base_model=args.base_model, license=args.license, repo_id=args.repo_id)
-    except (OSError, ValueError) as error:
-        print(f"space-peft card: {error}", file=sys.stderr)
-        return 2
     print(f"The card is {path}")
     return 0
 
@@ -87,27 +77,23 @@ def _push(args: argparse.Namespace) -> int:
     from ..hub_cards import push_erasure
 
     options = {key: value for key, value in vars(args).items() if key not in ("command", "run", "folder", "repo")}
-    try:
-        commit = push_erasure(args.folder, args.repo, **options)
-    except (HfHubHTTPError, HTTPError, ConnectionError, RuntimeError) as error:
-        print(f"space-peft push: {error}", file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"space-peft push: {error}", file=sys.stderr)
-        return 2
+    with bad_input("push"):
+        try:
+            commit = push_erasure(args.folder, args.repo, **options)
+        except (HfHubHTTPError, HTTPError, ConnectionError, RuntimeError) as error:
+            print(f"space-peft push: {error}", file=sys.stderr)
+            return 1
     print(commit.pr_url or commit.commit_url)
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from huggingface_hub.errors import HfHubHTTPError
-
     from ..hub_cards import verify_erasure
     from ..records.io import write_json
     from ..retained.reading import load_rows
     from .audit import load_images
 
-    try:
+    with bad_input("verify"):
         report = verify_erasure(
             args.adapter,
             revision=args.revision,
@@ -120,9 +106,6 @@ def _verify(args: argparse.Namespace) -> int:
             question=args.question,
             steps=args.steps,
         )
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        print(f"space-peft verify: {error}", file=sys.stderr)
-        return 2
     print(report.to_text())
     if args.json:
         write_json(args.json, report.to_dict())
@@ -130,30 +113,20 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _audit(args: argparse.Namespace) -> int:
-    from huggingface_hub.errors import HfHubHTTPError
-
     from .audit import run_audit
 
-    try:
+    with bad_input("audit"):
         report = run_audit(args)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        print(f"space-peft audit: {error}", file=sys.stderr)
-        return 2
     print(report.to_table())
     print(f"\nThe searches, step by step, are in {args.output}")
     return 0
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from huggingface_hub.errors import HfHubHTTPError
-
     from .bench import bench_command
 
-    try:
+    with bad_input("bench", ImportError):
         table = bench_command(args)
-    except (ImportError, OSError, ValueError, HfHubHTTPError) as error:
-        print(f"space-peft bench: {error}", file=sys.stderr)
-        return 2
     print(table)
     print(f"\nFigures, answers and the picture are in {args.output}")
     return 0
@@ -162,11 +135,8 @@ def _bench(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from .plan import plan_command
 
-    try:
+    with bad_input("plan"):
         table, refused = plan_command(args)
-    except (OSError, ValueError) as error:
-        print(f"space-peft plan: {error}", file=sys.stderr)
-        return 2
     if table:
         print(table)
     for reason in refused:
@@ -178,11 +148,8 @@ def _probe(args: argparse.Namespace) -> int:
     from ..evaluation.endpoint import EndpointError
     from .probe import probe_text, run_probe
 
-    try:
+    with bad_input("probe", EndpointError):
         result = run_probe(args)
-    except (EndpointError, OSError, ValueError) as error:
-        print(f"space-peft probe: {error}", file=sys.stderr)
-        return 2
     print(probe_text(result, canary=args.adapter is not None))
     return 0 if result.in_force else 1
 
@@ -365,10 +332,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: Exit code: 0 for success, 2 for bad input, 1 for a push or check that failed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["erase"]:
-        # Its options are the fields of dataclasses, whose modules import torch.
-        from .erase import main as erase
+    try:
+        if argv[:1] == ["erase"]:
+            # Its options are the fields of dataclasses, whose modules import torch.
+            from .erase import main as erase
 
-        return erase(argv[1:])
-    args = build_parser().parse_args(argv)
-    return args.run(args)
+            return erase(argv[1:])
+        args = build_parser().parse_args(argv)
+        return args.run(args)
+    except BadInput:
+        return 2

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from datasets import Dataset, load_dataset
 from PIL import Image
-from transformers import AutoProcessor, HfArgumentParser
+from transformers import HfArgumentParser
 
 from ..data.questions import DEFAULT_QUESTIONS
 from ..erasing import AdapterArguments, EraseArguments, Erasure, erase, get_space_config, load_model
 from ..evaluation import build_probes
 from ..retained.reading import load_rows
 from ..trainers import SpaceConfig
+from .errors import bad_input
 
 
 def parse_run(argv: Sequence[str]) -> tuple[EraseArguments, AdapterArguments, SpaceConfig]:
@@ -108,7 +108,6 @@ def run_erase(argv: Sequence[str]) -> Erasure:
     erasure = erase(
         load_model(arguments.model, **kwargs),
         arguments.concept,
-        processor=AutoProcessor.from_pretrained(arguments.model),
         pool=pool,
         retain_dataset=retain,
         statistics=arguments.statistics,
@@ -131,12 +130,12 @@ def main(argv: Sequence[str]) -> int:
         argv (`list[str]`): Arguments after "erase".
 
     Returns:
-        `int`: 0, or 2 for bad input.
+        `int`: 0.
+
+    Raises:
+        BadInput: If the input was bad.
     """
-    try:
+    with bad_input("erase", TypeError):
         erasure = run_erase(argv)
-    except (OSError, TypeError, ValueError) as error:
-        print(f"space-peft erase: {error}", file=sys.stderr)
-        return 2
     print(erasure.summary())
     return 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 
+from ..erasing import load_model
 from ..hub_cards import push_statistics
 from ..null_space.base_statistics import Statistics
 from ..null_space.collecting import collect_statistics
@@ -31,9 +31,7 @@ def run_stats(args: argparse.Namespace) -> Statistics:
     output = Path(args.output)
     Statistics.check_folder(output)
     rows = load_rows(args.data)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = args.dtype or ("float32" if device == "cpu" else "auto")  # float16 crawls on a CPU
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype).to(device)
+    model = load_model(args.model, args.device, **({"dtype": args.dtype} if args.dtype else {}))
     statistics = collect_statistics(
         model,
         AutoProcessor.from_pretrained(args.model),

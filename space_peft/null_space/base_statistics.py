@@ -7,6 +7,7 @@ for a model, kept, and shared: `collect_statistics` makes it, `fit_null_space(st
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -96,7 +97,7 @@ class SecondMoment:
         difference.diagonal().add_(shift)
         largest = decompose(difference / mean, 1)
         uncertainty = mean * float(largest.values[0] + largest.residuals[0]) - shift
-        return cls(kept.vectors, kept.values, rest, max(uncertainty, 0.0), kept.counts)
+        return dataclasses.replace(kept, uncertainty=max(uncertainty, 0.0))
 
     def dense(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """Returns the approximation of `C` `(d, d)`, on the CPU."""
@@ -137,6 +138,7 @@ class Statistics(Mapping[str, SecondMoment]):
         self.base, self.data, self.rows = base, data, rows
         self.kind, self.tokens_per_row = kind, tokens_per_row
         self.model, self.commit = model, commit
+        self._digest: str | None = None  # Nothing changes in it, and it takes reading all of it.
 
     def __getitem__(self, name: str) -> SecondMoment:
         return self._moments[name]
@@ -174,10 +176,11 @@ class Statistics(Mapping[str, SecondMoment]):
                 f"the statistics are of another base model ({self.model or 'of no name'}), or of another commit of it. Use "
                 "those of this model, or collect them: collect_statistics(model, processor, retain_dataset)."
             )
-        settings = {"statistics": self.kind, "tokens_per_row": self.tokens_per_row if self.kind == "token" else None}
+        settings = {"statistics": self.kind}
+        if self.kind == "token":  # Pooled ones take all tokens of a row.
+            settings["tokens_per_row"] = self.tokens_per_row
         for name, made in settings.items():
-            asked = getattr(config, name) if name == "statistics" or self.kind == "token" else None
-            if asked != made:
+            if (asked := getattr(config, name)) != made:
                 raise ValueError(f"`{name}` is {made!r} in the statistics, but {asked!r} is asked for; use {made!r}.")
         if FITTED[config.constraint].dtype == torch.float64:
             # It looks at directions of which only rounding is left.
@@ -203,11 +206,14 @@ class Statistics(Mapping[str, SecondMoment]):
 
     def digest(self) -> str:
         """A digest of everything in it: null spaces that were fitted from it carry this."""
+        if self._digest is not None:
+            return self._digest
         digest = hashlib.blake2b(json.dumps(self._header(), sort_keys=True).encode(), digest_size=16)
         for moment in self.unique:
             digest.update(moment.values.contiguous().numpy().tobytes())
             digest.update(moment.vectors.contiguous().view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()
+        self._digest = digest.hexdigest()
+        return self._digest
 
     def _header(self) -> dict:
         place = {id(moment): number for number, moment in enumerate(self.unique)}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 
 import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -19,6 +20,7 @@ from .base_statistics import RANK_SHARE, SecondMoment, Statistics, kept_rank
 from .fitting import collect_moments
 from .identity import DataDigest, base_checksum
 from .moments import NullSpaceFitter
+from .observing import shows_progress
 
 
 def collect_statistics(
@@ -80,8 +82,7 @@ def collect_statistics(
         save_every=save_every,
     )
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
-    shown = progress and processes.rank_and_size()[0] == 0
-    with tqdm(total=len(unique), desc="eigenvectors", disable=not shown, leave=False) as bar:
+    with tqdm(total=len(unique), desc="eigenvectors", disable=not shows_progress(progress), leave=False) as bar:
 
         def keep(fitter: NullSpaceFitter) -> SecondMoment:
             moment = SecondMoment.of(fitter.second_moment(), fitter.counts, kept_rank(fitter.dim, rank_share))
@@ -109,12 +110,10 @@ def linear_layers(model: nn.Module, target_modules: str | Sequence[str] | None) 
     inner = base_model(model)
     if target_modules is None:
         target_modules = default_target_modules(inner, "all")
-    linear = linear_modules(inner)
-    if isinstance(target_modules, str):
-        chosen = {name: module for name, module in linear.items() if re.fullmatch(target_modules, name)}
-    else:
-        ends = tuple(target_modules)
-        chosen = {name: m for name, m in linear.items() if any(name == end or name.endswith(f".{end}") for end in ends)}
+    config = LoraConfig(target_modules=target_modules)
+    chosen = {
+        name: module for name, module in linear_modules(inner).items() if check_target_module_exists(config, name)
+    }
     if not chosen:
         raise ValueError(f"no linear layer of the model is meant by target_modules={target_modules!r:.200}.")
     return chosen
