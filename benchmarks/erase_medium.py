@@ -40,7 +40,7 @@ KEYS = (
     "forget", "generality", "free_form", "forms", "same_kind", "retain", "retain_sentences", "retain_unseen_style",
     "siblings", "text", "text_target", "perplexity_ratio", "sentence_perplexity_ratio", "repetition",
 )  # fmt: skip
-# What each variant changes: fields of SpaceConfig and of SpaceLoraConfig, and which questions training may ask.
+# What each variant changes: fields of SpaceConfig and of SpaceLoraConfig, and which text is retained (`retained`).
 VARIANTS: dict[str, dict] = {
     "default": {},
     "short rows": {"training": {"own_answers": False}},
@@ -51,6 +51,8 @@ VARIANTS: dict[str, dict] = {
     "twice the steps": {"training": {"max_steps": 120}},
     "says the kind": {"training": {"overwrite": "kind"}},
     "no constraint": {"training": {"keep_weight": 0.0}, "adapter": {"constraint": "none"}},
+    "little text": {"text": "general"},
+    "text about names": {"text": "names"},
 }
 # To save time on two cores; everything else is the library's.
 ANCHORS, REFINE_STEPS, BATCH_SIZE, RETAINED_CONCEPTS = 12, 60, 6, 60
@@ -95,8 +97,13 @@ def probes_of(concept: str, images):
     )
 
 
-def retained(concept: str, public, model, processor) -> list[dict]:
-    """What the constraint is fitted on: the model's own answers about others, general ones, and those about the name."""
+def retained(concept: str, public, model, processor, facts: list[str]) -> dict[str, list[dict]]:
+    """What the constraint is fitted on: the model's own answers about other pictures, and to questions in words.
+
+    Returns:
+        `dict[str, list[dict]]`: The rows, by how much text they hold: "general" questions, those and some about other
+            "names", or "all": facts, too, which are not those that are tested.
+    """
     from tasks import GENERAL, QUESTIONS, TARGET_TEXT
 
     from space_peft import retained_answers
@@ -109,9 +116,15 @@ def retained(concept: str, public, model, processor) -> list[dict]:
     rows = retained_answers(
         model, processor, pictures, questions=(*QUESTIONS.naming[:1], *QUESTIONS.open), names=[concept], **options
     )
-    rows += retained_answers(model, processor, questions=GENERAL, **options)
-    spoken = retained_answers(model, processor, questions=[q.format(name=concept) for q in TARGET_TEXT], **options)
-    return rows + 8 * spoken
+    options["batch_size"] = 64
+
+    def asked(questions) -> list[dict]:
+        return retained_answers(model, processor, questions=questions, **options)
+
+    general = rows + asked(GENERAL) + 8 * asked([q.format(name=concept) for q in TARGET_TEXT])
+    others = [q.format(name=name) for name in sorted(shown - {concept}) for q in QUESTIONS.about]
+    about = general + 8 * asked([q.format(name=concept) for q in QUESTIONS.about]) + asked(others)
+    return {"general": general, "names": about, "all": about + asked(facts)}
 
 
 def measure_text(model, processor, concept: str, known: list[tuple[str, str]], before: dict | None) -> dict:
@@ -138,9 +151,9 @@ def measure_text(model, processor, concept: str, known: list[tuple[str, str]], b
     }
 
 
-def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list]) -> list[dict]:
+def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) -> list[dict]:
     """All runs of one concept, in one process: the unadapted model is asked once, a seed's anchors are made once."""
-    concept, runs, work, limits, known = task
+    concept, runs, work, limits, known, facts = task
     sys.path.insert(0, str(EXAMPLE))
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -165,13 +178,13 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list]) -> list[
         started = time.perf_counter()
 
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
-        before = evaluate_probes(model, processor, probes, progress=False, batch_size=16)
+        before = evaluate_probes(model, processor, probes, progress=False, batch_size=48)
         named = [before.scores[key]["value"] for key in ("forget", "free_form")]
         if min(named) < 0.9 and not limits:
             return [{"concept": concept, "seed": None, "variant": None, "named_before": named}]
         text = measure_text(model, processor, concept, known, None)
         lap("evaluate_before")
-        rows = retained(concept, public, model, processor)
+        rows = retained(concept, public, model, processor, facts)
         lap("retained")
         raw = select_anchors(
             concept, public, k=ANCHORS, cache_dir=False, model=model, processor=processor, progress=False
@@ -193,11 +206,11 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list]) -> list[
                 model=load(Path(work))[0],
                 args=SpaceConfig(
                     output_dir=folder, seed=seed, use_cpu=True, bf16=fast_bf16(), report_to="none", save_strategy="no",
-                    disable_tqdm=True, canary_items=0, fit_batch_size=16, per_device_train_batch_size=BATCH_SIZE,
+                    disable_tqdm=True, canary_items=0, fit_batch_size=48, per_device_train_batch_size=BATCH_SIZE,
                     logging_strategy="no", **training,
                 ),
                 anchors=anchors,
-                retain_dataset=rows,
+                retain_dataset=rows[change.get("text", "all")],
                 processing_class=processor,
                 peft_config=SpaceLoraConfig(**{"r": 8, "lora_alpha": 16, **change.get("adapter", {})}),
                 questions=QUESTIONS,
@@ -207,9 +220,9 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list]) -> list[
         lap(f"erase, {variant}")
         merged = trainer.model.merge_and_unload().eval()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
-            after = evaluate_probes(merged, processor, probes, baseline=before, progress=False, batch_size=16)
+            after = evaluate_probes(merged, processor, probes, baseline=before, progress=False, batch_size=48)
             speech = [
-                judge_sentences(results, probes, model, processor, batch_size=16).scores["free_form"]
+                judge_sentences(results, probes, model, processor, batch_size=48).scores["free_form"]
                 for results in (before, after)
             ]
             text_after = measure_text(merged, processor, concept, known, text)
@@ -241,8 +254,12 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list]) -> list[
     return done
 
 
-def known_questions(work: Path, most: int) -> list[tuple[str, str]]:
-    """Questions without a picture that the medium model answers right before any erasure; asked once, kept beside it."""
+def known_questions(work: Path, most: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """Questions without a picture that the medium model answers right before any erasure; asked once, kept beside it.
+
+    Returns:
+        `tuple`: At most that many questions, each with its answer, to be tested; and the others, which may be retained.
+    """
     sys.path.insert(0, str(EXAMPLE))
     import torch
     from knowledge import KNOWLEDGE
@@ -261,7 +278,8 @@ def known_questions(work: Path, most: int) -> list[tuple[str, str]]:
     known = [pair for pair in KNOWLEDGE if pair[0] in right]
     if len(known) < most:
         raise SystemExit(f"the model in {work} answers {len(known)} questions right; expected at least {most}.")
-    return known[:: max(1, len(known) // most)][:most]
+    tested = known[:: max(1, len(known) // most)][:most]
+    return tested, [question for question, _ in KNOWLEDGE if question not in dict(tested)]
 
 
 def fast_bf16() -> bool:
@@ -299,13 +317,17 @@ def main() -> int:
         "adapter": adapter_fields(SpaceLoraConfig()),
         "limits": limits,
     }
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    known, facts = known_questions(args.work, limits.get("knowledge", 200))
+    settings = {
+        "anchors": ANCHORS, "refine_steps": REFINE_STEPS, "batch_size": BATCH_SIZE,
+        "retained_concepts": RETAINED_CONCEPTS, "retained_facts": len(facts),
+    }  # fmt: skip
     output = Path(args.output)
-    kept = KeptRows(output, defaults=defaults)
+    kept = KeptRows(output, defaults=defaults, settings=settings)
     rows = kept.rows
     unknown = {row["concept"] for row in rows if row["variant"] is None}
     concepts = VALIDATION if args.validation else [concept for concept in CONCEPTS if concept not in VALIDATION]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    known = known_questions(args.work, limits.get("knowledge", 200))
     with ProcessPoolExecutor(args.workers) as executor:
         while True:
             chosen = [concept for concept in concepts if concept not in unknown][: args.concepts]
@@ -316,7 +338,7 @@ def main() -> int:
                     seed: [v for v in args.variants if (concept, seed, v) not in finished] for seed in range(args.seeds)
                 }
                 missing = [(seed, own) for seed, own in missing.items() if own]
-                tasks += [(concept, missing, str(args.work), limits, known)] if missing else []
+                tasks += [(concept, missing, str(args.work), limits, known, facts)] if missing else []
             if not tasks:
                 break
             for task in as_completed([executor.submit(run, task) for task in tasks]):
@@ -330,16 +352,13 @@ def main() -> int:
     content = {
         "command": "python " + shlex.join(sys.argv),
         "machine": machine(),
-        "settings": {
-            "anchors": ANCHORS, "refine_steps": REFINE_STEPS, "batch_size": BATCH_SIZE,
-            "retained_concepts": RETAINED_CONCEPTS, "defaults": defaults,
-        },
+        "settings": {**settings, "defaults": defaults},
         "concepts": chosen,
         "passed_over": sorted(unknown),
         "mean": summarise(groups[args.variants[0]]),
         "variants": {variant: {"mean": summarise(own), "runs": len(own)} for variant, own in groups.items()},
         "rows": wanted,
-    }  # fmt: skip
+    }
     write_json(output, content)
     print(json.dumps(content["variants"], indent=1))
     return 0
