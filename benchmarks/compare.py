@@ -5,7 +5,7 @@
     python benchmarks/compare.py --phase test --depth     # test them on other concepts, attacks included
     python benchmarks/compare.py --phase parts --concepts 4      # each method without one of its parts
     python benchmarks/compare.py --phase longer           # SPACE, and the best that sees the target, with twice the steps
-    python benchmarks/compare.py --phase docs             # write README and docs/comparison.md from the JSON
+    python benchmarks/compare.py --phase docs             # write the tables of README and docs/comparison.md
     python benchmarks/compare.py --phase test --settings_from FILE   # with the settings that an earlier comparison chose
     python benchmarks/compare.py --minutes 60             # start no new run after an hour
     python benchmarks/compare.py --smoke                  # two methods, a few steps, for CI
@@ -25,6 +25,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -44,8 +45,8 @@ from space_peft.records.io import write_json  # noqa: E402
 
 
 PAGES = {
-    "README.md": ("demo", "lead", "compare"),
-    "docs/comparison.md": ("paired",),
+    "README.md": ("demo",),
+    "docs/comparison.md": ("lead", "compare", "paired"),
 }
 """Where each table is shown."""
 
@@ -223,6 +224,8 @@ def main() -> int:
             plot_relearning(results["methods"], results["rows"], output.with_name(f"{output.stem}_relearning.png"))
     if args.phase == "docs":
         root = Path(__file__).parents[1]
+        # The site's pages and pictures are in one folder.
+        shutil.copyfile(output.with_suffix(".png"), root / "docs" / "images" / "compare.png")
         demo = json.loads((root / "benchmarks" / "results" / "erase_demo.json").read_text(encoding="utf-8"))
         made = {**tables(results), "demo": demo_table(demo)}
         for page, blocks in PAGES.items():

@@ -1,4 +1,4 @@
-"""The losses of the erasure (METHOD: DCSI), each a plain function of logits or features.
+"""The losses of the erasure (docs/method.md, section 3), each a plain function of logits or features.
 
 Throughout, `logits` are the trailing logits of a batch made by `modeling.prompts.encode_conversations`, that is
 `model(**batch, logits_to_keep=answer_columns(labels)).logits`; column j of them predicts column j of `answer_labels`.

@@ -1,4 +1,4 @@
-"""Shared spaces of images and text, behind one small protocol (METHOD, section 2)."""
+"""Shared spaces of images and text, behind one small protocol (docs/method.md, section 1)."""
 
 from __future__ import annotations
 

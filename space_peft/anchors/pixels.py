@@ -1,4 +1,4 @@
-"""From an image to a model's `pixel_values`, differentiably and whatever the layout (METHOD, section 3).
+"""From an image to a model's `pixel_values`, differentiably and whatever the layout (docs/method.md, section 2).
 
 Refinement moves the pixels of an *image*, and has to know what the model will see of it. A processor's last steps, after
 it has resized an image, only rearrange pixels: LLaVA's keeps them, Qwen-VL's cuts them into patches, others cut tiles

@@ -2,7 +2,7 @@
 
 Raw proxies barely activate the concept, and an erasure that is confined to a null space then changes nothing. The
 model itself is the only source of knowledge about the concept that is left, so each anchor's pixels are optimised
-until the model says the name. This stage is ours (METHOD, section 3), not the paper's.
+until the model says the name. This stage is ours (docs/method.md, section 2), not the paper's.
 """
 
 from __future__ import annotations

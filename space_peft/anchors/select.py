@@ -1,4 +1,4 @@
-"""TPAS, stage 1 of the method: public images that stand in for a concept, found by text (METHOD, section 2)."""
+"""TPAS, stage 1 of the method: public images that stand in for a concept, found by text (docs/method.md, section 1)."""
 
 from __future__ import annotations
 

@@ -399,7 +399,7 @@ def _measure(model, dataloader, layers, adapter_name, image_token_id, progress) 
 
 
 def _bound(name: str, layer, space: NullSpace, adapter_name: str) -> float:
-    """METHOD.md's bound on the change: `s B A'` with `A = A' P` goes into [`NullSpace.bound`]."""
+    """The bound on the change (docs/method.md, section 4): `s B A'` with `A = A' P` goes into [`NullSpace.bound`]."""
     a, b, scaling = lora_weights(layer, adapter_name)
     a, b = processes.whole(a).detach().double(), processes.whole(b)
     if not space.invertible:

@@ -1,7 +1,7 @@
 """Where retained knowledge lives in a layer's inputs: `NullSpaceFitter` observes them and yields a `NullSpace`.
 
 Mathematics only, plain torch. `C = E[h h^T]` is the uncentred second moment of the inputs `h` on retained data, with
-eigenpairs `(m l_i, u_i)` where `m` is the mean eigenvalue, so that the `l_i` have mean 1 (METHOD.md, section 5).
+eigenpairs `(m l_i, u_i)` where `m` is the mean eigenvalue, so that the `l_i` have mean 1 (docs/method.md, section 4).
 """
 
 from __future__ import annotations

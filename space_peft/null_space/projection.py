@@ -3,7 +3,7 @@
 Projecting gradients is not enough: Adam scales them element by element, which leads out of the subspace, and weight
 decay and momentum have lives of their own. So the *update* is projected, after the optimiser has made it:
 `A <- A_prev + (A - A_prev) P`, starting from `A_0 P`. `A = A' P` then holds at every moment for some `A'`
-(METHOD.md, section 5).
+(docs/method.md, section 4).
 """
 
 from __future__ import annotations
