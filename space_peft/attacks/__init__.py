@@ -19,6 +19,9 @@ _EXPORTS = {
     "audit_concept": "audit",
     "ConfirmationResult": "confirmation",
     "confirmation_attack": "confirmation",
+    "HINTS": "hints",
+    "HintResult": "hints",
+    "hint_attack": "hints",
     "LayerProbe": "linear_probe",
     "LinearProbeResult": "linear_probe",
     "linear_probes": "linear_probe",
@@ -32,6 +35,9 @@ _EXPORTS = {
     "RelearningPoint": "relearning",
     "RelearningResult": "relearning",
     "relearning_curve": "relearning",
+    "SoftPromptResult": "soft_prompt",
+    "SoftSearch": "soft_prompt",
+    "soft_prompt_attack": "soft_prompt",
     "plot_attacks": "report",
 }
 
@@ -41,9 +47,11 @@ __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
 if TYPE_CHECKING:
     from .audit import AuditResult, Search, audit_concept
     from .confirmation import ConfirmationResult, confirmation_attack
+    from .hints import HINTS, HintResult, hint_attack
     from .linear_probe import LayerProbe, LinearProbeResult, linear_probes
     from .perturbation import PERTURBATIONS, PerturbationResult, perturbation_attack
     from .quantization import QuantizationResult, quantization_attack, quantize_weights, round_to_nearest
     from .relearning import RelearningPoint, RelearningResult, relearning_curve
     from .report import AttackReport, plot_attacks
     from .results import AttackResult
+    from .soft_prompt import SoftPromptResult, SoftSearch, soft_prompt_attack

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from .audit import AuditResult
 from .confirmation import ConfirmationResult
+from .hints import HintResult
 from .linear_probe import LinearProbeResult
 from .perturbation import PerturbationResult
 from .quantization import QuantizationResult
 from .relearning import RelearningResult
 from .results import AttackResult
+from .soft_prompt import SoftPromptResult
 
 
 KINDS: dict[str, type[AttackResult]] = {
@@ -20,6 +22,8 @@ KINDS: dict[str, type[AttackResult]] = {
         QuantizationResult,
         ConfirmationResult,
         PerturbationResult,
+        HintResult,
+        SoftPromptResult,
     )
 }
 """By the key in `attacks.json`."""

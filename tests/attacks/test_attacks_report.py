@@ -12,10 +12,12 @@ from PIL import Image
 from space_peft.attacks import AttackReport, RelearningPoint, RelearningResult, plot_attacks
 from space_peft.attacks.audit import AuditResult, Search
 from space_peft.attacks.confirmation import ConfirmationResult
+from space_peft.attacks.hints import HintResult
 from space_peft.attacks.kinds import KINDS
 from space_peft.attacks.linear_probe import LayerProbe, LinearProbeResult, ProbeScore
 from space_peft.attacks.perturbation import PerturbationResult
 from space_peft.attacks.quantization import QuantizationResult
+from space_peft.attacks.soft_prompt import SoftPromptResult, SoftSearch
 from space_peft.cli import main
 from space_peft.cli.audit import load_images
 from space_peft.demo import demo_model_path
@@ -35,6 +37,7 @@ def results(concept="fox", before=True):
     )
     scores = {"full": {"forget": {"value": 0.0, "n": 4}}, "int4": {"forget": {"value": 0.25, "n": 4}}}
     shares = {"none": 0.0, "noise": 0.5}
+    soft = SoftSearch("fox", 0.0, 0.25, (0.0, 0.1, 0.3))
     return [
         AuditResult(concept, search, search if before else None, None, ("image", "noise"), {"steps": 4}),
         RelearningResult(concept, ("wolf",), points, 1.0 if before else None, "all", 1e-4, "what is this?", 0),
@@ -42,6 +45,10 @@ def results(concept="fox", before=True):
         QuantizationResult(concept, scores, scores if before else None, 64),
         ConfirmationResult(concept, ("wolf",), 0.1, 0.2, 0.0, 0.0, 0.9 if before else None, 0.1, 8, ("is it {name}?",)),
         PerturbationResult(concept, shares, shares if before else None, 12, 0),
+        HintResult(
+            concept, shares, {"none": 0.0, "noise": 0.25}, shares if before else None, {}, 4, ("wolf", "owl", "cat")
+        ),
+        SoftPromptResult(concept, soft, soft, soft if before else None, 2, {"vectors": 4, "steps": 3}),
     ]
 
 
@@ -85,6 +92,8 @@ def test_headlines():
         "quantization": (0.25, 0.0, 0.25),
         "confirmation": (0.1, 0.2, 0.9),
         "perturbation": (0.5, 0.0, 0.5),
+        "hints": (0.5, 0.25, 0.5),
+        "soft_prompt": (0.25, 0.25, 0.25),
     }
 
 
