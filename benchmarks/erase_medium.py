@@ -51,6 +51,8 @@ VARIANTS: dict[str, dict] = {
     "twice the steps": {"training": {"max_steps": 120}},
     "says the kind": {"training": {"overwrite": "kind"}},
     "no constraint": {"training": {"keep_weight": 0.0}, "adapter": {"constraint": "none"}},
+    "t = 0.003, all eigenvectors": {"adapter": {"strength": 0.003, "max_rank": None}},
+    "t = 0.03, keep 20": {"training": {"keep_weight": 20.0}},
     "little text": {"text": "general"},
     "text about names": {"text": "names"},
 }
