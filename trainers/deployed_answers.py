@@ -18,6 +18,7 @@ from space_peft.modeling.layers import base_model, deployed_model
 from space_peft.modeling.prompts import answer_columns, answer_logits, takes_logits_to_keep, to_device
 
 from .pairs import forget_loader
+from .parts import TrainerPart
 
 
 class DeployedAnswers:
@@ -137,7 +138,7 @@ class DeployedAnswers:
                 self._states[kind, row] = states[:length].to("cpu", copy=True)
 
 
-class DeployedAnswersMixin:
+class DeployedAnswersMixin(TrainerPart):
     """How an erasure trainer gets at the deployed model's answers: `self.deployed_answers`, or a forward pass."""
 
     def _keep_deployed_answers(self) -> DeployedAnswers | None:

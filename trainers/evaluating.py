@@ -17,6 +17,7 @@ from space_peft.retained.reading import RetainedRows
 
 from .deployed_answers import compare_with_deployed
 from .pairs import retained_loader
+from .parts import TrainerPart
 
 
 # `Trainer`'s arguments that have no meaning here, and what to do instead.
@@ -74,7 +75,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, model) -> None:
         )
 
 
-class EvaluationMixin:
+class EvaluationMixin(TrainerPart):
     """`evaluate` and `predict` of the erasure trainers: on retained rows, which are compared with the deployed model."""
 
     def _loader_of(self, rows: RetainedRows, indices: Sequence[int] | None = None) -> DataLoader:

@@ -46,6 +46,7 @@ from space_peft.records.versions import collect_versions
 
 from .erasure_config import RESOLVED
 from .given_adapter import ADAPTER
+from .parts import TrainerPart
 
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ _NOT_METHOD = {
 }  # fmt: skip
 
 
-class PublishingMixin:
+class PublishingMixin(TrainerPart):
     """
     Base of the erasure trainers, before [`~transformers.Trainer`]: card and Hub.
 

@@ -29,10 +29,18 @@ class Encoder(Protocol):
         templates (`tuple[str, ...]`): Texts a name is put into, at `"{}"`, before it is embedded.
     """
 
-    name: str
-    fingerprint: str
-    reads: Literal["image", "caption"]
-    templates: tuple[str, ...]
+    # Properties, so that an object may compute them and may have fewer values: only read.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def reads(self) -> Literal["image", "caption"]: ...
+
+    @property
+    def templates(self) -> tuple[str, ...]: ...
 
     def embed_images(self, images: list[Image.Image]) -> torch.Tensor:
         """`(n, d)` float32 on the CPU, rows of length 1."""
@@ -60,7 +68,7 @@ class OwnSpaceEncoder:
         ValueError: If the model has no vision side, or the processor no tokenizer, image processor or image token.
     """
 
-    reads = "image"
+    reads: Literal["image"] = "image"
     # The words of a template would only pull every concept's mean towards each other.
     templates = ("{}",)
 
@@ -125,7 +133,7 @@ class DualEncoder:
         ValueError: If either lacks what is needed.
     """
 
-    reads = "image"
+    reads: Literal["image"] = "image"
     # The short ensemble of CLIP's authors, less its artistic styles (arXiv 2103.00020, section 3.1.4).
     templates = ("{}", "a photo of a {}.", "an image of the {}.", "a picture of a {}.")
 
@@ -176,7 +184,7 @@ class CaptionEncoder:
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
     """
 
-    reads = "caption"
+    reads: Literal["caption"] = "caption"
     templates = ("{}", "a photo of a {}.")
 
     def __init__(self, model, tokenizer):

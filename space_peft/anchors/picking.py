@@ -128,8 +128,9 @@ def _merge(part: Scan, size: int) -> Scan:
     part.vectors = np.empty((0, 0), np.float32)  # only those of the best of all travel
     parts = gather_objects(part)
     merged = Scan(
-        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("rows", "scores")),
-        vectors=part.vectors,
+        np.concatenate([p.rows for p in parts]),
+        np.concatenate([p.scores for p in parts]),
+        part.vectors,
         candidates=sum(p.candidates for p in parts),
         known=sum(p.known for p in parts),
         excluded={reason: sum(p.excluded[reason] for p in parts) for reason in part.excluded},
