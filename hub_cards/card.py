@@ -157,7 +157,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license) -> str:
     rows = sections.results_rows(facts)
     by_key = {row["key"]: row for row in rows}
     constraint = facts.certificate.constraint if facts.certificate else (facts.space or {}).get("constraint")
-    knob = KNOBS.get(constraint)
+    knob = KNOBS.get(constraint or "")
     source = facts.certificate and vars(facts.certificate) or facts.space or {}
     pools = [record for record in facts.data.datasets if record.role == "pool"]
     return _template().render(

@@ -105,8 +105,8 @@ def local_trace(text: str, *, paths: bool = True) -> str | None:
         for match in _PATH.finditer(text):
             if match[1] in _ROOTS or os.path.lexists("/" + match[1]):
                 return f"holds the local path {match[0][:60]!r}"
-        if match := _OTHER_PATHS.search(text):
-            return f"holds a local path ({text[match.start() : match.start() + 40]!r})"
+        if other := _OTHER_PATHS.search(text):
+            return f"holds a local path ({text[other.start() : other.start() + 40]!r})"
     return None
 
 

@@ -213,8 +213,13 @@ def _hashes(source: AdapterSource) -> list[Check]:
 def _readers(source: AdapterSource) -> dict[str, Callable[[], object]]:
     """How each file that is published and says something is read and checked."""
     folder = source.folder
+
+    def read_config() -> None:
+        recorded_base(source)
+        check_options(folder)
+
     readers: dict[str, Callable[[], object]] = {
-        ADAPTER_CONFIG_NAME: lambda: (recorded_base(source), check_options(folder)),
+        ADAPTER_CONFIG_NAME: read_config,
         ADAPTER_NAME: lambda: _check_weights(folder),
         SPACE_CONFIG_NAME: lambda: SpaceLoraConfig.from_pretrained(str(folder)),
         CERTIFICATE_NAME: lambda: RetentionCertificate.load(folder),
@@ -373,7 +378,9 @@ def _said(source: AdapterSource, model: PeftModel, processor, audit: _Audit | No
         check_vocabulary(processor, [check_concept(concept)])
     except ValueError as error:
         return Check(name, FAILED if audit.concept is None else NOT_CHECKED, f"{error}")
-    told, failures, idle = [], [], []
+    told: list[str] = []
+    failures: list[str] = []
+    idle: list[str] = []
     if audit.images:
         asked = (*audit.questions.naming[:1], *audit.questions.open[:1])
         with deployed_model(model):
@@ -391,6 +398,7 @@ def _said(source: AdapterSource, model: PeftModel, processor, audit: _Audit | No
             steps=audit.steps,
             progress=False,
         )
+        assert result.before is not None  # The model carries the adapter.
         counts = (
             f"{audit.steps} steps from {len(result.starts)} starts found {sum(result.after.named)} images named {concept!r} "
             f"(largest p {result.after.best:.2g}), without the adapter {sum(result.before.named)} ({result.before.best:.2g})"

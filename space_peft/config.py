@@ -7,7 +7,7 @@ import os
 import warnings
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -92,7 +92,7 @@ class SpaceLoraConfig(LoraConfig):
 
     # Which weights are projected already, and by which null spaces: noted by `attach_null_space`, saved, and read by it.
     # No field: it says what an adapter is, not what it shall be. None until it is attached.
-    projected = None
+    projected = cast("dict[str, str] | None", None)
 
     def __post_init__(self):
         self._check_space_fields()

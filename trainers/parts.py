@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from space_peft.data.questions import QuestionSet
+    from space_peft.evaluation.probes import Probe, ProbeResults
     from space_peft.null_space.callback import NullSpaceCallback
     from space_peft.retained.held_out import HeldOut
     from space_peft.retained.reading import RetainedRows
@@ -32,7 +33,9 @@ class TrainerPart(Trainer):
     concept: str
     aliases: list[str]
     questions: QuestionSet
-    probes: Sequence | None
+    probes: Sequence[Probe] | None
+    control: Any
+    push_in_progress: Any
     anchors: Dataset | None
     keep_model: Any
     train_dataset: PairedRows
@@ -48,4 +51,4 @@ class TrainerPart(Trainer):
     _paper: dict | None
     _uses_concept_images: bool
     _p_name: str
-    _compares_with_deployed: bool
+    _probe_baseline: ProbeResults | None

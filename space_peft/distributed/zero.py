@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -117,7 +118,7 @@ class CutRows:
         return flat.view(-1).narrow(0, piece.start, piece.numel)
 
 
-def zero_optimizer(optimizer) -> object | None:
+def zero_optimizer(optimizer) -> Any | None:
     """DeepSpeed's ZeRO 1 or 2 optimiser among the wrappers of an optimiser, or `None`.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -116,21 +116,21 @@ class NullSpaceCallback(TrainerCallback):
                 found = divide([places], lambda places: _saved_null_spaces(places, layers, trained_under))[0]
                 self.null_spaces = found
             if self.null_spaces is not None:
-                self._check_or_forget(model, resumed)
-            if self.null_spaces is None:
-                self.null_spaces = self._fit(args, model)
+                self._check_or_forget(model, self.null_spaces, resumed)
+        fitted = self._fit(args, model) if self.null_spaces is None else self.null_spaces
         if self.offload:  # or the ones that were fitted on a device would stay there beside the offloaded ones
-            self.null_spaces = offload_null_spaces(self.null_spaces, pin=args.device.type == "cuda")
+            fitted = offload_null_spaces(fitted, pin=args.device.type == "cuda")
+        self.null_spaces = fitted
         self._attached = attach_null_space(
             model,
             optimizer,
-            self.null_spaces,
+            fitted,
             self.adapter_name,
             project_gradient=self.project_gradient,
             project_initial=not resumed,
             offload=self.offload,
         )
-        now = _digest(self.null_spaces, layers)
+        now = _digest(fitted, layers)
         if trained_under is not None and trained_under != now:
             self._detach()
             raise ValueError(
@@ -140,11 +140,11 @@ class NullSpaceCallback(TrainerCallback):
         # Saved in every checkpoint's trainer_state.json, so that its null spaces can be told from another run's.
         state.stateful_callbacks[_RECORD] = {"null_spaces": now}
 
-    def _check_or_forget(self, model, resumed: bool) -> None:
+    def _check_or_forget(self, model, null_spaces: dict[str, NullSpace], resumed: bool) -> None:
         """Keeps null spaces of an earlier fit only if a new one would give the same."""
         different = fit_differences(
             model,
-            self.null_spaces,
+            null_spaces,
             self.adapter_name,
             data=lambda: data_digest(model, self.retain_dataloader or ()),
             image_token_id=self.image_token_id,
@@ -159,7 +159,7 @@ class NullSpaceCallback(TrainerCallback):
         self.null_spaces = None
 
     def _fit(self, args, model) -> dict[str, NullSpace]:
-        saving = {}
+        saving: dict[str, Any] = {}
         if self.fit_save_steps is not None:
             saving = {"save_to": Path(args.output_dir, FIT_PROGRESS_NAME), "save_every": self.fit_save_steps}
         return fit_null_space(

@@ -113,12 +113,12 @@ def fingerprint_of(items: Sequence[Item]) -> str:
     Raises:
         ValueError: If a picture does not open.
     """
-    keys: dict[int, str] = {}
+    keys: dict[int, str | None] = {}
     content = json.dumps([item.identity(keys) for item in items], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _picture_key(prompt: Prompt, keys: dict[int, str]) -> str | None:
+def _picture_key(prompt: Prompt, keys: dict[int, str | None]) -> str | None:
     """A hash of what a picture shows; of each that the suite holds, once."""
     if prompt.image is None:
         return None
