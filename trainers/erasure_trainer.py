@@ -200,12 +200,12 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         processes.check_supported(model)
         set_seed(args.seed)  # Before the adapter is initialised.
         self._adapter_of = lambda model: add_adapter(model, peft_config, args.target, args.output_dir)
-        model = self._adapter_of(model)
-        check_optimizer(optimizers[0], model)
+        adapted = self._adapter_of(model)
+        check_optimizer(optimizers[0], adapted)
 
         self.own_answers = own_answers and args.own_answers
         forget = located_rows(processing_class, forget)
-        constrained = isinstance(model.peft_config[ADAPTER], SpaceLoraConfig)
+        constrained = isinstance(adapted.peft_config[ADAPTER], SpaceLoraConfig)
         fitted, held_out = self._split(args, constrained=constrained)
         self._training_rows = forget, fitted
         train_dataset = self._pair_rows(args)
@@ -219,11 +219,11 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             if given and not constrained:
                 raise ValueError(f"`{name}` is kept by the null space; pass a SpaceLoraConfig as `peft_config`.")
         if self.statistics is not None:
-            self.statistics.check(model, ADAPTER)
+            self.statistics.check(adapted, ADAPTER)
         self.protect = list(protect)
         self._begin_card(card_data, args, retain_dataset=retain_dataset, eval_dataset=eval_dataset)
         super().__init__(
-            model=model,
+            model=adapted,
             args=args,
             data_collator=PairCollator(processing_class),
             train_dataset=train_dataset,

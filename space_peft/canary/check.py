@@ -90,8 +90,8 @@ class Canary:
         for item in self.items:
             if item.kind == "image":
                 assert item.image is not None  # An item without a seed is made, and read, with its picture.
-                item = replace(item, file=f"{CANARY_FOLDER}/{len(pictures)}.png")
                 pictures.append(item.image)
+                item = replace(item, file=f"{CANARY_FOLDER}/{len(pictures) - 1}.png")
             content = {option.name: getattr(item, option.name) for option in fields(item) if option.name != "image"}
             items.append({**content, "deployed": asdict(item.deployed), "erased": asdict(item.erased)})
         if pictures:

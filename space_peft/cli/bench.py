@@ -187,7 +187,7 @@ def _space(model, processor, forgotten, retained, folder: Path, settings: BenchS
                 f"{subject.where}: the suite gives {subject.name!r} no name, and SPACE erases a name. Add a column `name`."
             )
     original, ledger = copy.deepcopy(model), ErasureLedger(folder / "requests")
-    steps = {} if settings.refine_steps is None else {"steps": settings.refine_steps}
+    steps: dict[str, Any] = {} if settings.refine_steps is None else {"steps": settings.refine_steps}
     for number, subject in enumerate(forgotten):
         anchors = select_anchors(
             subject.name, pool, aliases=subject.aliases, model=model, processor=processor,
@@ -220,7 +220,7 @@ def run_bench(
     output: str | os.PathLike,
     *,
     settings: BenchSettings | None = None,
-    load_reference: Callable[[], tuple] | None = None,
+    load_reference: Callable[[], tuple[Any, Any]] | None = None,
     pool: Dataset | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Item:
     def task(self) -> str:
         return self.question.task + ("" if self.wording is None else PARAPHRASED)
 
-    def identity(self, keys: dict[int, str]) -> list:
+    def identity(self, keys: dict[int, str | None]) -> list:
         """What tells it from others: what is asked, of which picture, and what counts as right."""
         q = self.question
         asked = [(self.prompt, None), *self.prompt.shots]
