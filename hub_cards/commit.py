@@ -226,7 +226,8 @@ class _Commit:
         def oids(entries: dict[str, RepoFile]) -> dict[str, str]:
             return {name: entries[name].blob_id for name in {*self.files, *self.deleted} if name in entries}
 
-        before, now = oids(self.first_tree or {}), oids(tree)
+        assert self.first_tree is not None  # What the first attempt saw.
+        before, now = oids(self.first_tree), oids(tree)
         if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
             raise RuntimeError(
                 f"somebody else changed {', '.join(changed)} in {self.target.repo_id} while this push was under way; "

@@ -132,7 +132,7 @@ class ErasureConfig(TrainingArguments):
     @property
     def init_kwargs(self) -> dict[str, Any]:
         """`model_init_kwargs`, or none; a copy."""
-        assert not isinstance(self.model_init_kwargs, str)  # TrainingArguments has read it.
+        assert not isinstance(self.model_init_kwargs, str)  # A text has been read by now.
         return dict(self.model_init_kwargs or {})
 
     def __post_init__(self):
@@ -143,6 +143,11 @@ class ErasureConfig(TrainingArguments):
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.fit_batch_size
         super().__post_init__()
+        if isinstance(self.model_init_kwargs, str):
+            raise ValueError(
+                f"`model_init_kwargs` is the text {self.model_init_kwargs!r:.80}; expected a dict, or one written as JSON: "
+                """'{"revision": "main"}'."""
+            )
         for name, (allowed, why) in _WITHOUT_EFFECT.items():
             if getattr(self, name, allowed) != allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but {why}; leave it at {allowed!r}.")

@@ -40,7 +40,8 @@ def answered(question: SuiteQuestion, answer: str | None, chosen: int | None, pr
     if answer is not None:
         row["refused"] = is_refusal(answer)
     if question.kind == "classification":
-        if answer is not None and protocol.choose == "answer":
+        if protocol.choose == "answer":
+            assert answer is not None  # The model was asked to speak.
             chosen = metrics.chosen_option(answer, question.options, protocol.labels)
         row["chosen"] = None if chosen is None else question.options[chosen]
         row["accuracy"] = row["chosen"] == question.answer
