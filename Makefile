@@ -50,8 +50,8 @@ lint: $(VENV)/.installed types
 TYPES := .mypy_cache/package
 types: $(VENV)/.installed
 	rm -rf $(TYPES) && mkdir -p $(TYPES)/space_peft
-	ln -s $(CURDIR)/space_peft/* $(CURDIR)/trainers $(CURDIR)/hub_cards $(TYPES)/space_peft
-	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p space_peft
+	cd $(TYPES)/space_peft && ln -s ../../../space_peft/* ../../../trainers ../../../hub_cards .
+	cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir .. -p space_peft
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
