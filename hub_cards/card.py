@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from huggingface_hub import ModelCard
@@ -153,7 +154,7 @@ def _template() -> jinja2.Template:
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _body(facts: ErasureFacts, repo_id: str | None, license) -> str:
+def _body(facts: ErasureFacts, repo_id: str | None, license: str | None) -> str:
     rows = sections.results_rows(facts)
     by_key = {row["key"]: row for row in rows}
     constraint = facts.certificate.constraint if facts.certificate else (facts.space or {}).get("constraint")
@@ -235,7 +236,7 @@ def erasure_card(
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{_body(facts, repo_id, license_found)}")
 
 
-def write_card(folder: str | os.PathLike, **kwargs) -> Path:
+def write_card(folder: str | os.PathLike, **kwargs: Any) -> Path:
     """Writes `erasure_card(folder, **kwargs)` to the folder's README.md and returns its path."""
     path = Path(folder) / CARD_NAME
     card = erasure_card(folder, **kwargs)

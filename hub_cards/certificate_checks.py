@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -227,7 +228,7 @@ def _statistics_problem(space: NullSpace, dim: int) -> str | None:
     return None
 
 
-def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, processor) -> Check:
+def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, processor: Any) -> Check:
     """Measures the certificate's change again."""
     name = "retained data"
     if not (source.folder / CERTIFICATE_NAME).is_file():

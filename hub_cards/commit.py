@@ -179,7 +179,7 @@ class _Commit:
             return self._info(head)
         else:
             self._check_for_others(tree)
-        operations = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationAdd(name, path) for name, path in self.files.items()),
             *(CommitOperationDelete(name) for name in sorted(self.deleted & set(tree))),
         ]

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import get_token
 
@@ -40,11 +41,11 @@ class Finding:
     where: str
     what: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.file}: {self.where} {self.what}"
 
 
-def texts(content, where: str = "") -> Iterator[tuple[str, str, bool]]:
+def texts(content: Any, where: str = "") -> Iterator[tuple[str, str, bool]]:
     """Every text of a JSON value, as `(key path, text, whether it is a key)`."""
     if isinstance(content, str):
         yield where or "the text", content, False

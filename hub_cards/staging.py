@@ -289,7 +289,7 @@ def is_handwritten(card: Path) -> bool:
     return not any(template in text for template in _TEMPLATE_TEXTS)
 
 
-def _write_card(folder: Path, staged: Path, **options) -> None:
+def _write_card(folder: Path, staged: Path, **options: Any) -> None:
     if is_handwritten(folder / CARD_NAME):
         logger.warning("README.md was written by a person and is published as it is; without it a card is generated.")
         text = member_path(folder, CARD_NAME).read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
@@ -276,7 +277,13 @@ def _check_weights(folder: Path) -> None:
 
 
 def _behaviour(
-    source: AdapterSource, base_model, *, token, rows: RetainedRows | None, ask: bool, audit: _Audit | None
+    source: AdapterSource,
+    base_model: Any,
+    *,
+    token: str | bool | None,
+    rows: RetainedRows | None,
+    ask: bool,
+    audit: _Audit | None,
 ) -> list[Check]:
     """The checks that need the model."""
     recorded = recorded_base(source)
@@ -319,7 +326,7 @@ def _behaviour(
     return checks
 
 
-def _canary(source: AdapterSource, model: PeftModel, processor) -> Check:
+def _canary(source: AdapterSource, model: PeftModel, processor: Any) -> Check:
     name = "canary"
     if not (source.folder / CANARY_NAME).is_file():
         return Check(name, NOT_CHECKED, f"no {CANARY_NAME}")
@@ -364,7 +371,7 @@ def _canary(source: AdapterSource, model: PeftModel, processor) -> Check:
     return Check(name, OK, message + "the base model's weights could not be compared (quantised or renamed)")
 
 
-def _said(source: AdapterSource, model: PeftModel, processor, audit: _Audit | None) -> Check:
+def _said(source: AdapterSource, model: PeftModel, processor: Any, audit: _Audit | None) -> Check:
     """Whether the name is said about the checker's pictures, and whether a search finds one about which it is."""
     name = "name"
     if audit is None:

@@ -28,7 +28,7 @@ class FormTree:
                     node = node.setdefault(token, {})
 
     @classmethod
-    def of(cls, names: Sequence[str], tokenizer) -> FormTree:
+    def of(cls, names: Sequence[str], tokenizer: Any) -> FormTree:
         """The tree of every form in which a tokenizer can write one of the names."""
         return cls(surface_forms(names, tokenizer))
 

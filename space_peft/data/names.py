@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import lru_cache
+from typing import Any
 
 
 MAX_NAME_LENGTH = 200
@@ -259,7 +260,7 @@ def dots_may_go(pieces: list[tuple[str, str]]) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _inflect_engines():
+def _inflect_engines() -> Any:
     import inflect  # Takes a second: only whoever matches names pays for it.
 
     modern, classical = inflect.engine(), inflect.engine()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -58,7 +58,7 @@ def check_supported(model: nn.Module) -> None:
         )
 
 
-def check_saves_whole(accelerator) -> None:
+def check_saves_whole(accelerator: Any) -> None:
     """Refuses FSDP settings under which `Trainer.save_model` writes no adapter, and says nothing.
 
     Args:

@@ -137,7 +137,7 @@ class ErasureCardData:
     created: str | None = None
     redaction: dict[str, str] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.check()
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 MAX_BYTES = 32 * 2**20
@@ -31,7 +31,7 @@ def read_json(
     max_bytes: int = MAX_BYTES,
     max_values: int = MAX_VALUES,
     remedy: str = "Download or write the file again.",
-):
+) -> Any:
     """Reads a JSON file strictly: whatever two readers could understand differently is refused.
 
     Time grows with the file's length and no faster, memory is bounded by `max_bytes` and `max_values`.
@@ -66,7 +66,7 @@ def read_json(
     return parse_json(raw, where=where, expected=expected, remedy=remedy, max_values=max_values)
 
 
-def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = "", max_values: int = MAX_VALUES):
+def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = "", max_values: int = MAX_VALUES) -> Any:
     """`read_json` for bytes at hand.
 
     Args:
