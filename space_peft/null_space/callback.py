@@ -116,7 +116,7 @@ class NullSpaceCallback(TrainerCallback):
                 found = divide([places], lambda places: _saved_null_spaces(places, layers, trained_under))[0]
                 self.null_spaces = found
             if self.null_spaces is not None:
-                self._check_or_forget(model, self.null_spaces, resumed)
+                self._check_or_forget(model, resumed)
         fitted = self._fit(args, model) if self.null_spaces is None else self.null_spaces
         if self.offload:  # or the ones that were fitted on a device would stay there beside the offloaded ones
             fitted = offload_null_spaces(fitted, pin=args.device.type == "cuda")
@@ -140,11 +140,12 @@ class NullSpaceCallback(TrainerCallback):
         # Saved in every checkpoint's trainer_state.json, so that its null spaces can be told from another run's.
         state.stateful_callbacks[_RECORD] = {"null_spaces": now}
 
-    def _check_or_forget(self, model, null_spaces: dict[str, NullSpace], resumed: bool) -> None:
+    def _check_or_forget(self, model, resumed: bool) -> None:
         """Keeps null spaces of an earlier fit only if a new one would give the same."""
+        assert self.null_spaces is not None
         different = fit_differences(
             model,
-            null_spaces,
+            self.null_spaces,
             self.adapter_name,
             data=lambda: data_digest(model, self.retain_dataloader or ()),
             image_token_id=self.image_token_id,
