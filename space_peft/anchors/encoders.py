@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,18 +29,24 @@ class Encoder(Protocol):
         templates (`tuple[str, ...]`): Texts a name is put into, at `"{}"`, before it is embedded.
     """
 
-    # Properties, so that an object may compute them and may have fewer values: only read.
-    @property
-    def name(self) -> str: ...
+    if TYPE_CHECKING:
+        # Only read, so that an encoder may compute them. Not at run time: one that inherits from this may set them.
+        @property
+        def name(self) -> str: ...
 
-    @property
-    def fingerprint(self) -> str: ...
+        @property
+        def fingerprint(self) -> str: ...
 
-    @property
-    def reads(self) -> Literal["image", "caption"]: ...
+        @property
+        def reads(self) -> Literal["image", "caption"]: ...
 
-    @property
-    def templates(self) -> tuple[str, ...]: ...
+        @property
+        def templates(self) -> tuple[str, ...]: ...
+    else:
+        name: str
+        fingerprint: str
+        reads: Literal["image", "caption"]
+        templates: tuple[str, ...]
 
     def embed_images(self, images: list[Image.Image]) -> torch.Tensor:
         """`(n, d)` float32 on the CPU, rows of length 1."""
