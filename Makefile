@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 TEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all test-peers docs lint format bench clean
+.PHONY: demo test test-all test-peers docs lint types format bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,9 +42,16 @@ docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# mypy reads the package as it is installed, with `trainers` and `hub_cards` inside: a folder of links.
+TYPES := .mypy_cache/package
+types: $(VENV)/.installed
+	rm -rf $(TYPES) && mkdir -p $(TYPES)/space_peft
+	cd $(TYPES)/space_peft && ln -s ../../../space_peft/* ../../../trainers ../../../hub_cards .
+	cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir .. -p space_peft
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

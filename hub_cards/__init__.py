@@ -18,13 +18,15 @@ _EXPORTS = {
     "verify_erasure": "verify",
 }
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
-
 
 if TYPE_CHECKING:
-    from .anchors_dataset import push_anchors
-    from .base_statistics import push_statistics
-    from .card import erasure_card, write_card
-    from .load import load_erased
-    from .push import push_erasure
-    from .verify import VerifyReport, verify_erasure
+    from .anchors_dataset import push_anchors as push_anchors
+    from .base_statistics import push_statistics as push_statistics
+    from .card import erasure_card as erasure_card
+    from .card import write_card as write_card
+    from .load import load_erased as load_erased
+    from .push import push_erasure as push_erasure
+    from .verify import VerifyReport as VerifyReport
+    from .verify import verify_erasure as verify_erasure
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)

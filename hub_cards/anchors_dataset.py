@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Image
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
@@ -219,5 +220,5 @@ anchor_info(anchors)  # how they were made
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n{body}")
 
 
-def _cell(value) -> str:
+def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

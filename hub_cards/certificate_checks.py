@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -89,8 +90,8 @@ def check_certificate(source: AdapterSource, model: PeftModel) -> Check:
     content = read_json(source.folder / CERTIFICATE_NAME, kind="retention certificate")
     said = json.loads(json.dumps(certificate.to_dict()))
     said["end_to_end"] = content.get("end_to_end")  # Its bounds were computed again when it was read, up to rounding.
-    if odd := sorted(key for key, value in content.items() if key not in said or value != said[key]):
-        return failed(f"contradicts itself: {odd[0]!r:.80} is not what its layers come to")
+    if others := sorted(key for key, value in content.items() if key not in said or value != said[key]):
+        return failed(f"contradicts itself: {others[0]!r:.80} is not what its layers come to")
     if certificate.weights_digest is None:
         return Check(
             name,
@@ -227,7 +228,7 @@ def _statistics_problem(space: NullSpace, dim: int) -> str | None:
     return None
 
 
-def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, processor) -> Check:
+def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, processor: Any) -> Check:
     """Measures the certificate's change again."""
     name = "retained data"
     if not (source.folder / CERTIFICATE_NAME).is_file():
@@ -278,7 +279,7 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
         # The relative change is a square.
         allowed = TOLERANCE * (1 + place)
         if off := {key: error for key, error in errors.items() if error > allowed * changes[key][place] + floor}:
-            key = max(off, key=off.get)
+            key = max(off, key=off.__getitem__)
             return failed(
                 f"{len(off)} of {len(changes)} layers change otherwise than certified, by more than {allowed:.0%}: {key!r} by "
                 f"{changes[key][place]:.4g}, certified {certified[key]:.4g} ({what})"

@@ -111,7 +111,7 @@ def commit_folder(
         ), retries)  # fmt: skip
         target = Target(url.repo_id, repo_type, revision, create_pr, token)
         if revision is not None:
-            _retried(lambda: _make_branch(api, target), retries)
+            _retried(lambda: _make_branch(api, target, revision), retries)
         if create_pr:
             known_prs = set(_retried(lambda: _pull_requests(api, target), retries))
         commit = _Commit(api, target, folder, commit_message, known_prs)
@@ -164,7 +164,7 @@ class _Commit:
     def attempt(self) -> CommitInfo:
         """Commits, unless a former attempt has done so without our hearing of it."""
         api, target = self.api, self.target
-        head = api.repo_info(**target.where, revision=target.revision).sha
+        head = self._head(target.revision)
         tree = self._tree(head)
         if self.first_tree is None:
             if MANIFEST_NAME in self.files:  # It says what the repository shall hold of ours; a checkpoint has none.
@@ -172,15 +172,17 @@ class _Commit:
             self.first_tree = tree
         elif target.create_pr:
             for ref in sorted(set(_pull_requests(api, target)) - self.known_prs):
-                info = api.repo_info(**target.where, revision=ref)
-                if self._arrived(self._tree(info.sha)):
-                    return self._info(info.sha, pr=ref)
+                proposed = self._head(ref)
+                if self._arrived(self._tree(proposed)):
+                    return self._info(proposed, pr=ref)
         elif self._arrived(tree):
             return self._info(head)
         else:
             self._check_for_others(tree)
-        operations = [CommitOperationAdd(name, path) for name, path in self.files.items()]
-        operations += [CommitOperationDelete(name) for name in sorted(self.deleted & set(tree))]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *(CommitOperationAdd(name, path) for name, path in self.files.items()),
+            *(CommitOperationDelete(name) for name in sorted(self.deleted & set(tree))),
+        ]
         try:
             return api.create_commit(
                 **target.where,
@@ -194,6 +196,12 @@ class _Commit:
             if error.response.status_code in _CONFLICT_STATUS:
                 raise _ConcurrentCommit(f"{target.repo_id} changed during the push; push again") from error
             raise
+
+    def _head(self, revision: str | None) -> str:
+        sha = self.api.repo_info(**self.target.where, revision=revision).sha
+        if sha is None:  # Without it a commit would go on top of whatever others push meanwhile.
+            raise RuntimeError(f"the Hub does not say which commit {revision or 'the main branch'} is at")
+        return sha
 
     def _tree(self, revision: str) -> dict[str, RepoFile]:
         entries = self.api.list_repo_tree(**self.target.where, revision=revision, recursive=True)
@@ -226,6 +234,7 @@ class _Commit:
         def oids(entries: dict[str, RepoFile]) -> dict[str, str]:
             return {name: entries[name].blob_id for name in {*self.files, *self.deleted} if name in entries}
 
+        assert self.first_tree is not None  # What the first attempt saw.
         before, now = oids(self.first_tree), oids(tree)
         if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
             raise RuntimeError(
@@ -246,11 +255,11 @@ class _Commit:
         )
 
 
-def _make_branch(api: HfApi, target: Target) -> None:
+def _make_branch(api: HfApi, target: Target, branch: str) -> None:
     try:
-        api.repo_info(**target.where, revision=target.revision)
+        api.repo_info(**target.where, revision=branch)
     except RevisionNotFoundError:
-        api.create_branch(**target.where, branch=target.revision, exist_ok=True)
+        api.create_branch(**target.where, branch=branch, exist_ok=True)
 
 
 def _pull_requests(api: HfApi, target: Target) -> list[str]:

@@ -144,7 +144,8 @@ def _weights(path: Path) -> tuple[tuple[str, ...], int]:
     """Names of the adapted layers and the number of values, from the file's header."""
     if not path.is_file():
         return (), 0
-    layers, parameters = {}, 0
+    layers: dict[str, None] = {}
+    parameters = 0
     try:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 import peft
 import torch
@@ -53,7 +54,7 @@ def load_erased(
     token: str | bool | None = None,
     base_model: str | os.PathLike | nn.Module | None = None,
     check_canary: bool = True,
-    **model_kwargs,
+    **model_kwargs: Any,
 ) -> PeftModel:
     """Loads an erased model: its base model, and the adapter on it.
 
@@ -121,7 +122,11 @@ def load_erased(
 
 
 def load_base(
-    recorded: RecordedBase, base_model: str | os.PathLike | nn.Module | None = None, *, token=None, **model_kwargs
+    recorded: RecordedBase,
+    base_model: str | os.PathLike | nn.Module | None = None,
+    *,
+    token: str | bool | None = None,
+    **model_kwargs: Any,
 ) -> nn.Module:
     """Loads the base model of an adapter, without running code of its repository.
 
@@ -252,7 +257,7 @@ def check_options(folder: Path) -> None:
     content = read_json(folder / ADAPTER_CONFIG_NAME, kind="adapter's configuration")
     defaults = LoraConfig().to_dict()
 
-    def refuse(key: str, expected: str):
+    def refuse(key: str, expected: str) -> NoReturn:
         raise ValueError(
             f"`{key}` of {ADAPTER_CONFIG_NAME} is {content[key]!r:.120}; expected {expected}. With it the adapter changes more "
             "than s B A, of which alone its certificate speaks. Do not load it, and tell its author."
@@ -319,7 +324,9 @@ def warn_about_base(model: nn.Module, recorded: RecordedBase, revision: str | No
         )
 
 
-def ask_canary(source: AdapterSource, model: PeftModel, recorded: RecordedBase, *, token=None) -> CanaryResult | None:
+def ask_canary(
+    source: AdapterSource, model: PeftModel, recorded: RecordedBase, *, token: str | bool | None = None
+) -> CanaryResult | None:
     """Asks the canary's questions; `None` if the adapter has none.
 
     Raises:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import get_token
 
@@ -40,11 +41,11 @@ class Finding:
     where: str
     what: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.file}: {self.where} {self.what}"
 
 
-def texts(content, where: str = "") -> Iterator[tuple[str, str, bool]]:
+def texts(content: Any, where: str = "") -> Iterator[tuple[str, str, bool]]:
     """Every text of a JSON value, as `(key path, text, whether it is a key)`."""
     if isinstance(content, str):
         yield where or "the text", content, False
@@ -105,8 +106,8 @@ def local_trace(text: str, *, paths: bool = True) -> str | None:
         for match in _PATH.finditer(text):
             if match[1] in _ROOTS or os.path.lexists("/" + match[1]):
                 return f"holds the local path {match[0][:60]!r}"
-        if match := _OTHER_PATHS.search(text):
-            return f"holds a local path ({text[match.start() : match.start() + 40]!r})"
+        if other := _OTHER_PATHS.search(text):
+            return f"holds a local path ({text[other.start() : other.start() + 40]!r})"
     return None
 
 

@@ -56,7 +56,7 @@ def published_files(folder: str | os.PathLike) -> list[str]:
         folder (`str` or `os.PathLike`): The folder of an adapter.
     """
     names = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(os.fspath(folder)):
         place = Path(root).relative_to(folder)
         folders[:] = [
             name

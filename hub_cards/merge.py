@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -26,7 +27,7 @@ def merge_adapter(
     output: str | os.PathLike,
     *,
     base_model: str | os.PathLike | None = None,
-    **model_kwargs,
+    **model_kwargs: Any,
 ) -> Path:
     """Adds an adapter to its base model's weights, and writes model and processor to a folder.
 

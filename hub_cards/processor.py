@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from torch import nn
 from transformers import AutoProcessor
@@ -77,7 +78,7 @@ def check_processor_file(folder: Path, name: str) -> None:
 
 
 def _check_values(file: str, content: dict) -> None:
-    def refuse(key: str, value):
+    def refuse(key: str, value: Any) -> NoReturn:
         raise ValueError(
             f"`{key}` of {file} is {value!r:.120}; transformers may load what stands there, and no processor of a model "
             "for images and text needs it. Do not load this processor, and tell its author."
@@ -165,15 +166,15 @@ def _settings_of(folder: Path, name: str) -> dict:
     return settings
 
 
-def _side(value) -> bool:
+def _side(value: Any) -> bool:
     return value is None or type(value) is int and value >= 1
 
 
-def _number(value) -> bool:
+def _number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _largest(sizes) -> int:
+def _largest(sizes: Any) -> int:
     return max((side for side in (sizes.values() if isinstance(sizes, dict) else [sizes]) if side), default=0)
 
 
@@ -183,9 +184,9 @@ def load_processor(
     recorded: RecordedBase,
     conversations: Sequence[Sequence[dict]],
     *,
-    token=None,
-    kind=AutoProcessor,
-):
+    token: str | bool | None = None,
+    kind: Any = AutoProcessor,
+) -> Any:
     """The base model's processor, with the adapter's own chat template and scaling of pictures where they differ.
 
     Nothing of the adapter's folder is loaded: its files are compared and a few values taken over. The template is first
@@ -231,7 +232,7 @@ def load_processor(
     return processor
 
 
-def tokenizer_problem(folder: Path, processor) -> str | None:
+def tokenizer_problem(folder: Path, processor: Any) -> str | None:
     """What is wrong with an adapter's `tokenizer.json`: an adapter trains no words, so it must be the base model's.
 
     Args:
@@ -252,7 +253,7 @@ def tokenizer_problem(folder: Path, processor) -> str | None:
     return None
 
 
-def _same_merges(part):
+def _same_merges(part: Any) -> Any:
     """Older files write a merge as "a b", newer ones as ["a", "b"]."""
     if not isinstance(part, dict) or not isinstance(part.get("merges"), list):
         return part

@@ -14,6 +14,7 @@ import os
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from space_peft.data.names import check_name_list, find_mentions, fold, mentions
 from space_peft.records.card_data import ErasureCardData
@@ -107,12 +108,12 @@ def without_name(data: ErasureCardData, names: Sequence[str], salt: bytes) -> Er
     return redacted
 
 
-def redact_values(content, names: Sequence[str]):
+def redact_values(content: Any, names: Sequence[str]) -> Any:
     """A copy of a JSON value in which every text that mentions a name is `REDACTED`, whole: no rest of it is left."""
     return _redacted(content, check_name_list(names))
 
 
-def _redacted(content, names: Sequence[str]):
+def _redacted(content: Any, names: Sequence[str]) -> Any:
     if isinstance(content, str):
         return REDACTED if mentions(content, names) else content
     if isinstance(content, list):

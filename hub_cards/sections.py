@@ -25,8 +25,10 @@ _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 def results_rows(facts: ErasureFacts) -> list[dict]:
     """One row a probe: `key`, `before`, `after`, their exact `interval_before` and `interval`, `accuracies` over all rows,
     `n`, `meaning`, `better`."""
-    rows = []
-    for key, after in facts.report.after.items() if facts.report else ():
+    rows: list[dict] = []
+    if facts.report is None:
+        return rows
+    for key, after in facts.report.after.items():
         if after["value"] is None:
             continue
         before, entry = facts.report.before.get(key, {}), KEYS.get(key)

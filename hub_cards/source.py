@@ -44,7 +44,9 @@ class AdapterSource:
     files: tuple[str, ...]
 
 
-def fetch(repo_or_folder: str | os.PathLike, *, revision: str | None = None, token=None) -> AdapterSource:
+def fetch(
+    repo_or_folder: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None
+) -> AdapterSource:
     """Downloads a repository, or takes a folder as it is. Pickles, code and checkpoints are not downloaded.
 
     Args:

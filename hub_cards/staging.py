@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
@@ -288,15 +289,15 @@ def is_handwritten(card: Path) -> bool:
     return not any(template in text for template in _TEMPLATE_TEXTS)
 
 
-def _write_card(folder: Path, staged: Path, **options) -> None:
+def _write_card(folder: Path, staged: Path, **options: Any) -> None:
     if is_handwritten(folder / CARD_NAME):
         logger.warning("README.md was written by a person and is published as it is; without it a card is generated.")
         text = member_path(folder, CARD_NAME).read_text(encoding="utf-8")
         card = ModelCard(text, ignore_metadata_errors=True)
-        if is_local_path(card.data.base_model):  # PEFT writes it there, into a card of any kind.
-            local, card.data.base_model = card.data.base_model, options["base_model"]
-            tags = card.data.tags or []
-            card.data.tags = [tag.replace(local, options["base_model"]) for tag in tags] or None
+        data: Any = card.data  # Whatever keys the card has.
+        if is_local_path(data.base_model):  # PEFT writes it there, into a card of any kind.
+            local, data.base_model = data.base_model, options["base_model"]
+            data.tags = [tag.replace(local, options["base_model"]) for tag in data.tags or []] or None
             text = str(card)
         (staged / CARD_NAME).write_text(text, encoding="utf-8")
     else:

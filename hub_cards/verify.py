@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
@@ -213,8 +214,13 @@ def _hashes(source: AdapterSource) -> list[Check]:
 def _readers(source: AdapterSource) -> dict[str, Callable[[], object]]:
     """How each file that is published and says something is read and checked."""
     folder = source.folder
+
+    def read_config() -> None:
+        recorded_base(source)
+        check_options(folder)
+
     readers: dict[str, Callable[[], object]] = {
-        ADAPTER_CONFIG_NAME: lambda: (recorded_base(source), check_options(folder)),
+        ADAPTER_CONFIG_NAME: read_config,
         ADAPTER_NAME: lambda: _check_weights(folder),
         SPACE_CONFIG_NAME: lambda: SpaceLoraConfig.from_pretrained(str(folder)),
         CERTIFICATE_NAME: lambda: RetentionCertificate.load(folder),
@@ -271,7 +277,13 @@ def _check_weights(folder: Path) -> None:
 
 
 def _behaviour(
-    source: AdapterSource, base_model, *, token, rows: RetainedRows | None, ask: bool, audit: _Audit | None
+    source: AdapterSource,
+    base_model: Any,
+    *,
+    token: str | bool | None,
+    rows: RetainedRows | None,
+    ask: bool,
+    audit: _Audit | None,
 ) -> list[Check]:
     """The checks that need the model."""
     recorded = recorded_base(source)
@@ -314,7 +326,7 @@ def _behaviour(
     return checks
 
 
-def _canary(source: AdapterSource, model: PeftModel, processor) -> Check:
+def _canary(source: AdapterSource, model: PeftModel, processor: Any) -> Check:
     name = "canary"
     if not (source.folder / CANARY_NAME).is_file():
         return Check(name, NOT_CHECKED, f"no {CANARY_NAME}")
@@ -359,7 +371,7 @@ def _canary(source: AdapterSource, model: PeftModel, processor) -> Check:
     return Check(name, OK, message + "the base model's weights could not be compared (quantised or renamed)")
 
 
-def _said(source: AdapterSource, model: PeftModel, processor, audit: _Audit | None) -> Check:
+def _said(source: AdapterSource, model: PeftModel, processor: Any, audit: _Audit | None) -> Check:
     """Whether the name is said about the checker's pictures, and whether a search finds one about which it is."""
     name = "name"
     if audit is None:
@@ -373,7 +385,9 @@ def _said(source: AdapterSource, model: PeftModel, processor, audit: _Audit | No
         check_vocabulary(processor, [check_concept(concept)])
     except ValueError as error:
         return Check(name, FAILED if audit.concept is None else NOT_CHECKED, f"{error}")
-    told, failures, idle = [], [], []
+    told: list[str] = []
+    failures: list[str] = []
+    idle: list[str] = []
     if audit.images:
         asked = (*audit.questions.naming[:1], *audit.questions.open[:1])
         with deployed_model(model):
@@ -391,6 +405,7 @@ def _said(source: AdapterSource, model: PeftModel, processor, audit: _Audit | No
             steps=audit.steps,
             progress=False,
         )
+        assert result.before is not None  # The model carries the adapter.
         counts = (
             f"{audit.steps} steps from {len(result.starts)} starts found {sum(result.after.named)} images named {concept!r} "
             f"(largest p {result.after.best:.2g}), without the adapter {sum(result.before.named)} ({result.before.best:.2g})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._lazy import lazy_exports
-from ._version import __version__
+from ._version import __version__ as __version__
 
 
 _EXPORTS = {
@@ -60,40 +60,54 @@ _EXPORTS = {
     "measure_end_to_end": "retained.end_to_end",
 }
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
-__all__.append("__version__")
-
 
 if TYPE_CHECKING:
-    from .anchors import anchor_info, refine_anchors, select_anchors, select_random_anchors
-    from .config import SpaceLoraConfig
-    from .data.questions import Dialogue, QuestionSet
-    from .erasing import AdapterArguments, Erasure, erase, get_space_config
-    from .hub_cards import load_erased, push_erasure, push_statistics, verify_erasure
-    from .hub_cards.merge import merge_adapter
-    from .null_space.base_statistics import Statistics, load_statistics
-    from .null_space.callback import NullSpaceCallback
-    from .null_space.certificate import RetentionCertificate, measure_certificate
-    from .null_space.collecting import collect_statistics
-    from .null_space.fitting import fit_null_space
-    from .null_space.moments import NullSpaceFitter
-    from .null_space.projection import attach_null_space
-    from .null_space.space import NullSpace, load_null_spaces, save_null_spaces
-    from .records.card_data import ErasureCardData
-    from .retained.end_to_end import EndToEnd, measure_end_to_end
-    from .retained.self_distillation import retained_answers, retained_texts
-    from .trainers import (
-        CVFConfig,
-        CVFTrainer,
-        ErasureLedger,
-        GradDiffConfig,
-        GradDiffTrainer,
-        MMUnlearnerConfig,
-        MMUnlearnerTrainer,
-        NPOConfig,
-        NPOTrainer,
-        SpaceConfig,
-        SpaceTrainer,
-        calibrate,
-    )
-    from .trainers.concept_projection import project_concept
+    from .anchors import anchor_info as anchor_info
+    from .anchors import refine_anchors as refine_anchors
+    from .anchors import select_anchors as select_anchors
+    from .anchors import select_random_anchors as select_random_anchors
+    from .config import SpaceLoraConfig as SpaceLoraConfig
+    from .data.questions import Dialogue as Dialogue
+    from .data.questions import QuestionSet as QuestionSet
+    from .erasing import AdapterArguments as AdapterArguments
+    from .erasing import Erasure as Erasure
+    from .erasing import erase as erase
+    from .erasing import get_space_config as get_space_config
+    from .hub_cards import load_erased as load_erased
+    from .hub_cards import push_erasure as push_erasure
+    from .hub_cards import push_statistics as push_statistics
+    from .hub_cards import verify_erasure as verify_erasure
+    from .hub_cards.merge import merge_adapter as merge_adapter
+    from .null_space import NullSpace as NullSpace
+    from .null_space import NullSpaceFitter as NullSpaceFitter
+    from .null_space import load_null_spaces as load_null_spaces
+    from .null_space import save_null_spaces as save_null_spaces
+    from .null_space.base_statistics import Statistics as Statistics
+    from .null_space.base_statistics import load_statistics as load_statistics
+    from .null_space.callback import NullSpaceCallback as NullSpaceCallback
+    from .null_space.certificate import RetentionCertificate as RetentionCertificate
+    from .null_space.certificate import measure_certificate as measure_certificate
+    from .null_space.collecting import collect_statistics as collect_statistics
+    from .null_space.fitting import fit_null_space as fit_null_space
+    from .null_space.projection import attach_null_space as attach_null_space
+    from .records.card_data import ErasureCardData as ErasureCardData
+    from .retained.end_to_end import EndToEnd as EndToEnd
+    from .retained.end_to_end import measure_end_to_end as measure_end_to_end
+    from .retained.self_distillation import retained_answers as retained_answers
+    from .retained.self_distillation import retained_texts as retained_texts
+    from .trainers import CVFConfig as CVFConfig
+    from .trainers import CVFTrainer as CVFTrainer
+    from .trainers import ErasureLedger as ErasureLedger
+    from .trainers import GradDiffConfig as GradDiffConfig
+    from .trainers import GradDiffTrainer as GradDiffTrainer
+    from .trainers import MMUnlearnerConfig as MMUnlearnerConfig
+    from .trainers import MMUnlearnerTrainer as MMUnlearnerTrainer
+    from .trainers import NPOConfig as NPOConfig
+    from .trainers import NPOTrainer as NPOTrainer
+    from .trainers import SpaceConfig as SpaceConfig
+    from .trainers import SpaceTrainer as SpaceTrainer
+    from .trainers import calibrate as calibrate
+    from .trainers.concept_projection import project_concept as project_concept
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
+    __all__.append("__version__")

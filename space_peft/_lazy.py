@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 def lazy_exports(package: str, exports: dict[str, str]) -> tuple[Callable, Callable, list[str]]:
@@ -19,7 +20,7 @@ def lazy_exports(package: str, exports: dict[str, str]) -> tuple[Callable, Calla
     """
     names = sorted(exports)
 
-    def __getattr__(name: str):
+    def __getattr__(name: str) -> Any:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(f".{exports[name]}", package), name)

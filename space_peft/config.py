@@ -7,7 +7,7 @@ import os
 import warnings
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -92,9 +92,9 @@ class SpaceLoraConfig(LoraConfig):
 
     # Which weights are projected already, and by which null spaces: noted by `attach_null_space`, saved, and read by it.
     # No field: it says what an adapter is, not what it shall be. None until it is attached.
-    projected = None
+    projected = cast("dict[str, str] | None", None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_space_fields()
         self._check_plain_lora()
         super().__post_init__()
@@ -201,7 +201,7 @@ class SpaceLoraConfig(LoraConfig):
         """Returns the stock LoRA keys only, as `adapter_config.json` holds them; see `space_fields` for the others."""
         return {key: value for key, value in super().to_dict().items() if key not in _OWN_FIELDS}
 
-    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Writes `adapter_config.json` (stock keys) and `space_config.json` (the others) into a folder.
 
         Warns where the adapter was never attached to null spaces, or is a mix of others: the constraint is then what was
@@ -231,7 +231,7 @@ class SpaceLoraConfig(LoraConfig):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> SpaceLoraConfig:
         """Reads both files back.
 
@@ -281,7 +281,7 @@ _STOCK_FIELDS = {option.name for option in fields(LoraConfig)}
 _OWN_FIELDS = tuple(option.name for option in fields(SpaceLoraConfig) if option.name not in _STOCK_FIELDS)
 
 
-def _not_ours(place) -> str:
+def _not_ours(place: Any) -> str:
     return (
         f"no {SPACE_CONFIG_NAME} in {str(place)!r}, so it holds no adapter of space-peft; "
         "use peft.LoraConfig.from_pretrained for a plain LoRA adapter."

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from datasets import Dataset, load_from_disk
@@ -192,7 +192,7 @@ def erase(
     if processor is None:
         processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
     if isinstance(model, str):
-        model = load_model(model, **(args.model_init_kwargs or {}))
+        model = load_model(model, **args.init_kwargs)
     questions = questions or DEFAULT_QUESTIONS
     if anchors is None:
         anchors = _anchors(
@@ -339,7 +339,7 @@ def get_space_config(arguments: AdapterArguments) -> SpaceLoraConfig:
     Raises:
         ValueError: If a setting is out of range.
     """
-    rank = {"auto": "auto", "all": None}.get(arguments.max_rank, arguments.max_rank)
+    rank: Any = None if arguments.max_rank == "all" else arguments.max_rank  # SpaceLoraConfig checks it.
     modules = arguments.lora_target_modules
     return SpaceLoraConfig(
         r=arguments.lora_r,

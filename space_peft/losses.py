@@ -91,6 +91,7 @@ def name_log_odds(
     left = log_p.scatter(-1, path, float("-inf"))
     said = [on_path.sum(dim=1, keepdim=True)]
     if branches is not None:
+        assert shares is not None, "`branches` without `shares`"
         tokens, present = branches.clamp(min=0), branches != IGNORE_INDEX
         shares = shares.to(log_p).masked_fill(~present, 0.0)
         branched = log_p.gather(-1, tokens) + shares.log().clamp(min=_NEVER)
@@ -137,6 +138,7 @@ def overwriting_log_probs(
     if branches is None:
         branches = name.new_full((*name.shape, 1), IGNORE_INDEX)
         shares = torch.zeros_like(branches, dtype=torch.float)
+    assert shares is not None, "`branches` without `shares`"
     present = branches != IGNORE_INDEX
     shares = shares.float().masked_fill(~present, 0.0)
     aside = (logits.log_softmax(dim=-1).gather(-1, branches.clamp(min=0)).exp() * shares).sum(dim=-1)  # (n, t)

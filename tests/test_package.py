@@ -110,8 +110,14 @@ def test_a_type_checker_is_shown_every_lazy_name(path):
     table = next(n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "_EXPORTS")
     block = next((n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"), None)
     assert block is not None, f"{path} has no `if TYPE_CHECKING` block"
-    shown = {alias.name for statement in block.body for alias in statement.names}
-    assert shown == set(ast.literal_eval(table))
+    shown = {alias.name: node.module for node in block.body for alias in node.names}
+    assert shown == ast.literal_eval(table)
+    assert {node.level for node in block.body} == {1}
+    # Without `as` a name is private to who checks the types of a package with a py.typed.
+    assert all(alias.asname == alias.name for node in block.body for alias in node.names)
+    # What a type checker sees of `__getattr__` is that every name is there, also a misspelt one.
+    assert ["lazy_exports" in ast.unparse(node) for node in block.orelse][:1] == [True]
+    assert ast.unparse(tree).count("lazy_exports(") == 1
 
 
 def test_every_package_is_in_the_wheel():

@@ -203,6 +203,15 @@ def test_options_without_effect_are_refused(option, tmp_path):
         CVFConfig(str(tmp_path), use_cpu=True, **option)
 
 
+def test_arguments_of_from_pretrained_are_a_dict_or_json(tmp_path):
+    # As a command line gives them; a copy, so that nobody changes what the configuration says.
+    args = CVFConfig(str(tmp_path), use_cpu=True, model_init_kwargs='{"revision": "main"}')
+    args.init_kwargs["dtype"] = "float16"
+    assert args.init_kwargs == {"revision": "main"}
+    with pytest.raises(ValueError, match="is the text 'revision=main'; expected a dict, or one written as JSON"):
+        CVFConfig(str(tmp_path), use_cpu=True, model_init_kwargs="revision=main")
+
+
 # Optimisers
 
 

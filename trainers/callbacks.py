@@ -35,7 +35,7 @@ class ForgottenStoppingCallback(TrainerCallback, ExportableState):
         self.threshold = threshold
         self.smoothing = smoothing
         self.value = 1.0
-        self._largest = None
+        self._largest: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         # A resumed run must stop at the step the uninterrupted one stops at; Trainer restores callbacks only on request.

@@ -12,12 +12,14 @@ from space_peft.retained.end_to_end import EndToEnd, measure_end_to_end
 from space_peft.retained.held_out import HeldOut, content_keys, first_seen, split_by_content, warn_if_few
 from space_peft.retained.reading import RetainedRows
 
+from .parts import TrainerPart
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class CertifyingMixin:
+class CertifyingMixin(TrainerPart):
     """
     Base of the erasure trainers, before [`~transformers.Trainer`]: which rows are held out, and what is measured on them.
 

@@ -22,8 +22,12 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
         folder (`str` or `os.PathLike`): Trainer's `output_dir`.
     """
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if pattern.fullmatch(path.name)]
-    for path in sorted(found, key=lambda path: int(pattern.fullmatch(path.name)[1]), reverse=True):
+    found = [
+        (int(match[1]), path)
+        for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (match := pattern.fullmatch(path.name))
+    ]
+    for _, path in sorted(found, reverse=True):
         try:
             json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):

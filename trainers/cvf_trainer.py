@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 from space_peft.modeling.features import image_features, tap_image_features
 from space_peft.modeling.layers import adapted_layers, deployed_model
 from space_peft.modeling.prompts import answer_logits, to_device
-from space_peft.modeling.targets import side_of
+from space_peft.modeling.targets import Target, side_of
+from space_peft.retained.reading import retained_loader
 
 from .forget_config import ForgetConfig
 from .forget_trainer import ForgetTrainer
-from .pairs import forget_loader, retained_loader
+from .pairs import forget_loader
 from .unlearning_losses import contrastive_loss
 
 
@@ -34,7 +35,7 @@ class CVFConfig(ForgetConfig):
             `keep_model`), relative to the mean square of those.
     """
 
-    target: str = field(default="vision", metadata={"help": "Default adapter placement: the vision side."})
+    target: Target = field(default="vision", metadata={"help": "Default adapter placement: the vision side."})
     retain_loss: str = field(default="none", metadata={"help": "Further loss on retained rows: 'none', 'nll' or 'kl'."})
     temperature: float = field(default=0.1, metadata={"help": "Temperature of the contrastive loss, > 0."})
     feature_weight: float = field(default=1.0, metadata={"help": "Weight of the retained images' feature distance."})

@@ -12,12 +12,13 @@ from transformers import TrainerCallback
 
 from space_peft.distributed import processes
 from space_peft.distributed.processes import with_batches
-from space_peft.losses import IGNORE_INDEX, answer_labels, keep_loss
+from space_peft.losses import answer_labels, keep_loss
 from space_peft.modeling.features import attends_to_images, multimodal_core
 from space_peft.modeling.layers import base_model, deployed_model
-from space_peft.modeling.prompts import answer_columns, answer_logits, takes_logits_to_keep, to_device
+from space_peft.modeling.prompts import IGNORE_INDEX, answer_columns, answer_logits, takes_logits_to_keep, to_device
 
 from .pairs import forget_loader
+from .parts import TrainerPart
 
 
 class DeployedAnswers:
@@ -54,14 +55,16 @@ class DeployedAnswers:
 
         In the batches that fitting uses, so that a resumed run, which fits nothing, computes what the first one did.
         """
-        loader, wanted = self._retained or (None, set())
+        if self._retained is None:
+            return
+        loader, wanted = self._retained
         missing = {row for row in wanted if ("retain", row) not in self._states}
         if not missing:
             return
         rows = loader.dataset.indices
         starts = range(0, len(rows), loader.batch_size)
-        batches = [range(start, min(start + loader.batch_size, len(rows))) for start in starts]
-        batches = [list(places) for places in batches if missing & {rows[place] for place in places}]
+        every = [list(range(start, min(start + loader.batch_size, len(rows)))) for start in starts]
+        batches = [places for places in every if missing & {rows[place] for place in places}]
         part = with_batches(loader, batches)
         self.observe(part, "retain", [rows[place] for places in batches for place in places], wanted)
 
@@ -100,8 +103,8 @@ class DeployedAnswers:
             `torch.Tensor`: `(n, columns, vocabulary)`, without meaning after the end of an answer; `None` if one of the
             rows was not kept.
         """
-        kept = [self._states.get((kind, row)) for row in rows]
-        if not kept or any(states is None for states in kept):
+        kept = [self._states[kind, row] for row in rows if (kind, row) in self._states]
+        if not kept or len(kept) < len(rows):
             return None
         hidden = kept[0].new_zeros(len(kept), columns, kept[0].shape[-1])
         for row, states in enumerate(kept):
@@ -112,6 +115,7 @@ class DeployedAnswers:
 
     def _faithful(self, logits: torch.Tensor) -> bool:
         """Whether the output layer's last output is what the model put out."""
+        assert self._last is not None  # The batch has just gone through.
         return torch.allclose(self._last[:, -logits.shape[1] :].to(logits), logits, rtol=1e-5, atol=1e-5)
 
     @contextlib.contextmanager
@@ -129,7 +133,7 @@ class DeployedAnswers:
             handle.remove()
             self._last = None
 
-    def _keep(self, kind: str, rows: Sequence[int], labels: torch.Tensor, hidden: torch.Tensor) -> None:
+    def _keep(self, kind: str, rows: Sequence[int | None], labels: torch.Tensor, hidden: torch.Tensor) -> None:
         hidden = hidden[:, -answer_columns(labels) :]
         lengths = (answer_labels(labels) != IGNORE_INDEX).sum(dim=1).tolist()
         for row, states, length in zip(rows, hidden, lengths, strict=True):
@@ -137,7 +141,7 @@ class DeployedAnswers:
                 self._states[kind, row] = states[:length].to("cpu", copy=True)
 
 
-class DeployedAnswersMixin:
+class DeployedAnswersMixin(TrainerPart):
     """How an erasure trainer gets at the deployed model's answers: `self.deployed_answers`, or a forward pass."""
 
     def _keep_deployed_answers(self) -> DeployedAnswers | None:

@@ -8,10 +8,11 @@ from typing import Any
 from transformers import TrainingArguments
 
 from space_peft.canary.items import MOST_ITEMS
+from space_peft.modeling.targets import Target
 
 
 # What `None` stands for; `num_train_epochs` is Trainer's own default, which `max_steps` overrides.
-RESOLVED = {"max_steps": 60, "num_train_epochs": 3.0}
+RESOLVED: dict[str, Any] = {"max_steps": 60, "num_train_epochs": 3.0}
 # Options of `TrainingArguments` that would do nothing here, or not what they say.
 _WITHOUT_EFFECT = {
     "remove_unused_columns": (False, "rows are conversations, whose columns no model's `forward` names"),
@@ -86,7 +87,7 @@ class ErasureConfig(TrainingArguments):
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Kept False: rows are conversations."})
 
     # Parameters that control the model
-    target: str = field(
+    target: Target = field(
         default="language", metadata={"help": "Default adapter placement: 'vision', 'language' or 'all'."}
     )
     model_init_kwargs: dict[str, Any] | str | None = field(
@@ -128,6 +129,12 @@ class ErasureConfig(TrainingArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
+    @property
+    def init_kwargs(self) -> dict[str, Any]:
+        """`model_init_kwargs`, or none; a copy."""
+        assert not isinstance(self.model_init_kwargs, str)  # A text has been read by now.
+        return dict(self.model_init_kwargs or {})
+
     def __post_init__(self):
         if self.max_steps is None:
             self.max_steps = RESOLVED["max_steps"] if self.num_train_epochs is None else -1
@@ -136,6 +143,11 @@ class ErasureConfig(TrainingArguments):
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.fit_batch_size
         super().__post_init__()
+        if isinstance(self.model_init_kwargs, str):
+            raise ValueError(
+                f"`model_init_kwargs` is the text {self.model_init_kwargs!r:.80}; expected a dict, or one written as JSON: "
+                """'{"revision": "main"}'."""
+            )
         for name, (allowed, why) in _WITHOUT_EFFECT.items():
             if getattr(self, name, allowed) != allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but {why}; leave it at {allowed!r}.")

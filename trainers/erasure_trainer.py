@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -29,7 +30,7 @@ from space_peft.records.card_data import ErasureCardData
 from space_peft.records.folder import ANCHORS_NAME, NULL_SPACES_NAME
 from space_peft.records.io import write_json
 from space_peft.records.measured import saved_digest
-from space_peft.retained.reading import RetainedRows
+from space_peft.retained.reading import RetainedRows, retained_loader
 from space_peft.retained.self_distillation import retained_answers
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
@@ -40,7 +41,7 @@ from .erasure_config import ErasureConfig
 from .evaluating import EvaluationMixin, check_args, check_optimizer, refuse_arguments, retained_sets
 from .forget_rows import ForgetRows, located_rows
 from .given_adapter import ADAPTER, add_adapter
-from .pairs import Chained, PairCollator, PairedRows, retained_loader
+from .pairs import Chained, PairCollator, PairedRows
 from .publishing import PublishingMixin
 
 
@@ -124,8 +125,6 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
     anchors: Dataset | None = None
     # What p(name) is called in logs: it is measured on what is trained on, and says little about other pictures.
     _p_name = "p_name_on_images"
-    # Whether the losses compare with the deployed model's answers, which are then computed once.
-    _compares_with_deployed = True
 
     def __init__(
         self,
@@ -186,6 +185,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         if model_init is not None:
             set_seed(args.seed)
             model = Trainer.call_model_init(self)
+        assert model is not None  # Given, or just made.
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoProcessor.from_pretrained(name)
@@ -195,17 +195,17 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
                 "processor of the model (`AutoProcessor.from_pretrained`), not its tokenizer."
             )
         if isinstance(model, str):
-            model = AutoModelForImageTextToText.from_pretrained(model, **(args.model_init_kwargs or {}))
+            model = AutoModelForImageTextToText.from_pretrained(model, **args.init_kwargs)
         multimodal_core(model)
         processes.check_supported(model)
         set_seed(args.seed)  # Before the adapter is initialised.
         self._adapter_of = lambda model: add_adapter(model, peft_config, args.target, args.output_dir)
-        model = self._adapter_of(model)
-        check_optimizer(optimizers[0], model)
+        adapted = self._adapter_of(model)
+        check_optimizer(optimizers[0], adapted)
 
         self.own_answers = own_answers and args.own_answers
         forget = located_rows(processing_class, forget)
-        constrained = isinstance(model.peft_config[ADAPTER], SpaceLoraConfig)
+        constrained = isinstance(adapted.peft_config[ADAPTER], SpaceLoraConfig)
         fitted, held_out = self._split(args, constrained=constrained)
         self._training_rows = forget, fitted
         train_dataset = self._pair_rows(args)
@@ -219,11 +219,11 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             if given and not constrained:
                 raise ValueError(f"`{name}` is kept by the null space; pass a SpaceLoraConfig as `peft_config`.")
         if self.statistics is not None:
-            self.statistics.check(model, ADAPTER)
+            self.statistics.check(adapted, ADAPTER)
         self.protect = list(protect)
         self._begin_card(card_data, args, retain_dataset=retain_dataset, eval_dataset=eval_dataset)
         super().__init__(
-            model=model,
+            model=adapted,
             args=args,
             data_collator=PairCollator(processing_class),
             train_dataset=train_dataset,
@@ -249,7 +249,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         self.forget = ForgetRows(self, train_dataset.rows)
         self.deployed_answers: DeployedAnswers | None = None
         self._probe_baseline = None
-        self._metrics = defaultdict(list)  # Of training, since the last log.
+        self._metrics: dict[str, list[float]] = defaultdict(list)  # Of training, since the last log.
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
 
@@ -271,6 +271,11 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         self._probe_baseline = None
         return self._adapter_of(super().call_model_init(trial))
 
+    @property
+    def _compares_with_deployed(self) -> bool:
+        """Whether the losses compare with the deployed model's answers, which are then computed once."""
+        return True
+
     @staticmethod
     def _steps_on_retained(args: ErasureConfig) -> bool:
         """Whether a step runs retained rows at all; if not, none are encoded."""
@@ -283,10 +288,10 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         self.null_space = None
         if constrained:
             self.fit_loader = retained_loader(processor, self.retained, fitted, args.fit_batch_size)
-            options = {"offload": args.offload_null_spaces, "fit_save_steps": args.fit_save_steps}
             self.null_space = NullSpaceCallback(
-                self.fit_loader, protect=self.protect, statistics=self.statistics, **options
-            )
+                self.fit_loader, protect=self.protect, statistics=self.statistics, offload=args.offload_null_spaces,
+                fit_save_steps=args.fit_save_steps,
+            )  # fmt: skip
             # The null space first: what the others need of the retained rows is a by-product of fitting it.
             callbacks = [self.null_space, DeployedAnswersCallback(lambda: self.deployed_answers), *callbacks]
         if self.own_answers and args.refresh_steps is not None:
@@ -366,8 +371,9 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         if self.null_space is not None:
             self.null_space.retain_dataloader = self.fit_loader
         self.deployed_answers = self._keep_deployed_answers()
-        if self.statistics is not None:
-            loaders = [loader for loader in (self._about(), self.null_space.retain_dataloader) if len(loader)]
+        if self.null_space is not None and self.statistics is not None:
+            several: list[Any] = [self._about(), self.null_space.retain_dataloader]
+            loaders = [loader for loader in several if len(loader)]
             self.null_space.retain_dataloader = Chained(loaders) if loaders else None
         self.certificate = self.canary = None  # They are of the adapter as it was.
 
@@ -376,7 +382,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
 
         def ask(names: list[str]) -> list[dict]:
             questions = [question.format(name=name) for name in names for question in self.questions.about]
-            options = {"max_new_tokens": self.args.answer_tokens, "progress": False}
+            options: dict[str, Any] = {"max_new_tokens": self.args.answer_tokens, "progress": False}
             model = self.accelerator.unwrap_model(self.model)
             return retained_answers(model, self.processing_class, questions=questions, **options) if questions else []
 

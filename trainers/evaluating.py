@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -13,10 +14,14 @@ from transformers.trainer_utils import PredictionOutput
 from space_peft.anchors.refine import name_probabilities
 from space_peft.modeling.layers import deployed_model, evaluating
 from space_peft.modeling.prompts import to_device
-from space_peft.retained.reading import RetainedRows
+from space_peft.retained.reading import RetainedRows, retained_loader
 
 from .deployed_answers import compare_with_deployed
-from .pairs import retained_loader
+from .parts import TrainerPart
+
+
+if TYPE_CHECKING:
+    from space_peft.evaluation.probes import Probe
 
 
 # `Trainer`'s arguments that have no meaning here, and what to do instead.
@@ -74,11 +79,12 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, model) -> None:
         )
 
 
-class EvaluationMixin:
+class EvaluationMixin(TrainerPart):
     """`evaluate` and `predict` of the erasure trainers: on retained rows, which are compared with the deployed model."""
 
     def _loader_of(self, rows: RetainedRows, indices: Sequence[int] | None = None) -> DataLoader:
         indices = range(len(rows)) if indices is None else indices
+        assert self.args.per_device_eval_batch_size is not None  # ErasureConfig has set it.
         return retained_loader(self.processing_class, rows, indices, self.args.per_device_eval_batch_size)
 
     def _eval_loaders(self, eval_dataset=None) -> dict[str, DataLoader]:
@@ -149,24 +155,24 @@ class EvaluationMixin:
             metrics[self._p_name] = sum(probabilities) / len(probabilities)
             metrics[f"{self._p_name}_max"] = max(probabilities)
             if self.probes:
-                metrics.update(self._ask_probes(model))
+                metrics.update(self._ask_probes(model, self.probes))
             metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
             self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _ask_probes(self, model) -> dict[str, float]:
+    def _ask_probes(self, model, probes: Sequence[Probe]) -> dict[str, float]:
         from space_peft.evaluation import evaluate_probes, judge_sentences
 
-        options = {"probes": self.probes, "progress": not self.args.disable_tqdm}
+        options: dict[str, Any] = {"probes": probes, "progress": not self.args.disable_tqdm}
         if self._probe_baseline is None:
             # What the original model knew; asked once, it does not change.
             with deployed_model(model) as deployed:
                 known = evaluate_probes(model, self.processing_class, **options)
-                self._probe_baseline = judge_sentences(known, self.probes, deployed, self.processing_class)
+                self._probe_baseline = judge_sentences(known, probes, deployed, self.processing_class)
         result = evaluate_probes(model, self.processing_class, baseline=self._probe_baseline, **options)
         with deployed_model(model) as deployed:
-            result = judge_sentences(result, self.probes, deployed, self.processing_class)
+            result = judge_sentences(result, probes, deployed, self.processing_class)
         self._note_probes(self._probe_baseline, result)
         scores = {key: score["value"] for key, score in result.scores.items()}
         return {key: value for key, value in scores.items() if value is not None}
@@ -197,7 +203,8 @@ class EvaluationMixin:
         """
         loader = self.get_test_dataloader(test_dataset)
         model = self.accelerator.unwrap_model(self.model)
-        predictions = labels = None
+        predictions: Any = None
+        labels: Any = None
         with evaluating(model):
             metrics = compare_with_deployed(model, loader, self.keep_model)
             for batch in [] if self.args.prediction_loss_only else loader:

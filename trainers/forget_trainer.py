@@ -15,8 +15,8 @@ from space_peft.data.pictures import load_rgb, open_picture
 from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.data.rows import check_rows
 from space_peft.distributed import processes
-from space_peft.losses import IGNORE_INDEX, answer_labels, name_log_odds
-from space_peft.modeling.prompts import answer_logits
+from space_peft.losses import answer_labels, name_log_odds
+from space_peft.modeling.prompts import IGNORE_INDEX, answer_logits
 from space_peft.retained.reading import read_row
 
 from .erasure_trainer import ErasureTrainer

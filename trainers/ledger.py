@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -136,7 +137,8 @@ class ErasureLedger:
                 f"no request was added to the ledger in {str(self.folder)!r}, so there is nothing to stack."
             )
         # Not PEFT's `add_weighted_adapter`: it takes the first adapter's use_rslora, rank and alpha patterns over to the sum.
-        first, parts = None, {}  # its config, and by layer the matrices of each request
+        first: Any = None  # its config
+        parts: dict[str, list[tuple]] = {}  # by layer the matrices of each request
         for number in range(1, len(self) + 1):
             request = PeftModel.from_pretrained(model, self._place(number))
             first = first or request.peft_config[ADAPTER]

@@ -10,11 +10,11 @@ from transformers import TrainerCallback
 from space_peft.losses import answer_labels
 from space_peft.modeling.layers import adapted_layers, lora_weights
 from space_peft.modeling.prompts import answer_logits, encode_conversations, to_device
-from space_peft.modeling.targets import side_of
+from space_peft.modeling.targets import Target, side_of
+from space_peft.retained.reading import retained_loader
 
 from .forget_config import ForgetConfig
 from .forget_trainer import ForgetTrainer
-from .pairs import retained_loader
 from .saliency import saliency_mask, squared_gradients
 from .unlearning_losses import nll_loss
 
@@ -32,7 +32,9 @@ class MMUnlearnerConfig(ForgetConfig):
             Steps from one with the ascent to the next; by default |retained rows| // |rows to forget|, as published.
     """
 
-    target: str = field(default="all", metadata={"help": "Default adapter placement: 'vision', 'language' or 'all'."})
+    target: Target = field(
+        default="all", metadata={"help": "Default adapter placement: 'vision', 'language' or 'all'."}
+    )
     saliency_threshold: float = field(default=1.0, metadata={"help": "Least saliency ratio of a weight to be moved."})
     forget_every: int | None = field(
         default=None, metadata={"help": "Steps between two with the ascent; None: retained rows // rows to forget."}

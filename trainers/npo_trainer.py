@@ -44,7 +44,10 @@ class NPOTrainer(ForgetTrainer):
         "id": "2404.05868",
     }
     _config_class = NPOConfig
-    _compares_with_deployed = True
+
+    @property
+    def _compares_with_deployed(self) -> bool:
+        return True
 
     def forget_loss(self, logits: torch.Tensor, log_prob: torch.Tensor, inputs: dict) -> torch.Tensor:
         reference = self._said(self._deployed_logits("forget", inputs["forget"], inputs["forget_rows"]), inputs)

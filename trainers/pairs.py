@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from space_peft.data.pictures import load_rgb
 from space_peft.data.questions import QuestionSet
 from space_peft.modeling.mention_rows import mention_tensors
 from space_peft.modeling.prompts import conversation, encode_conversations
-from space_peft.retained.reading import RetainedRows, retained_loader  # noqa: F401
+from space_peft.retained.reading import RetainedRows
 
 
 def forget_rows(images: Iterable[Image.Image], names: Sequence[str], questions: QuestionSet) -> list[dict]:
@@ -137,13 +138,13 @@ class PairCollator:
         self.processor = processor
         self.always_image = always_image
 
-    def __call__(self, items: Sequence[dict]) -> dict[str, dict[str, torch.Tensor]]:
+    def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
         retain = [row for item in items for row in item["retain"]]
         if retain and self.always_image and not any(row["images"] for row in retain):
             retain.append({key: items[0]["forget"][key] for key in ("prompt", "images")} | {"completion": []})
         forget = [item["forget"] for item in items]
         instead = [row["instead"] for row in forget if row.get("instead") is not None]
-        batch = {}
+        batch: dict[str, Any] = {}
         if instead:
             batch["instead"] = encode_conversations(self.processor, instead)
             batch["instead_tokens"] = mention_tensors(instead)["name"]

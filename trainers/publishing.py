@@ -46,6 +46,7 @@ from space_peft.records.versions import collect_versions
 
 from .erasure_config import RESOLVED
 from .given_adapter import ADAPTER
+from .parts import TrainerPart
 
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ _NOT_METHOD = {
 }  # fmt: skip
 
 
-class PublishingMixin:
+class PublishingMixin(TrainerPart):
     """
     Base of the erasure trainers, before [`~transformers.Trainer`]: card and Hub.
 
@@ -106,7 +107,9 @@ class PublishingMixin:
             if rows is not None
         ]
         self._training_began: float | None = None
-        self._evaluated = {}  # By the digest of the weights: step, and the probes' results before and after.
+        self._evaluated: dict[
+            str, tuple
+        ] = {}  # By the digest of the weights: step, and the probes' results before and after.
         if args.push_to_hub and data.redact:
             self._check_redaction(args)
 
@@ -138,7 +141,7 @@ class PublishingMixin:
         data, name = self.card_data, self.accelerator.unwrap_model(self.model).get_base_model().config._name_or_path
         if data.base_model is None and is_hub_id(name):
             data.base_model = name
-            data.base_revision = loaded_commit(name, (self.args.model_init_kwargs or {}).get("revision"))
+            data.base_revision = loaded_commit(name, self.args.init_kwargs.get("revision"))
 
     def train(self, *args, **kwargs):
         self._training_began = time.time()
@@ -163,7 +166,7 @@ class PublishingMixin:
         """What the standard probes said before and after, of the adapter as it is; `None` if it was not evaluated on them."""
         return self._report_of(self._weights_now())
 
-    def _report_of(self, weights: str | None) -> ErasureReport | None:
+    def _report_of(self, weights: str) -> ErasureReport | None:
         step, before, after = self._evaluated.get(weights, (None, None, None))
         if step is None or not set(REPORT_KEYS) <= set(before.scores):
             return None
@@ -179,14 +182,14 @@ class PublishingMixin:
         """
         self._fill_card().save(folder)
         saved = saved_digest(folder)
-        if self._measured_on == saved:
+        if saved is not None and self._measured_on == saved:
             if self.certificate is not None:
                 self.certificate.save(folder / CERTIFICATE_NAME)
                 note_measured(folder, {CERTIFICATE_NAME: saved})
             if self.canary is not None:
                 self.canary.save(folder)
                 note_measured(folder, {CANARY_NAME: saved})
-        if (report := self._report_of(saved)) is not None:
+        if saved is not None and (report := self._report_of(saved)) is not None:
             report.save(folder)
             note_measured(folder, {REPORT_NAME: saved})
         # What a former run left here must not pass for this one's.

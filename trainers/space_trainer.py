@@ -225,6 +225,7 @@ class SpaceTrainer(ErasureTrainer):
 
     def provenance(self) -> dict:
         """Where the anchors came from: selection, refinement, pool rows, scores and p(name); no images."""
+        assert self.anchors is not None  # The constructor wants them.
         skipped = {"image", "raw_image"}
         columns = [column for column in self.anchors.column_names if column not in skipped]
         return {

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from space_peft.losses import IGNORE_INDEX, token_log_probs
+from space_peft.losses import token_log_probs
+from space_peft.modeling.prompts import IGNORE_INDEX
 
 
 def nll_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -20,11 +20,17 @@ _EXPORTS = {
     "refine_anchors": "refine",
 }
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
-
 
 if TYPE_CHECKING:
-    from .encoders import CaptionEncoder, DualEncoder, Encoder, OwnSpaceEncoder
-    from .info import anchor_info, set_anchor_info
-    from .refine import refine_anchors
-    from .select import concept_embedding, select_anchors, select_random_anchors
+    from .encoders import CaptionEncoder as CaptionEncoder
+    from .encoders import DualEncoder as DualEncoder
+    from .encoders import Encoder as Encoder
+    from .encoders import OwnSpaceEncoder as OwnSpaceEncoder
+    from .info import anchor_info as anchor_info
+    from .info import set_anchor_info as set_anchor_info
+    from .refine import refine_anchors as refine_anchors
+    from .select import concept_embedding as concept_embedding
+    from .select import select_anchors as select_anchors
+    from .select import select_random_anchors as select_random_anchors
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)

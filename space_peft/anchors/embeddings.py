@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -104,12 +105,15 @@ def embed_pool(
             another length.
     """
     rank, processes = rank_and_size()
-    shards, missing = {}, []
+    shards: dict[int, Callable[[], np.ndarray]] = {}
+    missing = []
 
     column = pool.image_column if encoder.reads == "image" else pool.caption_column
+    if column is None:
+        raise ValueError(f"encoder {encoder.name!r} reads captions, and the pool has none.")
     contents: dict[int, str] = {}
 
-    def file_of(number: int) -> _ShardFile:
+    def file_of(folder: Path, number: int) -> _ShardFile:
         rows = _rows_of(number, len(pool))
         if number not in contents:
             contents[number] = pool.content(rows, column)
@@ -126,8 +130,8 @@ def embed_pool(
     with fail_together():
         folder = _cache_folder(pool, encoder, cache_dir, column)
         for number in range(-(-len(pool) // SHARD_ROWS))[rank::processes]:
-            if folder is not None and usable(file_of(number)):
-                shards[number] = file_of(number)
+            if folder is not None and usable(file_of(folder, number)):
+                shards[number] = file_of(folder, number)
             else:
                 missing.append(number)
     # Dealt out anew: what a killed run had finished may have been one process' share.
@@ -143,13 +147,13 @@ def embed_pool(
         for number in mine:
             rows = _rows_of(number, len(pool))
             # By the bytes before they are embedded: what is changed meanwhile is noticed the next time.
-            file = None if folder is None else file_of(number)
+            file = None if folder is None else file_of(folder, number)
             block = np.empty((len(rows), dim), dtype=np.float32)
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
                 block[start : start + len(batch)] = embed_rows(pool, encoder, batch, dim, skip_undecodable)
                 bar.update(len(batch))
-            if folder is None:
+            if file is None:
                 shards[number] = partial(np.asarray, block)
             else:
                 shards[number] = file
@@ -209,6 +213,7 @@ def embed_rows(pool: Pool, encoder: Encoder, rows: Sequence[int], dim: int, skip
         ValueError: As `embed_pool`.
     """
     reads_images = encoder.reads == "image"
+    values: list[Any]  # Each a picture, or a text, or the exception instead.
     if reads_images:
         values = pool.images(rows)
     else:
@@ -219,7 +224,7 @@ def embed_rows(pool: Pool, encoder: Encoder, rows: Sequence[int], dim: int, skip
         raise undecodable(int(rows[first]), values[first])
     embeddings = np.full((len(rows), dim), np.nan, dtype=np.float32)
     if not bad.all():
-        good = [value for value in values if not isinstance(value, Exception)]
+        good: list[Any] = [value for value in values if not isinstance(value, Exception)]
         vectors = encoder.embed_images(good) if reads_images else encoder.embed_texts(good)
         embeddings[~bad] = _check_vectors(vectors, dim, encoder, np.asarray(rows)[~bad])
     return embeddings

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,24 @@ class Encoder(Protocol):
         templates (`tuple[str, ...]`): Texts a name is put into, at `"{}"`, before it is embedded.
     """
 
-    name: str
-    fingerprint: str
-    reads: Literal["image", "caption"]
-    templates: tuple[str, ...]
+    if TYPE_CHECKING:
+        # Only read, so that an encoder may compute them. Not at run time: one that inherits from this may set them.
+        @property
+        def name(self) -> str: ...
+
+        @property
+        def fingerprint(self) -> str: ...
+
+        @property
+        def reads(self) -> Literal["image", "caption"]: ...
+
+        @property
+        def templates(self) -> tuple[str, ...]: ...
+    else:
+        name: str
+        fingerprint: str
+        reads: Literal["image", "caption"]
+        templates: tuple[str, ...]
 
     def embed_images(self, images: list[Image.Image]) -> torch.Tensor:
         """`(n, d)` float32 on the CPU, rows of length 1."""
@@ -60,7 +74,7 @@ class OwnSpaceEncoder:
         ValueError: If the model has no vision side, or the processor no tokenizer, image processor or image token.
     """
 
-    reads = "image"
+    reads: Literal["image"] = "image"
     # The words of a template would only pull every concept's mean towards each other.
     templates = ("{}",)
 
@@ -125,7 +139,7 @@ class DualEncoder:
         ValueError: If either lacks what is needed.
     """
 
-    reads = "image"
+    reads: Literal["image"] = "image"
     # The short ensemble of CLIP's authors, less its artistic styles (arXiv 2103.00020, section 3.1.4).
     templates = ("{}", "a photo of a {}.", "an image of the {}.", "a picture of a {}.")
 
@@ -176,7 +190,7 @@ class CaptionEncoder:
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
     """
 
-    reads = "caption"
+    reads: Literal["caption"] = "caption"
     templates = ("{}", "a photo of a {}.")
 
     def __init__(self, model, tokenizer):

@@ -4,6 +4,7 @@ relevance without near-duplicates among them."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Scan:
     excluded: dict[str, int] = field(default_factory=dict)
     lowest: float = np.inf
     highest: float = -np.inf
-    total: np.ndarray | int = 0
+    total: Any = 0
 
     @property
     def mean(self) -> np.ndarray:
@@ -128,8 +129,9 @@ def _merge(part: Scan, size: int) -> Scan:
     part.vectors = np.empty((0, 0), np.float32)  # only those of the best of all travel
     parts = gather_objects(part)
     merged = Scan(
-        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("rows", "scores")),
-        vectors=part.vectors,
+        np.concatenate([p.rows for p in parts]),
+        np.concatenate([p.scores for p in parts]),
+        part.vectors,
         candidates=sum(p.candidates for p in parts),
         known=sum(p.known for p in parts),
         excluded={reason: sum(p.excluded[reason] for p in parts) for reason in part.excluded},
@@ -188,7 +190,8 @@ def _greedy(found: Scan, k: int, diversity: float, duplicate_threshold: float | 
     z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     likeness = np.zeros(len(z), dtype=np.float32)  # to the nearest chosen one; none is chosen yet
     free = np.ones(len(z), dtype=bool)
-    chosen, duplicates = [], 0
+    chosen: list[int] = []
+    duplicates = 0
     while len(chosen) < k and free.any():
         relevance = (1 - diversity) * found.scores - diversity * likeness
         best = int(np.argmax(np.where(free, relevance, -np.inf)))

@@ -115,6 +115,7 @@ def ascend_pixels(
             on_step(F.logsigmoid(log_odds.detach()))
         loss = total_variation * _total_variation(delta) * len(images) - log_odds.sum()
         if feature_weight:
+            assert concept is not None, "`feature_weight` without `concept`"
             loss = loss - feature_weight * F.cosine_similarity(features[0], concept.to(features[0]), dim=-1).sum()
         (delta.grad,) = torch.autograd.grad(loss, [delta])
         optimizer.step()

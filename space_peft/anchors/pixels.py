@@ -129,10 +129,11 @@ def find_layout(processor, image: Image.Image, known: dict[tuple[int, int], Pixe
     for size in sizes:
         if size not in known:
             known[size] = _read_layout(processor, *size)
-        if known[size] is not None:
-            kept.append(known[size])
-            if kept[-1].used.sum() == used:
-                return kept[-1]
+        layout = known[size]
+        if layout is not None:
+            kept.append(layout)
+            if layout.used.sum() == used:
+                return layout
     if kept:
         return kept[0]
     tried = ", ".join(f"{width} x {height}" for height, width in sizes)

@@ -60,11 +60,11 @@ class Pool:
     def _only_captions(self) -> Dataset:
         return self.data.select_columns([self.caption_column])
 
-    def captions(self, rows: Sequence[int]) -> list[str | None] | None:
-        """One caption for each of some rows, several of a row joined by a line break, class labels by name; `None` if
-        the pool has no captions."""
+    def captions(self, rows: Sequence[int]) -> list[str | None]:
+        """One caption for each of some rows, several of a row joined by a line break, class labels by name; `None` where
+        a row has none, as all of a pool without captions."""
         if self.caption_column is None:
-            return None
+            return [None] * len(rows)
         feature = self.data.features[self.caption_column]
         values = self._only_captions[rows][self.caption_column]
         if isinstance(feature, ClassLabel):

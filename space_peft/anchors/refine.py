@@ -36,8 +36,10 @@ OPEN_TOKENS = 24
 def text_anchor(model, processor, concept: str, info: dict) -> torch.Tensor:
     """e_c `(d,)` in the model's own space, from the name and the aliases and description in the anchors' provenance."""
     encoder = OwnSpaceEncoder(model, processor)
-    names = {"aliases": info.get("aliases") or (), "description": info.get("description")}
-    return torch.as_tensor(concept_embedding(encoder, concept, **names))
+    embedding = concept_embedding(
+        encoder, concept, aliases=info.get("aliases") or (), description=info.get("description")
+    )
+    return torch.as_tensor(embedding)
 
 
 @torch.no_grad()

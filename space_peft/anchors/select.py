@@ -126,6 +126,8 @@ def select_anchors(
             )
         templates = _check_templates(encoder.templates if templates is None else templates)
         target = concept_embedding(encoder, concept, aliases=aliases, description=description, templates=templates)
+    # Captions repeat from picture to picture.
+    distinct = None if encoder.reads == "caption" else duplicate_threshold
     info = {
         "stage": "selected",
         "method": "text-guided",
@@ -138,7 +140,7 @@ def select_anchors(
         "threshold": threshold,
         "upper_threshold": upper_threshold,
         "diversity": diversity,
-        "duplicate_threshold": None if encoder.reads == "caption" else duplicate_threshold,
+        "duplicate_threshold": distinct,
     }
     target = _agree(
         target,
@@ -167,7 +169,7 @@ def select_anchors(
         threshold=threshold,
         upper_threshold=upper_threshold,
         diversity=diversity,
-        duplicate_threshold=info["duplicate_threshold"],
+        duplicate_threshold=distinct,
     )
     if found.known == 0:
         what = "images decodes" if encoder.reads == "image" else "captions has text"
@@ -222,7 +224,7 @@ def select_random_anchors(
     blocks = [range(start, min(start + 65536, len(opened))) for start in range(0, len(opened), 65536)]
     named = _named_rows(opened, blocks, (concept, *aliases), exclude_by_caption, None)
     excluded = {"caption": int(named.sum()), "undecodable": 0}
-    rows = []
+    rows: list[int] = []
     for row in np.random.default_rng(seed).permutation(np.flatnonzero(~named)):
         if len(rows) == k:
             break

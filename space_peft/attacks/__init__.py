@@ -41,17 +41,34 @@ _EXPORTS = {
     "plot_attacks": "report",
 }
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
-
 
 if TYPE_CHECKING:
-    from .audit import AuditResult, Search, audit_concept
-    from .confirmation import ConfirmationResult, confirmation_attack
-    from .hints import HINTS, HintResult, hint_attack
-    from .linear_probe import LayerProbe, LinearProbeResult, linear_probes
-    from .perturbation import PERTURBATIONS, PerturbationResult, perturbation_attack
-    from .quantization import QuantizationResult, quantization_attack, quantize_weights, round_to_nearest
-    from .relearning import RelearningPoint, RelearningResult, relearning_curve
-    from .report import AttackReport, plot_attacks
-    from .results import AttackResult
-    from .soft_prompt import SoftPromptResult, SoftSearch, soft_prompt_attack
+    from .audit import AuditResult as AuditResult
+    from .audit import Search as Search
+    from .audit import audit_concept as audit_concept
+    from .confirmation import ConfirmationResult as ConfirmationResult
+    from .confirmation import confirmation_attack as confirmation_attack
+    from .hints import HINTS as HINTS
+    from .hints import HintResult as HintResult
+    from .hints import hint_attack as hint_attack
+    from .linear_probe import LayerProbe as LayerProbe
+    from .linear_probe import LinearProbeResult as LinearProbeResult
+    from .linear_probe import linear_probes as linear_probes
+    from .perturbation import PERTURBATIONS as PERTURBATIONS
+    from .perturbation import PerturbationResult as PerturbationResult
+    from .perturbation import perturbation_attack as perturbation_attack
+    from .quantization import QuantizationResult as QuantizationResult
+    from .quantization import quantization_attack as quantization_attack
+    from .quantization import quantize_weights as quantize_weights
+    from .quantization import round_to_nearest as round_to_nearest
+    from .relearning import RelearningPoint as RelearningPoint
+    from .relearning import RelearningResult as RelearningResult
+    from .relearning import relearning_curve as relearning_curve
+    from .report import AttackReport as AttackReport
+    from .report import plot_attacks as plot_attacks
+    from .results import AttackResult as AttackResult
+    from .soft_prompt import SoftPromptResult as SoftPromptResult
+    from .soft_prompt import SoftSearch as SoftSearch
+    from .soft_prompt import soft_prompt_attack as soft_prompt_attack
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)

@@ -205,7 +205,7 @@ def audit_concept(
 def _search(model, processor, starts, batches, questions, name, seed, bar, options) -> Search:
     question = questions.naming[0]
     generator = torch.Generator().manual_seed(seed)
-    found: list[Image.Image] = [None] * len(starts)
+    found = list(starts)
     reached = torch.zeros(len(starts), options["steps"])  # p(name) as each step finds it
     for layout, rows in batches:
         history: list[torch.Tensor] = []

@@ -180,13 +180,14 @@ def linear_probes(
     generator = torch.Generator().manual_seed(seed)
     shuffled = [labels[torch.randperm(len(labels), generator=generator)] for _ in range(permutations)]
     layers = []
-    for key, features in after.items():
+    for (layer, tokens), features in after.items():
         chance = torch.tensor([cross_validate(features, random, folds, ridge, seed).auc for random in shuffled])
         layers.append(
             LayerProbe(
-                *key,
+                layer=layer,
+                tokens=tokens,
                 after=cross_validate(features, labels, folds, ridge, seed),
-                before=None if before is None else cross_validate(before[key], labels, folds, ridge, seed),
+                before=None if before is None else cross_validate(before[layer, tokens], labels, folds, ridge, seed),
                 chance=chance.mean().item(),
                 chance_high=chance.quantile(0.95).item(),
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -119,7 +120,7 @@ def quantization_attack(
     forget = next((probe for probe in probes if probe.name == "forget" and len(probe.rows)), None)
     if forget is None:
         raise ValueError("no probe called 'forget' has rows: pass `target_images` to `build_probes`.")
-    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "progress": progress}
+    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "progress": progress}
 
     def scores(full: nn.Module, baseline: ProbeResults | None) -> tuple[dict[str, dict], ProbeResults]:
         result = evaluate_probes(full, processor, probes, baseline=baseline, **options)

@@ -85,18 +85,20 @@ class Canary:
             `pathlib.Path`: Path of the JSON file.
         """
         folder = Path(folder)
-        items, pictures = [], {}
+        items = []
+        pictures: list[Image.Image] = []
         for item in self.items:
             if item.kind == "image":
-                item = replace(item, file=f"{CANARY_FOLDER}/{len(pictures)}.png")
-                pictures[item.file] = item.image
+                assert item.image is not None  # An item without a seed is made, and read, with its picture.
+                pictures.append(item.image)
+                item = replace(item, file=f"{CANARY_FOLDER}/{len(pictures) - 1}.png")
             content = {option.name: getattr(item, option.name) for option in fields(item) if option.name != "image"}
             items.append({**content, "deployed": asdict(item.deployed), "erased": asdict(item.erased)})
         if pictures:
             with atomic_path(folder / CANARY_FOLDER) as temporary:
                 temporary.mkdir()
-                for name, image in pictures.items():
-                    image.save(temporary / Path(name).name)
+                for number, image in enumerate(pictures):
+                    image.save(temporary / f"{number}.png")
         elif (folder / CANARY_FOLDER).is_dir():
             shutil.rmtree(folder / CANARY_FOLDER)
         write_json(
@@ -214,7 +216,9 @@ def make_canary(
     base = fingerprint_base(model)
     rounding = min(log_prob_rounding(model, base.dtype), _LOG_PROB_BF16)
     width, height = _image_size(processor)
-    tries, drawn, neutral = _TRIES * seeds, [], []
+    tries = _TRIES * seeds
+    drawn: list[CanaryItem] = []
+    neutral: list[CanaryItem] = []
     for start in range(seed * tries, (seed + _ROUNDS) * tries, max(tries, 1)):
         numbers = list(range(start, start + tries))
         tried = _candidates("seed", [seed_image(number, width, height) for number in numbers], asked, numbers)
@@ -272,8 +276,8 @@ def check_canary(model, processor, canary: Canary) -> CanaryResult:
     """
     damaged, usable = [], []
     for item in canary.items:
-        image = seed_image(item.seed, item.width, item.height) if item.kind == "seed" else item.image
-        if pixel_hash(image) == item.image_sha256:
+        image = item.image if item.seed is None else seed_image(item.seed, item.width, item.height)
+        if image is not None and pixel_hash(image) == item.image_sha256:
             usable.append(replace(item, image=image))
         else:
             damaged.append(f"{_label(item)}: its pixels are not the ones recorded")

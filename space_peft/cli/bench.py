@@ -21,8 +21,8 @@ from transformers import AutoProcessor
 
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..erasing import load_model
-from ..evaluation.report import collect_versions
 from ..records.io import atomic_path, write_json
+from ..records.versions import collect_versions
 from ..suites import Suite, SuiteReport, SuiteSummary, evaluate_suite, load_suite, summarize
 from ..suites.answers import Prompt
 from ..suites.extras import require_all
@@ -105,7 +105,7 @@ def training_rows(subjects: Sequence[Subject], suite: Suite, questions: Question
         known = subject.training or subject.questions
         own = [q for q in known if q.kind != "classification" and (words or q.modality == IMAGE_TEXT)]
         for question in own:
-            shown = []
+            shown: Sequence[Any] = ()
             if question.modality == IMAGE_TEXT:
                 # A question that shows no picture in particular is one about each of them.
                 shown = subject.images if question.image is None else [subject.images[question.image]]
@@ -187,7 +187,7 @@ def _space(model, processor, forgotten, retained, folder: Path, settings: BenchS
                 f"{subject.where}: the suite gives {subject.name!r} no name, and SPACE erases a name. Add a column `name`."
             )
     original, ledger = copy.deepcopy(model), ErasureLedger(folder / "requests")
-    steps = {} if settings.refine_steps is None else {"steps": settings.refine_steps}
+    steps: dict[str, Any] = {} if settings.refine_steps is None else {"steps": settings.refine_steps}
     for number, subject in enumerate(forgotten):
         anchors = select_anchors(
             subject.name, pool, aliases=subject.aliases, model=model, processor=processor,
@@ -214,13 +214,13 @@ def _space(model, processor, forgotten, retained, folder: Path, settings: BenchS
 
 
 def run_bench(
-    load_model: Callable[[], tuple],
+    load_model: Callable[[], tuple[Any, Any]],
     suite: Suite,
     methods: Sequence[str],
     output: str | os.PathLike,
     *,
     settings: BenchSettings | None = None,
-    load_reference: Callable[[], tuple] | None = None,
+    load_reference: Callable[[], tuple[Any, Any]] | None = None,
     pool: Dataset | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:

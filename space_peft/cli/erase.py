@@ -102,7 +102,7 @@ def run_erase(argv: Sequence[str]) -> Erasure:
         probes = build_probes(
             arguments.concept, questions=DEFAULT_QUESTIONS, target_images=pictures["image"], aliases=arguments.aliases
         )
-    kwargs = args.model_init_kwargs or {}
+    kwargs = args.init_kwargs
     if arguments.dtype is not None:
         kwargs["dtype"] = arguments.dtype
     erasure = erase(

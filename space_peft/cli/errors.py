@@ -22,8 +22,9 @@ def bad_input(command: str, *more: type[Exception]) -> Iterator[None]:
     Raises:
         BadInput: If there was any.
     """
+    errors: tuple[type[Exception], ...] = (OSError, ValueError, *more)
     try:
         yield
-    except (OSError, ValueError, *more) as error:
+    except errors as error:
         print(f"space-peft {command}: {error}", file=sys.stderr)
         raise BadInput from error

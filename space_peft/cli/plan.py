@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from ..config import SpaceLoraConfig
 from ..data.questions import DEFAULT_QUESTIONS
 from ..modeling.prompts import answer_logits, conversation, encode_conversations, to_device
+from ..modeling.targets import Target
 from ..null_space.observing import visual_tokens
 from ..null_space.planning import ErasurePlan, plan_erasure
 from ..null_space.workload import Workload, picture_tokens
@@ -106,7 +107,7 @@ def empty_model(config, dtype: torch.dtype):
     return model
 
 
-def _with_adapter(model, adapter: SpaceLoraConfig, target: str):
+def _with_adapter(model, adapter: SpaceLoraConfig, target: Target):
     from ..trainers.given_adapter import add_adapter  # Stands above this package; a command may use it.
 
     return add_adapter(model, adapter, target, output_dir="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from .name_forms import surface_forms
 
@@ -15,7 +16,7 @@ class FormTree:
     """
 
     def __init__(self, sequences: Iterable[Sequence[int]]):
-        self.root: dict[int, dict | None] = {}  # token -> subtree, None where a form is complete
+        self.root: dict[int, Any] = {}  # token -> subtree, None where a form is complete
         for sequence in sorted(sequences, key=len):
             node = self.root
             for place, token in enumerate(sequence):
@@ -27,7 +28,7 @@ class FormTree:
                     node = node.setdefault(token, {})
 
     @classmethod
-    def of(cls, names: Sequence[str], tokenizer) -> FormTree:
+    def of(cls, names: Sequence[str], tokenizer: Any) -> FormTree:
         """The tree of every form in which a tokenizer can write one of the names."""
         return cls(surface_forms(names, tokenizer))
 

@@ -43,7 +43,13 @@ def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:].lower()
 
 
-_CASES = ((0, str), (1, str.lower), (1, _capitalised), (1, _title), (2, str.upper))
+_CASES: tuple[tuple[int, Callable[[str], str]], ...] = (
+    (0, str),
+    (1, str.lower),
+    (1, _capitalised),
+    (1, _title),
+    (2, str.upper),
+)
 
 
 def _spelling(name: str, separation: tuple, initials: tuple | None, apostrophe: str | None) -> str:
@@ -88,18 +94,19 @@ def written_forms(name: str) -> tuple[str, ...]:
     """
     given = check_concept(name)
     cleaned = clean_name(given)
+    accents: tuple[Callable[[str], str], ...] = (str, without_accents)
     ways = product(
         enumerate(number_forms(cleaned) if cleaned else ()),  # "\u2122" alone leaves nothing.
         _CASES,
-        enumerate((str, without_accents)),
+        enumerate(accents),
         enumerate(_SEPARATIONS),
         enumerate((None, "'", "\u2019", "")),
         enumerate(_INITIALS),
     )
     spelled: dict[str, int] = {given: -1}
-    for (a, number), (b, case), (c, accents), (d, separation), (e, apostrophe), (f, initials) in ways:
+    for (a, number), (b, case), (c, accented), (d, separation), (e, apostrophe), (f, initials) in ways:
         # The case is set first: "EiffelTower" is the Title Case of "eiffel tower", joined.
-        form = _spelling(accents(case(number)), separation, initials, apostrophe)
+        form = _spelling(accented(case(number)), separation, initials, apostrophe)
         spelled[form] = min(spelled.get(form, 99), a + b + c + d + e + f)
     return tuple(sorted(spelled, key=spelled.__getitem__)[:MAX_FORMS])
 

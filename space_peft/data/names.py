@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import lru_cache
+from typing import Any
 
 
 MAX_NAME_LENGTH = 200
@@ -99,8 +100,8 @@ def check_aliases(
     if aliases is None:
         return ()
     if isinstance(aliases, (str, bytes)):
-        given = aliases if isinstance(aliases, str) else aliases.decode(errors="replace")
-        raise TypeError(f"expected `{what}` to be a sequence of names, got the string {aliases!r}: write [{given!r}].")
+        text = aliases if isinstance(aliases, str) else aliases.decode(errors="replace")
+        raise TypeError(f"expected `{what}` to be a sequence of names, got the string {aliases!r}: write [{text!r}].")
     if isinstance(aliases, Mapping) or not isinstance(aliases, Iterable):
         raise TypeError(
             f"expected `{what}` to be a sequence of names, got a {type(aliases).__name__}: {aliases!r:.80}."
@@ -108,7 +109,7 @@ def check_aliases(
     one = "alias" if what == "aliases" else f"`{what}`"
     # A set has another order in each process, and results must not depend on it.
     given = sorted(aliases, key=str) if isinstance(aliases, Set) else aliases
-    kept = {} if concept is None else {concept.casefold(): None}
+    kept: dict[str, str | None] = {} if concept is None else {concept.casefold(): None}
     for index, alias in enumerate(given):
         alias = _check_name(alias, f"{one} {index}: the name")
         kept.setdefault(alias.casefold(), alias)
@@ -171,7 +172,9 @@ def _fold_with_map(text: str, zero_width_blank: str = "") -> tuple[str, list[int
             clusters[-1][2] = start + 1
         else:
             clusters.append([character, start, match.end()])
-    folded, starts, ends = [], [], []
+    folded: list[str] = []
+    starts: list[int] = []
+    ends: list[int] = []
     for cluster, start, end in clusters:
         if len(cluster) == end - start and _SIMPLE_TEXT.fullmatch(cluster):
             folded.append(_fold_simple(cluster))
@@ -184,7 +187,7 @@ def _fold_with_map(text: str, zero_width_blank: str = "") -> tuple[str, list[int
     return "".join(folded), starts, ends
 
 
-def _readings(text: str) -> list[tuple[str, list[int] | range, list[int] | range]]:
+def _readings(text: str) -> Sequence[tuple[str, Sequence[int], Sequence[int]]]:
     """The text folded; twice if it holds zero-width blanks, which may stand inside a word or between two."""
     if text.isascii():
         return [(_fold_simple(text), range(len(text)), range(1, len(text) + 1))]
@@ -257,7 +260,7 @@ def dots_may_go(pieces: list[tuple[str, str]]) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _inflect_engines():
+def _inflect_engines() -> Any:
     import inflect  # Takes a second: only whoever matches names pays for it.
 
     modern, classical = inflect.engine(), inflect.engine()
@@ -439,7 +442,7 @@ def find_mentions(text: str, names: str | Iterable[str], others: str | Iterable[
         `list[tuple[int, int]]`: Start and end of each place in `text`, in order. Where two overlap, the longer one.
     """
     patterns, shields = _matcher(_as_tuple(names), _as_tuple(others))
-    found = set()
+    found: set[tuple[int, int]] = set()
     for folded, starts, ends in _readings(text):
         folded = _shielded(folded, shields)
         for pattern in patterns:

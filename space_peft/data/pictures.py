@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -23,7 +24,7 @@ _SUFFIXES = (
 )
 
 
-def open_picture(picture) -> Image.Image:
+def open_picture(picture: Any) -> Image.Image:
     """The PIL image behind a picture; its file is opened, not yet decoded.
 
     Args:
@@ -63,7 +64,7 @@ def open_picture(picture) -> Image.Image:
         raise ValueError(f"the picture {name} is none that Pillow opens: {error}.") from error
 
 
-def load_rgb(image) -> Image.Image:
+def load_rgb(image: Any) -> Image.Image:
     """Returns a decoded RGB image of 8 bits a channel, the right way up, transparent parts on white.
 
     Every part of the library that shows a picture to a model makes it RGB here, so that it looks the same to all. Values

@@ -27,7 +27,7 @@ class Dialogue:
     turns: tuple[str, ...]
     system: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.turns, str):
             raise TypeError(f"`turns` must be a tuple of texts, got the single string {self.turns!r}.")
         if len(self.turns) % 2 == 0 or any(not isinstance(turn, str) or not turn.strip() for turn in self.turns):
@@ -126,7 +126,7 @@ class QuestionSet:
     open_held_out: tuple[Question, ...] = OPEN_HELD_OUT
     about: tuple[str, ...] = ABOUT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         groups = ("naming", "naming_held_out", "confirm", "confirm_held_out", "open", "open_held_out", "about")
         for group in groups:
             questions = getattr(self, group)

@@ -19,7 +19,7 @@ _MEDIA = tuple(
 _JSON = getattr(datasets, "Json", None)  # not in older versions
 
 
-def check_kind(rows, what: str) -> None:
+def check_kind(rows: Any, what: str) -> None:
     """Refuses what cannot be read by number, as often as needed.
 
     Args:
@@ -47,7 +47,7 @@ def check_kind(rows, what: str) -> None:
         )
 
 
-def check_rows(rows, what: str):
+def check_rows(rows: Any, what: str) -> Any:
     """Returns rows that pass `check_kind` and give Python objects and PIL images.
 
     A format of a dataset ("torch", "numpy", "pandas", ...) is taken off, because it makes arrays of images; transforms and
@@ -82,7 +82,7 @@ def check_loader(dataloader: Iterable[Mapping]) -> None:
         )
 
 
-def check_batch(batch, number: int) -> None:
+def check_batch(batch: Any, number: int) -> None:
     """Refuses what is no batch of token ids `(rows, length)`: a row that no collator has seen, lists.
 
     Raises:
@@ -123,7 +123,7 @@ def unread_media(features: Mapping[str, Any], read: Collection[str]) -> str | No
     return next((name for name, feature in features.items() if name not in read and _holds_media(feature)), None)
 
 
-def _holds_media(feature, depth: int = 0) -> bool:
+def _holds_media(feature: Any, depth: int = 0) -> bool:
     if isinstance(feature, _MEDIA):
         return True
     if isinstance(feature, Mapping):
@@ -135,17 +135,17 @@ def _holds_media(feature, depth: int = 0) -> bool:
     return getattr(feature, "dtype", None) in ("binary", "large_binary", "binary_view") or depth >= 3
 
 
-def holds_text(feature) -> bool:
+def holds_text(feature: Any) -> bool:
     """Whether a column of a dataset holds strings, maybe in lists."""
     return _holds(feature, lambda part: getattr(part, "dtype", None) in ("string", "large_string", "string_view"))
 
 
-def holds_json(feature) -> bool:
+def holds_json(feature: Any) -> bool:
     """Whether a column of a dataset holds values of any kind, which are stored as JSON."""
     return _JSON is not None and _holds(feature, lambda part: isinstance(part, _JSON))
 
 
-def _holds(feature, wanted: Callable[[Any], bool]) -> bool:
+def _holds(feature: Any, wanted: Callable[[Any], bool]) -> bool:
     if isinstance(feature, Mapping):
         return any(_holds(part, wanted) for part in feature.values())
     if isinstance(feature, (list, tuple)):
@@ -167,7 +167,7 @@ def unread_media_of(row: Mapping[str, Any], read: Collection[str], *, addresses:
     return None
 
 
-def _is_media(value, addresses: bool, depth: int = 0) -> bool:
+def _is_media(value: Any, addresses: bool, depth: int = 0) -> bool:
     if value is None or isinstance(value, (bool, int, float)):
         return depth >= 3  # numbers in three or more dimensions: pixels
     if isinstance(value, str):

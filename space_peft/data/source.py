@@ -12,7 +12,7 @@ from datasets import Dataset
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def dataset_source(dataset: Any) -> dict[str, str | int | None]:
+def dataset_source(dataset: Any) -> dict[str, Any]:
     """Hub id, commit, split and licence of a dataset; no paths.
 
     `load_dataset` records neither id nor commit in the dataset, but keeps its files in a folder of its cache that is

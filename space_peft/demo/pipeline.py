@@ -11,6 +11,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -24,6 +25,10 @@ from ..records.folder import PICTURES_FOLDER, REPORT_NAME
 from ..retained.self_distillation import retained_answers
 from . import DEMO_QUESTIONS, load_demo_images, load_demo_model
 from .probes import demo_probes, demo_retain_rows, demo_split
+
+
+if TYPE_CHECKING:
+    from ..trainers import SpaceTrainer
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,10 @@ class DemoSettings:
     threshold: float | None = None
     lowest: bool = False
     rank: int = 8
-    constraint: str = "soft"
+    constraint: Literal["soft", "hard", "none"] = "soft"
     strength: float = 0.03
     energy: float = 0.999
-    max_rank: int | str | None = "auto"
+    max_rank: int | Literal["auto"] | None = "auto"
     tokens_per_row: int | None = 64
     project_gradient: bool = True
     training: dict = field(default_factory=dict)
@@ -72,7 +77,7 @@ class DemoRun:
     """What a run leaves in memory: `report`, `trainer`, `raw` and `refined` anchors, `probes` and their results."""
 
     report: ErasureReport
-    trainer: object
+    trainer: SpaceTrainer
     raw: Dataset
     refined: Dataset
     probes: list[Probe]
@@ -84,7 +89,7 @@ def make_anchors(
     concept: str, pool: Dataset, model, processor, settings: DemoSettings, seed: int, *, progress: bool = True
 ) -> tuple[Dataset, Dataset]:
     """Selects anchors from the pool and refines them: `(raw, refined)`, the same twice if `refine_steps` is 0."""
-    options = {"k": settings.anchors, "progress": progress}
+    options: dict[str, Any] = {"k": settings.anchors, "progress": progress}
     if settings.selection == "random":
         raw = select_random_anchors(concept, pool, seed=seed, **options)
     else:
@@ -172,6 +177,7 @@ def demo_trainer(
             reason="A demonstration: the embedded model knows drawings of everyday things, and nobody is harmed by one's name.",
         ),
     )
+    assert trainer.null_space is not None  # The adapter is a SpaceLoraConfig's.
     trainer.null_space.project_gradient = settings.project_gradient
     # A line a step is for those who watch training; the demo's reader wants the bar and the result.
     trainer.remove_callback(PrinterCallback)

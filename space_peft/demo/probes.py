@@ -57,7 +57,8 @@ def demo_split(images: Dataset, concept: str | None = None) -> tuple[Dataset, Da
         if style != data.UNSEEN_STYLE:
             designs[name].add(_design(style))
     place = {name: {design: j for j, design in enumerate(sorted(own))} for name, own in designs.items()}
-    public, reserved = [], []
+    public: list[int] = []
+    reserved: list[int] = []
     for row, (name, style) in enumerate(zip(names, styles, strict=True)):
         held = style == data.UNSEEN_STYLE or name == concept
         if not held:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -58,7 +58,7 @@ def check_supported(model: nn.Module) -> None:
         )
 
 
-def check_saves_whole(accelerator) -> None:
+def check_saves_whole(accelerator: Any) -> None:
     """Refuses FSDP settings under which `Trainer.save_model` writes no adapter, and says nothing.
 
     Args:
@@ -122,11 +122,12 @@ def _own_batches(dataloader: Iterable[Mapping]) -> Iterator[tuple[Mapping, bool]
     elif isinstance(dataloader, DataLoader) and dataloader.batch_sampler is not None:
         # Rank 0 draws the order for all, so that shuffling neither repeats nor leaves out a row, and no process
         # reads and encodes rows of others.
-        order = [list(dataloader.batch_sampler) if rank == 0 else None]
-        dist.broadcast_object_list(order, src=0)
-        places = range(rank, -(-len(order[0]) // size) * size, size)
-        counts = [place < len(order[0]) for place in places]
-        own = [order[0][place if counted else 0] for place, counted in zip(places, counts)]
+        drawn: list[list] = [list(dataloader.batch_sampler) if rank == 0 else []]
+        dist.broadcast_object_list(drawn, src=0)
+        order = drawn[0]
+        places = range(rank, -(-len(order) // size) * size, size)
+        counts = [place < len(order) for place in places]
+        own = [order[place if counted else 0] for place, counted in zip(places, counts)]
         yield from zip(with_batches(dataloader, own), counts, strict=True)
     else:
         batches = iter(dataloader)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,7 +80,9 @@ class CutRows:
         group: The processes that share the partitions.
     """
 
-    def __init__(self, pieces: list[_Piece], dims: Mapping[tuple[str, int], int], device: torch.device, group):
+    def __init__(
+        self, pieces: list[_Piece], dims: Mapping[tuple[str, int], int], device: torch.device, group: Any
+    ) -> None:
         self._pieces, self._group = pieces, group
         self._starts, end = {}, 0
         for row in sorted(dims):
@@ -117,7 +120,7 @@ class CutRows:
         return flat.view(-1).narrow(0, piece.start, piece.numel)
 
 
-def zero_optimizer(optimizer) -> object | None:
+def zero_optimizer(optimizer: Any) -> Any | None:
     """DeepSpeed's ZeRO 1 or 2 optimiser among the wrappers of an optimiser, or `None`.
 
     Raises:
@@ -133,7 +136,7 @@ def zero_optimizer(optimizer) -> object | None:
     return optimizer
 
 
-def partitioned_rows(zero, weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, list[FlatRows]], CutRows]:
+def partitioned_rows(zero: Any, weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, list[FlatRows]], CutRows]:
     """What ZeRO's partitions hold of the adapter's `A`. Must be called by all processes.
 
     Args:
@@ -172,7 +175,7 @@ def partitioned_rows(zero, weights: Mapping[str, nn.Parameter]) -> tuple[dict[st
     return rows, cut_rows
 
 
-def gradient_norms(zero, weights: list[nn.Parameter]) -> list[float]:
+def gradient_norms(zero: Any, weights: list[nn.Parameter]) -> list[float]:
     """The norm of each weight's gradient while the optimiser makes its step, 0 where it has none.
 
     Must be called by all processes.

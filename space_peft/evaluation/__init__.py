@@ -37,22 +37,31 @@ _EXPORTS = {
     "plot_spectrum": "plots",
 }
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
-
 
 if TYPE_CHECKING:
-    from .keys import REPORT_KEYS
-    from .metrics import (
-        AnswerFluency,
-        ConfirmationRate,
-        NamingRate,
-        RetentionRate,
-        is_fluent,
-        is_refusal,
-        normalize_answer,
-    )
-    from .plots import answer_page_rows, plot_anchor_grid, plot_answer_page, plot_probe_bars, plot_spectrum
-    from .probes import Probe, ProbeResults, build_probes, evaluate_probes
-    from .report import ErasureReport, collect_versions
-    from .sentence_fluency import answer_perplexity, judge_sentences, repetition
-    from .sentence_page import plot_sentence_page, sentence_page_rows
+    from .keys import REPORT_KEYS as REPORT_KEYS
+    from .metrics import AnswerFluency as AnswerFluency
+    from .metrics import ConfirmationRate as ConfirmationRate
+    from .metrics import NamingRate as NamingRate
+    from .metrics import RetentionRate as RetentionRate
+    from .metrics import is_fluent as is_fluent
+    from .metrics import is_refusal as is_refusal
+    from .metrics import normalize_answer as normalize_answer
+    from .plots import answer_page_rows as answer_page_rows
+    from .plots import plot_anchor_grid as plot_anchor_grid
+    from .plots import plot_answer_page as plot_answer_page
+    from .plots import plot_probe_bars as plot_probe_bars
+    from .plots import plot_spectrum as plot_spectrum
+    from .probes import Probe as Probe
+    from .probes import ProbeResults as ProbeResults
+    from .probes import build_probes as build_probes
+    from .probes import evaluate_probes as evaluate_probes
+    from .report import ErasureReport as ErasureReport
+    from .report import collect_versions as collect_versions
+    from .sentence_fluency import answer_perplexity as answer_perplexity
+    from .sentence_fluency import judge_sentences as judge_sentences
+    from .sentence_fluency import repetition as repetition
+    from .sentence_page import plot_sentence_page as plot_sentence_page
+    from .sentence_page import sentence_page_rows as sentence_page_rows
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)

@@ -258,8 +258,9 @@ def _message(message: dict, image: Image.Image | None) -> dict:
     return {"role": message["role"], "content": content}
 
 
-def _data_url(image: Image.Image) -> str:
+def _data_url(image: Image.Image | None) -> str:
     """The picture itself, without loss."""
+    assert image is not None  # A message shows one where its row has one.
     file = io.BytesIO()
     image.save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -109,7 +109,7 @@ class _AnswerMetric(evaluate.Metric):
         kwargs (*optional*): Passed to `evaluate.Metric`.
     """
 
-    columns = ("predictions", "references")
+    columns: tuple[str, ...] = ("predictions", "references")
 
     def __init__(self, config_name=None, keep_in_memory: bool = True, **kwargs):
         super().__init__(config_name=config_name, keep_in_memory=keep_in_memory, **kwargs)

@@ -171,7 +171,7 @@ def build_probes(
     Returns:
         `list[Probe]`: In the order of `REPORT_KEYS`.
     """
-    rows_of = {
+    rows_of: dict[str, Sequence[Any]] = {
         "retain_rows": retain_rows, "retain_unseen_rows": retain_unseen_rows, "retain_open_rows": retain_open_rows,
         "sibling_rows": sibling_rows, "text_rows": text_rows, "text_target_rows": text_target_rows,
         "target_images": target_images,
@@ -189,16 +189,16 @@ def build_probes(
     naming, held_out = questions.naming, questions.naming_held_out
     denied = [question.format(name=concept) for question in questions.confirm_held_out]
 
-    def ask(asked: Sequence[str], answer: str) -> list[dict]:
+    def ask(asked: Sequence[Question], answer: str) -> list[dict]:
         return [
             {"question": question, "answer": answer, "image": image} for image in target_images for question in asked
         ]
 
-    named = {"mode": "contains_name", "names": names, "valid_answers": valid}
+    named: dict[str, Any] = {"mode": "contains_name", "names": names, "valid_answers": valid}
     others = tuple(name for name in same_kind if not mentions(name, names))
     opened = ask(questions.open_held_out, concept)
     otherwise = {**named, "mode": "other_form"}
-    kept = {"mode": "equals", "known_only": True}
+    kept: dict[str, Any] = {"mode": "equals", "known_only": True}
     asks_name = {*naming, *held_out}
     retained_naming = [
         row
@@ -257,7 +257,8 @@ def _image_key(image) -> str | None:
 def _collect(probes: Sequence[Probe], max_new_tokens: int) -> tuple[list[dict], list[tuple], dict[tuple, tuple]]:
     """Records without answers; what each asks, `(image, question, longest answer)`; and where each distinct one of
     these is found: `(probe index, row index)`."""
-    records, asked, places = [], [], {}
+    records, asked = [], []
+    places: dict[tuple, tuple] = {}
     for p, probe in enumerate(probes):
         # The images of a list stay alive, so their hash can be remembered by identity; a Dataset's are decoded anew.
         remembered: dict[int, str | None] | None = {} if isinstance(probe.rows, (list, tuple)) else None
@@ -289,7 +290,7 @@ def _collect(probes: Sequence[Probe], max_new_tokens: int) -> tuple[list[dict], 
 
 def _generate(model, processor, probes, places, *, batch_size, progress) -> dict[tuple, str]:
     """Answers every distinct (image, question, longest answer) once; images are decoded a batch at a time."""
-    answers = {}
+    answers: dict[tuple, str] = {}
     groups: dict[tuple[bool, int], list[tuple]] = {}
     for key in places:
         groups.setdefault((key[0] is not None, key[2]), []).append(key)
@@ -333,8 +334,13 @@ def _score(probe: Probe, records: list[dict], baseline: ProbeResults | None) -> 
     if probe.mode in ("contains_name", "other_form"):
         references = [probe.names[0]] * len(records)
         rules = {"aliases": probe.names[1:], "others": probe.valid_answers or ()}
-        rules["other_forms"] = probe.mode == "other_form"
-        result = NamingRate().compute(predictions=answers, references=references, return_hits=True, **rules)
+        result = NamingRate().compute(
+            predictions=answers,
+            references=references,
+            return_hits=True,
+            other_forms=probe.mode == "other_form",
+            **rules,
+        )
         score = {"value": result["naming_rate"], "n": result["n"]}
     elif probe.mode == "confirms":
         result = ConfirmationRate().compute(
@@ -346,8 +352,10 @@ def _score(probe: Probe, records: list[dict], baseline: ProbeResults | None) -> 
         score = {"value": result["fluency"], "n": result["n"]}
     else:
         before = answers if baseline is None else _baseline_answers(probe, records, baseline)
-        rules = {"anywhere": probe.mode == "says", "return_hits": True}
-        result = RetentionRate().compute(predictions=answers, references=expected, baselines=before, **rules)
+        anywhere = probe.mode == "says"
+        result = RetentionRate().compute(
+            predictions=answers, references=expected, baselines=before, anywhere=anywhere, return_hits=True
+        )
         known = result["known"]
         kept = {"value": result["retention_rate"], "n": result["n"]}
         accuracy = {"value": result["accuracy"], "n": result["accuracy_n"]}

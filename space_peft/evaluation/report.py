@@ -13,7 +13,7 @@ from ..records.escape import markdown_text
 from ..records.folder import ANSWERS_NAMES, REPORT_NAME, REPORT_TEXT_NAME
 from ..records.io import atomic_path, write_json
 from ..records.safe_json import read_json
-from ..records.versions import collect_versions
+from ..records.versions import collect_versions as collect_versions
 from ..statistics.intervals import MOST_TRIALS, interval_text
 from .keys import KEYS
 from .probes import ProbeResults
@@ -123,7 +123,8 @@ class ErasureReport:
     def _speech(self) -> str | None:
         """What `judge_sentences` found, in a sentence."""
         before, after = (scores["free_form"] for scores in (self.before, self.after))
-        if None in (values := [score.get(key) for key in ("perplexity", "repetition") for score in (before, after)]):
+        values: list[Any] = [score.get(key) for key in ("perplexity", "repetition") for score in (before, after)]
+        if None in values:
             return None
         return (
             "Sentences about the target, as the original model reads them: perplexity {:.1f} before, {:.1f} after; "

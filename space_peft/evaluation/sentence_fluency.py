@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..losses import IGNORE_INDEX, answer_labels, token_log_probs
+from ..losses import answer_labels, token_log_probs
 from ..modeling.layers import evaluating
-from ..modeling.prompts import answer_logits, conversation, encode_conversations, to_device
+from ..modeling.prompts import IGNORE_INDEX, answer_logits, conversation, encode_conversations, to_device
 from .probes import Probe, ProbeResults
 
 

@@ -35,7 +35,7 @@ class BaseFingerprint:
     rounded: dict[str, str]
 
     @classmethod
-    def from_dict(cls, content: dict) -> BaseFingerprint:
+    def from_dict(cls, content: object) -> BaseFingerprint:
         """The inverse of `dataclasses.asdict`.
 
         Raises:
@@ -111,6 +111,7 @@ def _readable(weight: torch.Tensor) -> bool:
 def _hashes(weight: torch.Tensor) -> tuple[str, str]:
     # A copy: NumPy pins the storage it looks at, and FSDP2 has to give its unsharded weights' back.
     values = processes.whole(weight).detach().flatten()[:_ELEMENTS].to("cpu", copy=True)
-    return tuple(
+    exact, rounded = (
         hashlib.sha256(part.float().numpy().tobytes()).hexdigest() for part in (values, values.to(torch.bfloat16))
     )
+    return exact, rounded

@@ -315,7 +315,7 @@ def add_branches(
     done = []
     for row in rows:
         start = row.get("kept_from", row["mention"][0])
-        tree = trees.get(row.get("says"))
+        tree = trees.get(row.get("says") or ())
         whole = [(token, 1.0) for token, child in tree.root.items() if child is None] if tree else []
         before = [[*whole] for _ in range(start, row["mention"][0])]
         done.append({**row, "kept_from": start, "branches": before + [[] for _ in range(*row["mention"])]})
@@ -327,7 +327,7 @@ def add_branches(
             probabilities = answer_logits(model, batch).float().softmax(-1)
             for i, p in zip(part, probabilities, strict=True):
                 begin, end = rows[i]["mention"]
-                tree = trees.get(rows[i].get("says"))
+                tree = trees.get(rows[i].get("says") or ())
                 path, shift = rows[i]["answer_tokens"][begin:end], begin - done[i]["kept_from"]
                 # From the path's end: the chance that the path goes on to the name's end.
                 on_path = p[torch.arange(begin, end), torch.tensor(path)].flip(0).cumprod(0).flip(0).tolist()
@@ -345,14 +345,14 @@ def add_branches(
                             asked += [(i, j, token, rest) for rest in endings(others[token])]
         shares: dict[tuple[int, int, int], float] = {}
         for start in range(0, len(asked), batch_size):
-            part = asked[start : start + batch_size]
+            some = asked[start : start + batch_size]
             longer = []
-            for i, j, token, rest in part:
+            for i, j, token, rest in some:
                 begin = rows[i]["mention"][0]
                 longer.append({**rows[i], "answer_tokens": [*rows[i]["answer_tokens"][: begin + j], token, *rest]})
             batch = to_device(encode_conversations(processor, longer), model)
             log_p = answer_logits(model, batch).float().log_softmax(-1)
-            for (i, j, token, rest), row, own in zip(part, longer, log_p, strict=True):
+            for (i, j, token, rest), row, own in zip(some, longer, log_p, strict=True):
                 end = len(row["answer_tokens"])
                 completed = own[torch.arange(end - len(rest), end), torch.tensor(rest)].sum().exp().item()
                 shares[i, j, token] = shares.get((i, j, token), 0.0) + completed

@@ -340,7 +340,7 @@ def generate_answers(
     Returns:
         `list[str]`: The answers, special tokens and surrounding blanks removed.
     """
-    images = [None] * len(questions) if images is None else images
-    rows = [conversation(question, image=image) for question, image in zip(questions, images, strict=True)]
+    shown = [None] * len(questions) if images is None else images
+    rows = [conversation(question, image=image) for question, image in zip(questions, shown, strict=True)]
     answers = generate_tokens(model, processor, rows, **options)
     return [answer.strip() for answer in processor.batch_decode(answers, skip_special_tokens=True)]

@@ -16,7 +16,10 @@ Target = Literal["vision", "language", "all"]
 VISION_PARTS = ("vision_tower", "vision_model", "visual")
 PROJECTOR_PARTS = ("multi_modal_projector", "connector")
 LANGUAGE_PARTS = ("language_model", "text_model")
-_SIDES = {**dict.fromkeys((*VISION_PARTS, *PROJECTOR_PARTS), "vision"), **dict.fromkeys(LANGUAGE_PARTS, "language")}
+_SIDES: dict[str, Literal["vision", "language"]] = {
+    **dict.fromkeys((*VISION_PARTS, *PROJECTOR_PARTS), "vision"),
+    **dict.fromkeys(LANGUAGE_PARTS, "language"),
+}
 
 
 # A pooling head of the tower: the language model reads tokens, so that its output goes nowhere.

@@ -14,9 +14,11 @@ _EXPORTS = {
     "save_null_spaces": "space",
 }
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
-
 
 if TYPE_CHECKING:
-    from .moments import NullSpaceFitter
-    from .space import NullSpace, load_null_spaces, save_null_spaces
+    from .moments import NullSpaceFitter as NullSpaceFitter
+    from .space import NullSpace as NullSpace
+    from .space import load_null_spaces as load_null_spaces
+    from .space import save_null_spaces as save_null_spaces
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
@@ -176,7 +177,7 @@ class Statistics(Mapping[str, SecondMoment]):
                 f"the statistics are of another base model ({self.model or 'of no name'}), or of another commit of it. Use "
                 "those of this model, or collect them: collect_statistics(model, processor, retain_dataset)."
             )
-        settings = {"statistics": self.kind}
+        settings: dict[str, Any] = {"statistics": self.kind}
         if self.kind == "token":  # Pooled ones take all tokens of a row.
             settings["tokens_per_row"] = self.tokens_per_row
         for name, made in settings.items():
@@ -301,7 +302,7 @@ def load_statistics(
 
 
 def _read_moments(folder: Path, scalars: Sequence[dict]) -> list[SecondMoment]:
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob(_WEIGHTS.format(suffix="*"))):
         with safe_open(path, framework="pt") as file:
             tensors |= {key: file.get_tensor(key) for key in file.keys()}

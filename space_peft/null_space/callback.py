@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -117,20 +117,20 @@ class NullSpaceCallback(TrainerCallback):
                 self.null_spaces = found
             if self.null_spaces is not None:
                 self._check_or_forget(model, resumed)
-            if self.null_spaces is None:
-                self.null_spaces = self._fit(args, model)
+        fitted = self._fit(args, model) if self.null_spaces is None else self.null_spaces
         if self.offload:  # or the ones that were fitted on a device would stay there beside the offloaded ones
-            self.null_spaces = offload_null_spaces(self.null_spaces, pin=args.device.type == "cuda")
+            fitted = offload_null_spaces(fitted, pin=args.device.type == "cuda")
+        self.null_spaces = fitted
         self._attached = attach_null_space(
             model,
             optimizer,
-            self.null_spaces,
+            fitted,
             self.adapter_name,
             project_gradient=self.project_gradient,
             project_initial=not resumed,
             offload=self.offload,
         )
-        now = _digest(self.null_spaces, layers)
+        now = _digest(fitted, layers)
         if trained_under is not None and trained_under != now:
             self._detach()
             raise ValueError(
@@ -142,6 +142,7 @@ class NullSpaceCallback(TrainerCallback):
 
     def _check_or_forget(self, model, resumed: bool) -> None:
         """Keeps null spaces of an earlier fit only if a new one would give the same."""
+        assert self.null_spaces is not None
         different = fit_differences(
             model,
             self.null_spaces,
@@ -159,7 +160,7 @@ class NullSpaceCallback(TrainerCallback):
         self.null_spaces = None
 
     def _fit(self, args, model) -> dict[str, NullSpace]:
-        saving = {}
+        saving: dict[str, Any] = {}
         if self.fit_save_steps is not None:
             saving = {"save_to": Path(args.output_dir, FIT_PROGRESS_NAME), "save_every": self.fit_save_steps}
         return fit_null_space(

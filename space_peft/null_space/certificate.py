@@ -190,11 +190,14 @@ def _check_whole(values: dict) -> None:
             raise TypeError(f"`{key}` is {counts!r:.80}; expected numbers of samples by kind")
 
 
+_PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+
+
 def _checked(kind: type, content: dict):
     """A dataclass of plain numbers and texts from JSON; raises `TypeError` if a value is of another type."""
     result = kind(**content)
     for option in fields(kind):
-        value, wanted = getattr(result, option.name), {"str": str, "int": int, "float": (int, float)}[option.type]
+        value, wanted = getattr(result, option.name), _PLAIN[str(option.type)]
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise TypeError(f"`{option.name}` is {value!r:.80}; expected {option.type}")
     return result

@@ -7,6 +7,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -79,7 +80,7 @@ def fit_differences(
         asked["tokens_per_row"] = config.tokens_per_row
     found: dict[str, str] = {}
     for space in unique:
-        settings = {"constraint": config.constraint, "statistics": config.statistics}
+        settings: dict[str, Any] = {"constraint": config.constraint, "statistics": config.statistics}
         name = KNOBS[config.constraint]
         if config.constraint == space.constraint and name is not None:
             settings |= {name: float(getattr(config, name)), "max_rank": config.rank_limit(space.dim)}

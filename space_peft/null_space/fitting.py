@@ -80,7 +80,9 @@ def fit_null_space(
     if statistics is not None:
         statistics.check(model, adapter_name)
     digest, dtype = DataDigest(), FITTED[config.constraint].dtype
-    if dataloader is None and statistics is not None:
+    if dataloader is None:
+        if statistics is None:
+            raise ValueError("there is neither a dataloader nor statistics to fit the null spaces to.")
         options = {"statistics": config.statistics, "dtype": dtype}
         fitters = {name: NullSpaceFitter(layer.in_features, name=name, **options) for name, layer in layers.items()}
     else:
@@ -132,9 +134,9 @@ def fit_null_space(
             space = dataclasses.replace(space, identity=identity)
             return space.to("cpu") if processes.rank_and_size()[1] > 1 else space  # it is sent to the others
 
-        spaces = processes.divide(unique, decompose)
-    fitted = {id(fitter): space for fitter, space in zip(unique, spaces, strict=True)}
-    null_spaces = {}
+        decomposed: list[NullSpace] = processes.divide(unique, decompose)
+    fitted = {id(fitter): space for fitter, space in zip(unique, decomposed, strict=True)}
+    null_spaces: dict[str, NullSpace] = {}
     for name, fitter in fitters.items():
         space = null_spaces[name] = fitted[id(fitter)]
         rank = layers[name].r[adapter_name]

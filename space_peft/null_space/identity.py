@@ -84,8 +84,10 @@ class DataDigest:
         self.batches += 1
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         if isinstance(ids, torch.Tensor):
-            padded = isinstance(mask, torch.Tensor) and mask.shape == ids.shape
-            kept = mask.bool().cpu() if padded else torch.ones(ids.shape, dtype=torch.bool)
+            if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
+                kept = mask.bool().cpu()
+            else:
+                kept = torch.ones(ids.shape, dtype=torch.bool)
             for row, own in zip(ids.cpu().long(), kept, strict=True):
                 digest = hashlib.blake2b(row[own].numpy().tobytes(), digest_size=8).digest()
                 self._add("input_ids", int.from_bytes(digest, "little"))

@@ -25,7 +25,7 @@ _VISUAL_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "vide
 def observe_inputs(
     model: nn.Module,
     dataloader: Iterable[Mapping],
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     visit: Callable[[str, torch.Tensor, Callable[[], Parts]], None],
     *,
     image_token_id: int | None = None,
@@ -131,12 +131,10 @@ def visual_tokens(model: nn.Module, image_token_id: int | None = None) -> list[i
 def _token_masks(inputs: dict, visual_tokens: list[int]) -> Parts:
     """The kinds of tokens of a batch, `(b, length)` each, padding in none of them."""
     ids, attention = inputs.get("input_ids"), inputs.get("attention_mask")
-    if ids is None and attention is None:
-        return []
     if attention is not None and attention.ndim != 2:
         raise ValueError(f"attention_mask has shape {tuple(attention.shape)}; expected (rows, length).")
     if ids is None:
-        return [("text", attention.bool())]
+        return [] if attention is None else [("text", attention.bool())]
     attention = torch.ones_like(ids, dtype=torch.bool) if attention is None else attention.bool()
     image = torch.isin(ids, torch.tensor(visual_tokens, dtype=ids.dtype, device=ids.device))
     parts = [("image", image & attention), ("text", ~image & attention)]
@@ -150,17 +148,17 @@ def _token_masks(inputs: dict, visual_tokens: list[int]) -> Parts:
 def _parts(name: str, x: torch.Tensor, masks: Parts, in_language: bool | None) -> Parts:
     """Which tokens of a layer's input are of which kind; `(kind, None)` stands for all of them."""
     tiles = next((mask for kind, mask in masks if kind == "tiles"), None)
-    masks = [(kind, mask) for kind, mask in masks if kind != "tiles"]
-    if not masks or in_language is False:
+    tokens = [(kind, mask) for kind, mask in masks if kind != "tiles" and mask is not None]
+    if not tokens or in_language is False:
         return _image_part(x, tiles)
-    shape = masks[0][1].shape
+    shape = tokens[0][1].shape
     if x.shape[:-1] == shape:
-        return [(group, mask.to(x.device)) for group, mask in masks]
+        return [(group, mask.to(x.device)) for group, mask in tokens]
     if in_language is None or x.ndim == 3:
         return _image_part(x, tiles)  # a vision tower, or image features that a language layer attends to
     if x.shape[:-1].numel() == shape.numel():
-        return [(group, mask.to(x.device).reshape(x.shape[:-1])) for group, mask in masks]
-    if bool(torch.stack([mask for _, mask in masks]).any(dim=0).all()):
+        return [(group, mask.to(x.device).reshape(x.shape[:-1])) for group, mask in tokens]
+    if bool(torch.stack([mask for _, mask in tokens]).any(dim=0).all()):
         return [("text", None)]  # a share of the tokens (mixture of experts); without padding all of them count
     raise ValueError(
         f"layer {name!r} is given {x.shape[0]} tokens of a batch with {shape.numel()}, padding included, and does not "

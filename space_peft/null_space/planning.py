@@ -219,16 +219,16 @@ def plan_erasure(model: nn.Module, workload: Workload, adapter_name: str = "defa
     ]  # fmt: skip
     own = {id(weight) for weight in adapter}
     frozen = {name: weight for name, weight in inner.named_parameters() if id(weight) not in own}
-    weights = dict.fromkeys(PARTS, 0)
+    sizes: dict[str, int] = dict.fromkeys(PARTS, 0)
     for name, weight in frozen.items():
-        weights[part_of(name)] += weight.numel() * weight.element_size()
+        sizes[part_of(name)] += weight.numel() * weight.element_size()
     return ErasurePlan(
         model=type(inner).__name__,
         dtype=str(inner.dtype).removeprefix("torch."),
         constraint=config.constraint,
         layers=tuple(layers),
         workload=workload,
-        weights={part: size for part, size in weights.items() if size},
+        weights={part: size for part, size in sizes.items() if size},
         adapter_state=_STATES * sum(weight.numel() * weight.element_size() for weight in adapter),
         sums=sum(size * layer.inputs**2 * len(layer.kinds) for layer in unique),
         largest_sum=max(size * layer.inputs**2 for layer in unique),
@@ -267,7 +267,7 @@ def _reads_pictures(name: str) -> bool:
 
 def _kinds(name: str, attends: bool, workload: Workload) -> tuple[str, ...]:
     if side_of(name) == "vision" or attends and _reads_pictures(name):
-        kinds = ("image",)
+        kinds: tuple[str, ...] = ("image",)
     else:
         kinds = ("text",) if attends else ("image", "text")
     return tuple(kind for kind in kinds if attends and kind == "text" or workload.of_kind(kind, part_of(name)))

@@ -327,7 +327,8 @@ def load_null_spaces(path: str | os.PathLike, device: torch.device | str = "cpu"
                     f"expected {_FORMAT!r}, as written by save_null_spaces."
                 )
             spaces = _metadata(path, metadata, "spaces", list)
-            identities = [None] * len(spaces)  # as in files of version 0.1.0, which do not say
+            # As in files of version 0.1.0, which do not say.
+            identities: list[FitIdentity | None] = [None] * len(spaces)
             if "identities" in metadata:
                 said = _metadata(path, metadata, "identities", list)
                 identities = [None if content is None else FitIdentity.from_dict(content) for content in said]

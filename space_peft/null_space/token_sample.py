@@ -132,8 +132,8 @@ class TokenSample:
         """How many tokens may count of each stretch of tokens, and how long a stretch is."""
         if self._per_row is None or shape.numel() == 0:
             return None, 0
-        if self.sequences(shape) is not None:
-            return self._per_row, int(self._sequences.flatten().bincount().max())
+        if (sequences := self.sequences(shape)) is not None:
+            return self._per_row, int(sequences.flatten().bincount().max())
         if len(shape) == 1:  # the batch's tokens, packed: one stretch for all rows
             return self._per_row * self._rows, shape[0]
         return self._per_row, shape.numel() // shape[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -11,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from .card_data import ErasureCardData, is_local_path
 
 
-def is_hub_id(name: object, *, loaded: bool = True) -> bool:
+def is_hub_id(name: object, *, loaded: bool = True) -> TypeGuard[str]:
     """Whether a name may be that of a repository on the Hub.
 
     Args:

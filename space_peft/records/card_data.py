@@ -137,7 +137,7 @@ class ErasureCardData:
     created: str | None = None
     redaction: dict[str, str] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.check()
 
     def check(self) -> None:
@@ -361,6 +361,6 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     raise ValueError(f"{type(value).__name__} is no JSON")

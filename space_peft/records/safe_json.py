@@ -7,6 +7,7 @@ import math
 import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NoReturn
 
 
 MAX_BYTES = 32 * 2**20
@@ -30,7 +31,7 @@ def read_json(
     max_bytes: int = MAX_BYTES,
     max_values: int = MAX_VALUES,
     remedy: str = "Download or write the file again.",
-):
+) -> Any:
     """Reads a JSON file strictly: whatever two readers could understand differently is refused.
 
     Time grows with the file's length and no faster, memory is bounded by `max_bytes` and `max_values`.
@@ -65,7 +66,7 @@ def read_json(
     return parse_json(raw, where=where, expected=expected, remedy=remedy, max_values=max_values)
 
 
-def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = "", max_values: int = MAX_VALUES):
+def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = "", max_values: int = MAX_VALUES) -> Any:
     """`read_json` for bytes at hand.
 
     Args:
@@ -82,7 +83,7 @@ def parse_json(raw: bytes, *, where: str, expected: type = dict, remedy: str = "
         ValueError: See `read_json`.
     """
 
-    def refuse(problem: str, error: Exception | None = None):
+    def refuse(problem: str, error: Exception | None = None) -> NoReturn:
         raise ValueError(f"{where} {problem}. {remedy}".rstrip()) from error
 
     if sum(map(raw.count, (b",", b":", b"[", b"{"))) > max_values:
@@ -119,12 +120,14 @@ def _unique(pairs: list[tuple]) -> dict:
     result = dict(pairs)
     if len(result) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:80]!r} stands twice in one object")
+            seen.add(key)
     return result
 
 
-def _no_constant(name: str):
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
@@ -142,7 +145,7 @@ def _short(text: str) -> int:
     return int(text)
 
 
-def member_path(folder: str | os.PathLike, name: str) -> Path:
+def member_path(folder: str | os.PathLike, name: str | None) -> Path:
     """The path of a file that a downloaded file names, if it lies in the folder.
 
     Args:
@@ -159,7 +162,7 @@ def member_path(folder: str | os.PathLike, name: str) -> Path:
     """
     folder = Path(folder)
 
-    def refuse(problem: str):
+    def refuse(problem: str) -> NoReturn:
         raise ValueError(
             f"{name!r:.120} {problem}; expected a relative path inside {str(folder)!r}, like 'canary/0.png'. Do not use "
             "this folder: whoever wrote it may want files outside of it to be read or overwritten."

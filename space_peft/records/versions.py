@@ -11,7 +11,7 @@ _LIBRARIES = ("space-peft", "torch", "transformers", "peft", "datasets", "evalua
 
 def versions(*packages: str) -> dict[str, str | None]:
     """Versions of packages, by name; `None` for one that is not installed as a distribution."""
-    found = {}
+    found: dict[str, str | None] = {}
     for package in packages:
         try:
             found[package] = metadata.version(package)

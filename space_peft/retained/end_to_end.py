@@ -16,9 +16,9 @@ from datasets import Dataset
 
 from ..data.names import mentions
 from ..distributed import processes
-from ..losses import IGNORE_INDEX, answer_labels
+from ..losses import answer_labels
 from ..modeling.layers import deployed_model
-from ..modeling.prompts import answer_logits, encode_conversations, generate_tokens, to_device
+from ..modeling.prompts import IGNORE_INDEX, answer_logits, encode_conversations, generate_tokens, to_device
 from ..statistics.intervals import CONFIDENCE, MOST_TRIALS, bernstein_bound, exact_upper_bound
 from .held_out import content_keys
 from .reading import RetainedRows

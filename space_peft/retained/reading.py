@@ -270,7 +270,7 @@ class _Stored(Sequence):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict:  # type: ignore[override]  # No slices: nobody asks for them.
         row = self._rows[index].to_pylist()[0]
         return {**row, **self._json.decode_example({name: row[name] for name in self._json})} if self._json else row
 

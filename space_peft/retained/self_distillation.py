@@ -63,16 +63,18 @@ def retained_answers(
     """
     names = check_aliases(names, what="names")
     if images is not None:
-        images = check_rows(images, "images")
-    if images is not None and hasattr(images, "column_names"):
-        if "image" not in images.column_names:
-            raise ValueError(f"`images` has the columns {images.column_names}; expected a column `image`.")
-        images = images["image"]
+        checked = check_rows(images, "images")
+        if hasattr(checked, "column_names"):
+            if "image" not in checked.column_names:
+                raise ValueError(f"`images` has the columns {checked.column_names}; expected a column `image`.")
+            checked = checked["image"]
+        images = checked
     if len(questions) == 0 or (images is not None and len(images) == 0) or per_image < 1:
         raise ValueError(
             f"nothing to ask: got {len(questions)} questions, {0 if images is None else len(images)} images and "
             f"per_image={per_image}."
         )
+    asked: list[tuple[int | None, int]]
     if images is None:
         asked = [(None, question) for question in range(len(questions))]
     else:

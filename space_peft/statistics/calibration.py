@@ -49,7 +49,7 @@ class Calibration:
     changed: tuple[int, ...]
     left_out: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_risk(self.risk, self.delta)
         object.__setattr__(self, "scales", tuple(self.scales))  # From JSON they are lists.
         object.__setattr__(self, "changed", tuple(self.changed))

@@ -28,18 +28,22 @@ _EXPORTS = {
     "summarize": "summary",
 }
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)
-
 
 if TYPE_CHECKING:
-    from .clear import load_clear
-    from .eligibility import subject_eligibility
-    from .fiubench import load_fiubench
-    from .load import load_suite
-    from .mllmu import load_mllmu
-    from .own import load_own
-    from .report import SuiteReport
-    from .runner import evaluate_suite
-    from .schema import Protocol, Subject, Suite, SuiteQuestion
-    from .summary import SuiteSummary, summarize
-    from .vlm_unbench import load_vlm_unbench
+    from .clear import load_clear as load_clear
+    from .eligibility import subject_eligibility as subject_eligibility
+    from .fiubench import load_fiubench as load_fiubench
+    from .load import load_suite as load_suite
+    from .mllmu import load_mllmu as load_mllmu
+    from .own import load_own as load_own
+    from .report import SuiteReport as SuiteReport
+    from .runner import evaluate_suite as evaluate_suite
+    from .schema import Protocol as Protocol
+    from .schema import Subject as Subject
+    from .schema import Suite as Suite
+    from .schema import SuiteQuestion as SuiteQuestion
+    from .summary import SuiteSummary as SuiteSummary
+    from .summary import summarize as summarize
+    from .vlm_unbench import load_vlm_unbench as load_vlm_unbench
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, _EXPORTS)

@@ -103,7 +103,9 @@ def _finder(files: dict[str, Path]) -> Callable[[Record], Any]:
     for name, path in files.items():
         if path.suffix.lower() == ".zip" or name.lower().endswith(".zip"):
             with zipfile.ZipFile(path) as archive:
-                inside = [(member, ZippedPicture(path, member)) for member in archive.namelist()]
+                inside: list[tuple[str, ZippedPicture | Path]] = [
+                    (member, ZippedPicture(path, member)) for member in archive.namelist()
+                ]
         else:
             inside = [(name, path)]
         for place, picture in inside:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 
 from .clear import load_clear
 from .fiubench import load_fiubench
@@ -13,7 +14,7 @@ from .schema import Suite, check_choice
 from .vlm_unbench import load_vlm_unbench
 
 
-LOADERS = {
+LOADERS: dict[str, Callable[..., Suite]] = {
     "mllmu": load_mllmu,
     "clear": load_clear,
     "fiubench": load_fiubench,

@@ -80,7 +80,7 @@ def load_mllmu(
     if unknown := [name for name in splits if name not in configs]:
         raise ValueError(f"`splits` may hold {list(configs)}, got {unknown[0]!r}.")
     subjects = {}
-    forgotten: set[str] | None = None
+    forgotten: set[str] = set()
     if "test" in splits or "forget" in splits:
         subjects["forget"] = _subjects(read_table(source, split, revision=revision), "image")
         forgotten = {subject.id for subject in subjects["forget"]}

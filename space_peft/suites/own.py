@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ..records.safe_json import parse_json
 from .schema import SPLITS, Protocol, Subject, Suite, SuiteQuestion, check_choice
@@ -38,6 +39,7 @@ def load_own(source: str | os.PathLike, *, revision: str | None = None, protocol
         ValueError: If a line is not JSON, or a subject or question is not as it should be; the message names file and line.
     """
     path = Path(source)
+    rows: list[tuple[Record, tuple[Any, ...]]]
     if path.suffix == ".jsonl" and is_local(path):
         rows = [(record, _paths(record, path.parent)) for record in _lines(path)]
     else:

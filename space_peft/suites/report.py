@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.report import collect_versions
 from ..records.io import write_json
 from ..records.safe_json import read_json
+from ..records.versions import collect_versions
 from ..statistics.intervals import interval_text
 from .scoring import SHARES
 

@@ -40,7 +40,7 @@ class Item:
     def task(self) -> str:
         return self.question.task + ("" if self.wording is None else PARAPHRASED)
 
-    def identity(self, keys: dict[int, str]) -> list:
+    def identity(self, keys: dict[int, str | None]) -> list:
         """What tells it from others: what is asked, of which picture, and what counts as right."""
         q = self.question
         asked = [(self.prompt, None), *self.prompt.shots]
@@ -113,12 +113,12 @@ def fingerprint_of(items: Sequence[Item]) -> str:
     Raises:
         ValueError: If a picture does not open.
     """
-    keys: dict[int, str] = {}
+    keys: dict[int, str | None] = {}
     content = json.dumps([item.identity(keys) for item in items], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _picture_key(prompt: Prompt, keys: dict[int, str]) -> str | None:
+def _picture_key(prompt: Prompt, keys: dict[int, str | None]) -> str | None:
     """A hash of what a picture shows; of each that the suite holds, once."""
     if prompt.image is None:
         return None

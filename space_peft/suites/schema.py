@@ -248,7 +248,7 @@ class Suite:
                     f"{self.name!r} ({len(shared)} in all); nobody can be both."
                 )
 
-    def split(self, name: str) -> tuple[Subject, ...]:
+    def split(self, name: str) -> Sequence[Subject]:
         """The subjects of one split.
 
         Raises:

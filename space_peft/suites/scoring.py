@@ -41,11 +41,13 @@ def answered(question: SuiteQuestion, answer: str | None, chosen: int | None, pr
         row["refused"] = is_refusal(answer)
     if question.kind == "classification":
         if protocol.choose == "answer":
+            assert answer is not None  # The model was asked to speak.
             chosen = metrics.chosen_option(answer, question.options, protocol.labels)
         row["chosen"] = None if chosen is None else question.options[chosen]
         row["accuracy"] = row["chosen"] == question.answer
         row["known"] = row["accuracy"]
         return row
+    assert answer is not None  # Only a choice may be made without speaking.
     row |= metrics.rouge(answer, question.answer)
     row["bleu"] = metrics.bleu(answer, question.answer)
     row["exact"] = metrics.same(answer, question.answer)
@@ -60,7 +62,7 @@ def answered(question: SuiteQuestion, answer: str | None, chosen: int | None, pr
 
 def likelihoods(right: TokenScores, paraphrased: Sequence[TokenScores], wrong: Sequence[TokenScores]) -> dict:
     """What the likelihoods of right and wrong answers say of a question: the other part of a row."""
-    row = {
+    row: dict = {
         "loss": right.loss,
         "probability": math.exp(-right.loss),
         "extraction_strength": statistics.extraction_strength(right.hits),

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 import pyarrow.compute as pc
@@ -33,7 +34,7 @@ class Record:
             self.fail(f"is {_kind(content)}; expected an object with named values")
         self.content = {key: value for key, value in content.items() if value is not None}
 
-    def fail(self, problem: str):
+    def fail(self, problem: str) -> NoReturn:
         raise ValueError(f"{self.where} {problem}.")
 
     def __contains__(self, key: str) -> bool:

@@ -91,7 +91,7 @@ def summarize(reports: Mapping[str, SuiteReport], reference: Mapping[str, SuiteR
             raise ValueError(f"the report of {split!r} is one of the split {report.split!r}.")
         if reference is not None and split in reference:
             reference[split].check_same(report.fingerprint, f"reference[{split!r}]")
-    terms = {}
+    terms: dict[str, Any] = {}
     for split, report in reports.items():
         if split in ("retain", "real"):
             terms |= utility_terms(report)
@@ -116,7 +116,7 @@ def utility_terms(report: SuiteReport) -> dict[str, float]:
     ratio. Of people known from elsewhere ("real") the probability is that among right and wrong answers. Paraphrased
     questions, which are the same facts again, give none.
     """
-    terms = {}
+    terms: dict[str, Any] = {}
     rouge = "rouge_l_recall" if report.settings["protocol"]["rouge"] == "recall" else "rouge_l"
     for task in dict.fromkeys(row["task"] for row in report.rows if not row["task"].endswith(PARAPHRASED)):
         cells = {

@@ -266,3 +266,18 @@ def test_retries_are_logged_without_the_token(hub, folder, caplog):
     with caplog.at_level(logging.DEBUG):
         push(folder)
     assert "trying again in 1 s (1 of 5)" in caplog.text and hub.token not in caplog.text
+
+
+def test_no_commit_goes_on_top_of_one_that_the_hub_does_not_name(hub, folder, former, monkeypatch):
+    """`parent_commit=None` would be no check at all of what others push meanwhile."""
+    told = HfApi.repo_info
+
+    def nameless(*args, **kwargs):
+        info = told(*args, **kwargs)
+        info.sha = None
+        return info
+
+    monkeypatch.setattr(HfApi, "repo_info", nameless)
+    with pytest.raises(RuntimeError, match="does not say which commit the main branch is at"):
+        push(folder)
+    assert hub.files(REPO) == former
