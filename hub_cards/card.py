@@ -121,6 +121,10 @@ def _counts(counts: dict) -> _Markdown:
     return _Markdown(" and ".join(f"{_number(n)} {markdown_text(kind)} tokens" for kind, n in counts.items()))
 
 
+def _hub_link(name: str) -> str:
+    return f"[{markdown_text(name)}](https://huggingface.co/{name})"
+
+
 @functools.lru_cache(maxsize=1)
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
@@ -138,7 +142,6 @@ def _template() -> jinja2.Template:
         duration=_duration,
         figure=_figure,
         figure_up=_figure_up,
-        hub_link=lambda name: _Markdown(f"[{markdown_text(name)}](https://huggingface.co/{name})"),
         markdown=_Markdown,
         number=_number,
         paragraph=lambda text: _Markdown(markdown_text(text, limit=_LONG)),
@@ -166,7 +169,8 @@ def _body(facts: ErasureFacts, repo_id: str | None, license) -> str:
         concept=facts.concept,
         aliases=[] if facts.redacted else facts.data.aliases,
         redacted=facts.redacted,
-        base=facts.base_model,
+        base=facts.base_model or "path/to/the/base/model",
+        base_name=_Markdown("a local model" if facts.base_model is None else _hub_link(facts.base_model)),
         revision=facts.data.base_revision,
         repo=repo_id or "this/repository",
         license=license,
@@ -212,7 +216,8 @@ def erasure_card(
     Args:
         folder (`str` or `os.PathLike`): The adapter folder. Used where they exist: `space_card.json`, `space_config.json`,
             `space_certificate.json`, `space_anchors.json`, `report.json`, `attacks.json`, `pictures/*.png`.
-        base_model (`str`, *optional*): Hub id of the base model; by default as recorded.
+        base_model (`str`, *optional*): Hub id of the base model; by default as recorded. Of one that was loaded from a
+            folder the card says "a local model": that will do until it is published.
         license (`str`, *optional*): Licence identifier; by default as recorded, else the base model's, which is looked
             up on the Hub. If that fails, the card says that the licence is unknown.
         card_data ([`ErasureCardData`], *optional*): Instead of `space_card.json`.
@@ -225,8 +230,7 @@ def erasure_card(
 
     Raises:
         FileNotFoundError: If the folder holds no adapter.
-        ValueError: If a file is damaged, the licence is none of the Hub's, or the base model is known by a local path
-            only: a card must not publish one.
+        ValueError: If a file is damaged, the licence is none of the Hub's, or `base_model` is no id on the Hub.
     """
     validate_repo_id(repo_id)
     facts = read_facts(folder, base_model=base_model, license=license, card_data=card_data, attacks=attacks)

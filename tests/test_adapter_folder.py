@@ -111,6 +111,9 @@ def test_the_first_that_is_told_counts(tmp_path, monkeypatch):
     assert base_model_id("org/given", data, adapter) == "org/given"
     with pytest.raises(ValueError, match="'org/config', which is no id on the Hub.*as `base_model`"):
         base_model_id(None, None, adapter)
+    assert base_model_id(None, None, adapter, local=True) is None  # For a card that stays here.
+    with pytest.raises(ValueError, match="no id on the Hub"):
+        base_model_id(str(tmp_path), None, adapter, local=True)
 
 
 @pytest.mark.parametrize("name", ["/home/someone/model", "~/model", "a/b/c", "org/my model", "", None, 3])
