@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from datasets import Dataset, load_from_disk
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 from transformers.utils.logging import get_logger
 
 from .anchors import anchor_info, refine_anchors, select_anchors
@@ -22,6 +21,7 @@ from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
 from .hub_cards.merge import merge_adapter
 from .modeling.fingerprint import fingerprint_base
+from .modeling.loading import load_model
 from .records.io import atomic_path
 from .trainers import SpaceConfig, SpaceTrainer
 
@@ -70,15 +70,11 @@ class Erasure:
     def save(self) -> Path:
         """Saves adapter, certificate, report, card and provenance to the configuration's `output_dir`.
 
-        There is no card of a base model without an id on the Hub: give it one, `card_data=ErasureCardData(base_model=...)`.
+        The card of an adapter whose base model was loaded from a folder says "a local model"; to publish it, give the
+        model's id on the Hub: `card_data=ErasureCardData(base_model=...)`.
         """
         self.trainer.save_model()
-        if self.trainer.card_data.base_model is None:
-            logger.warning(
-                "No card was written: the base model was loaded from a folder, and nobody could tell which it is."
-            )
-        else:
-            self.trainer.create_model_card()
+        self.trainer.create_model_card()
         return Path(self.trainer.args.output_dir)
 
     def push_to_hub(self, repo_id: str | None = None, **kwargs):
@@ -217,20 +213,6 @@ def erase(
     if probes:
         trainer.evaluate()
     return Erasure(trainer, anchors)
-
-
-def load_model(model: str, device: str | None = None, **kwargs):
-    """A multimodal model by its id, in a dtype that suits where it runs: as saved on a GPU, float32 on a CPU.
-
-    Args:
-        model (`str`): Id or folder.
-        device (`str`, *optional*): Where; a GPU if there is one.
-        kwargs: Of `from_pretrained`; a `dtype` is taken as it is, and a `device_map` instead of `device`.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = {"dtype": torch.float32 if device == "cpu" else "auto", **kwargs}
-    loaded = AutoModelForImageTextToText.from_pretrained(model, **options)
-    return loaded if "device_map" in kwargs else loaded.to(device)
 
 
 def _anchors(

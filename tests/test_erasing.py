@@ -45,8 +45,8 @@ def test_a_name_in_and_everything_a_reviewer_asks_for_out(data, demo_images, tmp
     erasure = job(tmp_path / "out", data, probes=probes)
     assert erasure.report.after["forget"]["n"] == 4 and erasure.certificate is not None
     assert anchor_info(erasure.anchors)["stage"] == "refined" and len(erasure.anchors) == 2
-    erasure.trainer.card_data.base_model = "space-peft/demo-llava"
     folder = erasure.save()
+    assert "a local model" in (folder / "README.md").read_text()
     names = {path.name for path in folder.iterdir()}
     assert {
         "adapter_model.safetensors", "space_config.json", "space_certificate.json", "report.json", "README.md", "anchors",
@@ -140,8 +140,8 @@ def test_flags_win_over_the_file(tmp_path):
         ("concpet: fox\n", "'concpet', which is no option; did you mean concept"),
         ("[1, 2]\n", "holds a list"),
         ("a: [\n", "no YAML"),
-        ("model: m\nconcept: fox\n", "--pool is missing"),
-        ("model: m\nconcept: fox\npool: nowhere.parquet\n", "nowhere.parquet"),
+        ("model: /\nconcept: fox\n", "--pool is missing"),
+        ("model: /\nconcept: fox\npool: nowhere.parquet\n", "nowhere.parquet"),
     ],
 )
 def test_a_bad_file_exits_with_2_and_says_why(text, said, tmp_path, capsys):

@@ -12,7 +12,7 @@ from types import NoneType
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, set_seed
+from transformers import AutoProcessor, PreTrainedModel, Trainer, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 
@@ -21,6 +21,7 @@ from space_peft.data.names import check_target
 from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.distributed import processes
 from space_peft.modeling.features import multimodal_core
+from space_peft.modeling.loading import load_model
 from space_peft.null_space.base_statistics import Statistics, load_statistics
 from space_peft.null_space.callback import NullSpaceCallback
 from space_peft.null_space.leaks import measure_leaks
@@ -195,7 +196,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
                 "processor of the model (`AutoProcessor.from_pretrained`), not its tokenizer."
             )
         if isinstance(model, str):
-            model = AutoModelForImageTextToText.from_pretrained(model, **(args.model_init_kwargs or {}))
+            model = load_model(model, args.device, place=False, **(args.model_init_kwargs or {}))
         multimodal_core(model)
         processes.check_supported(model)
         set_seed(args.seed)  # Before the adapter is initialised.
@@ -417,6 +418,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         output = Path(self.args.output_dir)
         folder = Path(output_dir or output)
         replaced = saved_digest(folder) if self.args.should_save else None
+        card = self._card_before(folder)
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
@@ -428,6 +430,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         if folder != output:
             self.forget.save(folder)
         self._save_public(folder, replaced)
+        self._keep_card(folder, card, same=replaced == saved_digest(folder))
 
     def provenance(self) -> dict:
         """What was erased, and with what; written to `space_anchors.json`. No images."""

@@ -20,8 +20,8 @@ from datasets import Dataset
 from transformers import AutoProcessor
 
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
-from ..erasing import load_model
 from ..evaluation.report import collect_versions
+from ..modeling.loading import load_model
 from ..records.io import atomic_path, write_json
 from ..suites import Suite, SuiteReport, SuiteSummary, evaluate_suite, load_suite, summarize
 from ..suites.answers import Prompt

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import BadInput, bad_input
+from .places import LOADING, check_places, erase_places, import_modules
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -105,6 +106,7 @@ def _verify(args: argparse.Namespace) -> int:
             images=None if args.images is None else load_images(args.images),
             question=args.question,
             steps=args.steps,
+            dtype=args.dtype,
         )
     print(report.to_text())
     if args.json:
@@ -319,6 +321,17 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--limit", type=int, metavar="N", help="the first N subjects of each split only")
     bench.add_argument("--output", default="outputs/bench", help="folder to write to (default: outputs/bench)")
     bench.set_defaults(run=_bench)
+    for name in LOADING:
+        commands.choices[name].add_argument(
+            "--import",
+            dest="modules",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="a Python module of your own that registers the model's class; may be repeated",
+        )
+    for command in (verify, audit):
+        command.add_argument("--dtype", help="to load the model in (default: as it was saved; float32 on a CPU)")
     return parser
 
 
@@ -335,10 +348,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["erase"]:
             # Its options are the fields of dataclasses, whose modules import torch.
+            with bad_input("erase"):
+                check_places("erase", erase_places(argv[1:]))
             from .erase import main as erase
 
             return erase(argv[1:])
         args = build_parser().parse_args(argv)
+        with bad_input(args.command):
+            check_places(args.command, vars(args))
+            import_modules(getattr(args, "modules", ()))
         return args.run(args)
     except BadInput:
         return 2
