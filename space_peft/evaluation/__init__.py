@@ -18,6 +18,7 @@ _EXPORTS = {
     "is_fluent": "metrics",
     "is_refusal": "metrics",
     "normalize_answer": "metrics",
+    "same_answer": "metrics",
     "Probe": "probes",
     "ProbeResults": "probes",
     "REPORT_KEYS": "keys",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         is_fluent,
         is_refusal,
         normalize_answer,
+        same_answer,
     )
     from .plots import answer_page_rows, plot_anchor_grid, plot_answer_page, plot_probe_bars, plot_spectrum
     from .probes import Probe, ProbeResults, build_probes, evaluate_probes
