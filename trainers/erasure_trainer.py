@@ -175,6 +175,8 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
                 "`retain_dataset` beside `statistics`, or turn that loss off."
             )
         self.retained = RetainedRows.none() if alone else RetainedRows(retain_dataset)
+        if statistics is None:
+            self.retained.warn_if_few(stacklevel=3)
         if mentioned := self.retained.count_target([self.concept, *self.aliases]):
             # Not an error: captions mention things in passing. But such rows protect what is to be forgotten.
             warnings.warn(

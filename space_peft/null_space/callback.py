@@ -15,6 +15,7 @@ from ..data.rows import check_loader
 from ..distributed.processes import divide
 from ..modeling.layers import adapted_layers, adapter_config
 from ..records.folder import FIT_PROGRESS_NAME, NULL_SPACES_NAME, SPACE_CONFIG_NAME
+from ..retained.reading import RetainedRows
 from .differences import fit_differences, fit_digest, protect_digest
 from .fitting import fit_null_space
 from .identity import data_digest, weights_at_rest
@@ -106,6 +107,8 @@ class NullSpaceCallback(TrainerCallback):
             raise ValueError("give either `retain_dataloader` (or `statistics`) or `null_spaces`, and not both.")
         if retain_dataloader is not None:
             check_loader(retain_dataloader)
+            if statistics is None and isinstance(rows := getattr(retain_dataloader, "dataset", None), RetainedRows):
+                rows.warn_if_few(stacklevel=2)
         self.retain_dataloader = retain_dataloader
         self.null_spaces = null_spaces
         self.adapter_name = adapter_name
