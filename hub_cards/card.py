@@ -18,7 +18,7 @@ from space_peft.config import KNOBS
 from space_peft.evaluation.keys import KEYS
 from space_peft.records.card_data import ErasureCardData
 from space_peft.records.escape import code_span, markdown_text, plain_line
-from space_peft.records.folder import CARD_NAME
+from space_peft.records.folder import CARD_NAME, contents, known
 from space_peft.records.io import atomic_path
 from space_peft.statistics.intervals import share_interval
 
@@ -125,6 +125,11 @@ def _hub_link(name: str) -> str:
     return f"[{markdown_text(name)}](https://huggingface.co/{name})"
 
 
+def _is_published(name: str) -> bool:
+    file = known(name)
+    return file is not None and file.published not in ("never", "made")
+
+
 @functools.lru_cache(maxsize=1)
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
@@ -156,7 +161,7 @@ def _template() -> jinja2.Template:
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _body(facts: ErasureFacts, repo_id: str | None, license) -> str:
+def _body(facts: ErasureFacts, repo_id: str | None, license, files: list[tuple[list[str], str]]) -> str:
     rows = sections.results_rows(facts)
     by_key = {row["key"]: row for row in rows}
     constraint = facts.certificate.constraint if facts.certificate else (facts.space or {}).get("constraint")
@@ -198,6 +203,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license) -> str:
         space=facts.space,
         pictures={name: None if facts.redacted else facts.pictures.get(name) for name in PICTURES},
         package_version=__version__,
+        files=files,
     )
 
 
@@ -236,7 +242,9 @@ def erasure_card(
     facts = read_facts(folder, base_model=base_model, license=license, card_data=card_data, attacks=attacks)
     license_found = find_license(facts, token=token)
     metadata = card_metadata(facts, license_found)
-    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{_body(facts, repo_id, license_found)}")
+    # Of what stays here alone, and of this card, nobody has to be told.
+    files = [(names, what) for names, what in contents(folder) if any(_is_published(name) for name in names)]
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{_body(facts, repo_id, license_found, files)}")
 
 
 def write_card(folder: str | os.PathLike, **kwargs) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers.utils.logging import get_logger
 
 from .anchors import anchor_info, refine_anchors, select_anchors
 from .anchors.info import set_anchor_info
+from .anchors.refine import known_by_anchors
 from .config import SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
@@ -22,6 +23,7 @@ from .data.source import dataset_source
 from .hub_cards.merge import merge_adapter
 from .modeling.fingerprint import fingerprint_base
 from .modeling.loading import load_model
+from .records.folder import CARD_NAME, REPORT_TEXT_NAME, contents_table
 from .records.io import atomic_path
 from .trainers import SpaceConfig, SpaceTrainer
 
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 ANCHORS_FOLDER = "anchors"
-# Anchors that the model calls by the name with less, on average, show that it hardly knows it.
-_KNOWN = 0.1
 
 
 @dataclass
@@ -100,7 +100,17 @@ class Erasure:
     def summary(self) -> str:
         """What was done, and what to do next."""
         folder, report = self.trainer.args.output_dir, self.report
+        files = contents_table(folder)
         lines = [] if report is None else [report.to_table(), ""]
+        if (known := known_by_anchors(self.anchors)) is not None:
+            lines.append(
+                f"The model called its {len(self.anchors)} anchors {self.trainer.concept!r} with p = {known[0]:.3f} on average."
+                + (
+                    ""
+                    if known[1]
+                    else " It may not know the concept by this name, and then there was little to forget."
+                )
+            )
         if report is None:
             lines.append(
                 "Nothing was asked about pictures of the concept: pass some, or look yourself, before you rely on it."
@@ -113,12 +123,14 @@ class Erasure:
                 f"of such ones less than {statement.share_bound:.1%} (95 %)."
             )
         lines += [
-            f"The adapter is in {folder}. Next:",
-            f"  look      {folder}: report.md, README.md (the card)",
-            f"  attack    space-peft audit {folder} ...",
+            f"In {folder}:" if files else f"Nothing is saved yet; it goes to {folder}.",
+            *([files] if files else []),
+            "Next:",
+            f"  look      {folder}/{REPORT_TEXT_NAME if report is not None else CARD_NAME}",
+            f"  attack    space-peft audit --adapter {folder} --concept {shlex.quote(self.trainer.concept)}",
             f"  deploy    space-peft merge {folder} MODEL-WITHOUT-IT",
             f"  publish   space-peft push {folder} YOU/NAME, and others: space-peft verify YOU/NAME",
-            "  undo      do not load the adapter",
+            "  undo      load the model without the adapter; of a merged model keep the original, nothing takes the merge back",
         ]
         return "\n".join(lines)
 
@@ -194,7 +206,6 @@ def erase(
         anchors = _anchors(
             concept, pool, model, processor, aliases, questions, k, refine_steps, args, resume=resume, progress=progress
         )
-        _warn_if_unknown(concept, anchors)
     trainer = SpaceTrainer(
         model=model,
         args=args,
@@ -240,19 +251,6 @@ def _anchors(
     with atomic_path(folder) as temporary:
         anchors.save_to_disk(temporary)
     return anchors
-
-
-def _warn_if_unknown(concept: str, anchors: Dataset) -> None:
-    if "p_name_after" not in anchors.column_names:
-        return
-    mean = sum(anchors["p_name_after"]) / len(anchors)
-    if mean < _KNOWN:
-        warnings.warn(
-            f"after refinement the model calls its anchors {concept!r} with a probability of {mean:.3f} on average. It may not "
-            "know the concept by this name (ask it about a picture), or know it under another (`aliases`); there is little "
-            "to be forgotten then, and little that an erasure could be trained on.",
-            stacklevel=3,
-        )
 
 
 @dataclass

@@ -17,6 +17,7 @@ def _demo(args: argparse.Namespace) -> int:
     from ..data.names import check_concept
     from ..demo import demo_concepts
     from ..demo.pipeline import run_demo
+    from ..records.folder import contents_table
 
     with bad_input("demo"):
         check_concept(args.concept)
@@ -33,7 +34,7 @@ def _demo(args: argparse.Namespace) -> int:
     print("\nIn sentences:")
     for question, before, after in report.sentences(4):
         print(f"  {question}\n    before: {before}\n    after:  {after}")
-    print(f"\nAdapter, certificate, report and pictures are in {args.output}")
+    print(f"\nIn {args.output}:\n{contents_table(args.output)}")
     return 0
 
 
