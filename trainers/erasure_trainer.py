@@ -42,6 +42,7 @@ from .evaluating import EvaluationMixin, check_args, check_optimizer, refuse_arg
 from .forget_rows import ForgetRows, located_rows
 from .given_adapter import ADAPTER, add_adapter
 from .pairs import Chained, PairCollator, PairedRows, retained_loader
+from .progress import use_readable_progress
 from .publishing import PublishingMixin
 
 
@@ -235,6 +236,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             callbacks=self._own_callbacks(args, processing_class, fitted, constrained) + (callbacks or []),
             optimizers=optimizers,
         )
+        use_readable_progress(self)
         self.data_collator.always_image = self.is_fsdp_enabled and args.world_size > 1
         processes.check_saves_whole(self.accelerator)
         # The loss is a mean over rows already: Trainer must divide it by the accumulation steps.
