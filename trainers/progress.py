@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 
@@ -37,8 +37,13 @@ def log_line(logs: Mapping, state: TrainerState) -> str | None:
     return f"{step}: {'; '.join(parts)}"
 
 
-class _Readable:
+class _Readable(TrainerCallback):
     """Shows about `LINES` lines in a run; all fields of all steps are in `trainer.state.log_history`, and go to `report_to`."""
+
+    _shown: int | None = None  # The part of the run that the latest line was of.
+
+    def show(self, line: str) -> None:
+        raise NotImplementedError
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._shown = None
@@ -49,7 +54,7 @@ class _Readable:
             return
         if "loss" in logs and state.max_steps > 0:
             part = state.global_step * LINES // state.max_steps
-            if part == getattr(self, "_shown", None):
+            if part == self._shown:
                 return
             self._shown = part
         if (line := log_line(logs, state)) is not None:
