@@ -25,6 +25,7 @@ from .modeling.fingerprint import fingerprint_base
 from .modeling.loading import load_model
 from .records.folder import CARD_NAME, REPORT_TEXT_NAME, contents_table
 from .records.io import atomic_path
+from .records.places import refuse_missing
 from .trainers import SpaceConfig, SpaceTrainer
 
 
@@ -197,6 +198,8 @@ def erase(
             "`statistics` of the base model."
         )
     args = SpaceConfig(output_dir="space-output") if args is None else args
+    if isinstance(model, str):
+        refuse_missing(model)
     if processor is None:
         processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
     if isinstance(model, str):

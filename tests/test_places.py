@@ -51,6 +51,18 @@ def test_a_missing_path_is_refused_with_the_nearest_there_is(tmp_path, monkeypat
         check_place("org/x", "folder")
 
 
+def test_from_python_a_missing_path_is_refused_as_well():
+    from space_peft import erase, load_statistics
+    from space_peft.hub_cards import load_erased
+    from space_peft.modeling.loading import load_model
+    from space_peft.retained.reading import load_rows
+
+    options = {"anchors": [], "retain_dataset": []}
+    for load in (load_model, load_rows, load_statistics, load_erased, lambda place: erase(place, "fox", **options)):
+        with pytest.raises(FileNotFoundError, match="there is no file or folder './not/there'"):
+            load("./not/there")
+
+
 @pytest.mark.parametrize(("command", "option"), [(name, option) for name in PLACES for option in PLACES[name]])
 def test_every_place_is_looked_for(command, option):
     with pytest.raises(FileNotFoundError, match=rf"^{option}: there is no .* './not/there'"):

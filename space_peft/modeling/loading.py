@@ -15,6 +15,8 @@ from transformers import (
 )
 from transformers.utils.logging import get_logger
 
+from ..records.places import refuse_missing
+
 
 logger = get_logger(__name__)
 
@@ -35,9 +37,10 @@ def load_config(model: str | os.PathLike, **options) -> PreTrainedConfig:
 
     Raises:
         UnknownArchitectureError: If no architecture of its name is registered with transformers.
-        OSError: If there is no configuration.
+        OSError: If there is no such folder, or no configuration.
         ValueError: If it is damaged.
     """
+    refuse_missing(model)
     places = {key: options[key] for key in _CONFIG_OPTIONS if key in options}
     content, _ = PreTrainedConfig.get_config_dict(model, **places)
     kind = content.get("model_type")

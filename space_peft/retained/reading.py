@@ -14,6 +14,7 @@ from ..data.names import mentions
 from ..data.pictures import open_picture
 from ..data.rows import check_rows, holds_json, holds_text, unread_media, unread_media_of
 from ..modeling.prompts import answer_text, encode_conversations
+from ..records.places import refuse_missing
 
 
 FORMATS = (
@@ -234,6 +235,8 @@ def load_rows(place: str) -> Dataset:
         FileNotFoundError: If a file or folder does not exist.
         ValueError: If it is none of these.
     """
+    if not Path(place).exists():
+        refuse_missing(place.partition(":")[0])
     if Path(place).is_dir():
         loaded = load_from_disk(place)
         return loaded["train"] if isinstance(loaded, DatasetDict) else loaded
