@@ -147,7 +147,7 @@ def to_publish(
 
 
 def contents(folder: str | os.PathLike) -> list[tuple[list[str], str]]:
-    """What lies in an adapter's folder: names (or the pattern of many) and what they are, in the order of the table.
+    """What lies in an adapter's folder: names, or the pattern of several, and what they are, in the order of the table.
 
     Args:
         folder (`str` or `os.PathLike`): The folder. What is not of this package is left out.
@@ -156,9 +156,9 @@ def contents(folder: str | os.PathLike) -> list[tuple[list[str], str]]:
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     found: dict[tuple[str, str | None], list[str]] = {}
     for file in FILES:
-        names = [name for name in there if known(name) is file]
-        if names:
-            found.setdefault((file.what, file.result), []).append(names[0] if len(names) == 1 else file.name)
+        # Of files that a pattern stands for the pattern: their names may be anything, and this stands on a card.
+        if any(known(name) is file for name in there):
+            found.setdefault((file.what, file.result), []).append(file.name)
     for pattern, what in FOLDERS:
         if any(path.is_dir() for path in folder.glob(pattern)):
             found[what, None] = [f"{pattern}/"]
