@@ -136,5 +136,6 @@ def test_half_precision_is_loaded_in_float32_on_a_cpu_and_that_is_said(tmp_path,
     assert load_model(str(tmp_path), "cpu").dtype == torch.float32
     assert bool(said) == told and (not told or f"saved in {stored} and is loaded in float32" in said[0])
     assert load_model(str(tmp_path), "cpu", dtype=stored).dtype == getattr(torch, stored)
+    assert load_model(str(tmp_path), "cpu", torch_dtype=stored).dtype == getattr(torch, stored)
     assert load_base(RecordedBase(str(tmp_path), None), dtype=None).dtype == torch.float32
     assert load_base(RecordedBase(str(tmp_path), None)).dtype == getattr(torch, stored)

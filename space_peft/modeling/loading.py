@@ -21,6 +21,8 @@ from ..records.places import refuse_missing
 logger = get_logger(__name__)
 
 _CONFIG_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+# Whoever gives one of these has chosen a precision.
+_PRECISION = ("dtype", "torch_dtype", "quantization_config")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -121,13 +123,16 @@ def load_model(model: str, device: str | torch.device | None = None, *, place: b
         model (`str`): Id or folder.
         device (`str` or `torch.device`, *optional*): Where; a GPU if there is one.
         place (`bool`, defaults to `True`): Whether to put it there; a trainer does that itself.
-        kwargs: Of `from_pretrained`; a `dtype` is taken as it is, and a `device_map` instead of `device`.
+        kwargs: Of `from_pretrained`; a `dtype` or `quantization_config` is taken as it is, and a `device_map` instead of
+            `device`.
 
     Raises:
         UnknownArchitectureError, ValueError: See [`load_config`] and [`model_class`].
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = load_config(model, **kwargs)
-    options = {**kwargs} if "dtype" in kwargs else {"dtype": default_dtype(config, device), **kwargs}
+    options = dict(kwargs)
+    if not any(options.get(key) is not None for key in _PRECISION):
+        options["dtype"] = default_dtype(config, device)
     loaded = model_class(config).from_pretrained(model, **options)
     return loaded if "device_map" in kwargs or not place else loaded.to(device)
