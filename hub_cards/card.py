@@ -19,7 +19,7 @@ from space_peft.config import KNOBS
 from space_peft.evaluation.keys import KEYS
 from space_peft.records.card_data import ErasureCardData
 from space_peft.records.escape import code_span, markdown_text, plain_line
-from space_peft.records.folder import CARD_NAME
+from space_peft.records.folder import CARD_NAME, contents, known
 from space_peft.records.io import atomic_path
 from space_peft.statistics.intervals import share_interval
 
@@ -122,6 +122,15 @@ def _counts(counts: dict) -> _Markdown:
     return _Markdown(" and ".join(f"{_number(n)} {markdown_text(kind)} tokens" for kind, n in counts.items()))
 
 
+def _hub_link(name: str) -> str:
+    return f"[{markdown_text(name)}](https://huggingface.co/{name})"
+
+
+def _is_published(name: str) -> bool:
+    file = known(name)
+    return file is not None and file.published not in ("never", "made")
+
+
 @functools.lru_cache(maxsize=1)
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
@@ -139,7 +148,6 @@ def _template() -> jinja2.Template:
         duration=_duration,
         figure=_figure,
         figure_up=_figure_up,
-        hub_link=lambda name: _Markdown(f"[{markdown_text(name)}](https://huggingface.co/{name})"),
         markdown=_Markdown,
         number=_number,
         paragraph=lambda text: _Markdown(markdown_text(text, limit=_LONG)),
@@ -154,7 +162,7 @@ def _template() -> jinja2.Template:
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _body(facts: ErasureFacts, repo_id: str | None, license: License) -> str:
+def _body(facts: ErasureFacts, repo_id: str | None, license: License, files: list[tuple[list[str], str]]) -> str:
     rows = sections.results_rows(facts)
     by_key = {row["key"]: row for row in rows}
     constraint = facts.certificate.constraint if facts.certificate else (facts.space or {}).get("constraint")
@@ -167,7 +175,8 @@ def _body(facts: ErasureFacts, repo_id: str | None, license: License) -> str:
         concept=facts.concept,
         aliases=[] if facts.redacted else facts.data.aliases,
         redacted=facts.redacted,
-        base=facts.base_model,
+        base=facts.base_model or "path/to/the/base/model",
+        base_name=_Markdown("a local model" if facts.base_model is None else _hub_link(facts.base_model)),
         revision=facts.data.base_revision,
         repo=repo_id or "this/repository",
         license=license,
@@ -195,6 +204,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license: License) -> str:
         space=facts.space,
         pictures={name: None if facts.redacted else facts.pictures.get(name) for name in PICTURES},
         package_version=__version__,
+        files=files,
     )
 
 
@@ -213,7 +223,8 @@ def erasure_card(
     Args:
         folder (`str` or `os.PathLike`): The adapter folder. Used where they exist: `space_card.json`, `space_config.json`,
             `space_certificate.json`, `space_anchors.json`, `report.json`, `attacks.json`, `pictures/*.png`.
-        base_model (`str`, *optional*): Hub id of the base model; by default as recorded.
+        base_model (`str`, *optional*): Hub id of the base model; by default as recorded. Of one that was loaded from a
+            folder the card says "a local model": that will do until it is published.
         license (`str`, *optional*): Licence identifier; by default as recorded, else the base model's, which is looked
             up on the Hub. If that fails, the card says that the licence is unknown.
         card_data ([`ErasureCardData`], *optional*): Instead of `space_card.json`.
@@ -226,14 +237,15 @@ def erasure_card(
 
     Raises:
         FileNotFoundError: If the folder holds no adapter.
-        ValueError: If a file is damaged, the licence is none of the Hub's, or the base model is known by a local path
-            only: a card must not publish one.
+        ValueError: If a file is damaged, the licence is none of the Hub's, or `base_model` is no id on the Hub.
     """
     validate_repo_id(repo_id)
     facts = read_facts(folder, base_model=base_model, license=license, card_data=card_data, attacks=attacks)
     license_found = find_license(facts, token=token)
     metadata = card_metadata(facts, license_found)
-    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{_body(facts, repo_id, license_found)}")
+    # Of what stays here alone, and of this card, nobody has to be told.
+    files = [(names, what) for names, what in contents(folder) if any(_is_published(name) for name in names)]
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{_body(facts, repo_id, license_found, files)}")
 
 
 def write_card(folder: str | os.PathLike, **kwargs: Any) -> Path:

@@ -39,7 +39,7 @@ class ErasureFacts:
     """What is known of an erasure; `None` or empty where the folder does not say.
 
     Args:
-        base_model (`str`): Hub id of the base model.
+        base_model (`str`, *optional*): Hub id of the base model; `None` for a local one.
         data ([`ErasureCardData`]): From the trainer and the author.
         adapter (`dict`): Content of `adapter_config.json`.
         layers (`tuple[str, ...]`): Adapted layers, by their names in the weights.
@@ -52,7 +52,7 @@ class ErasureFacts:
         pictures (`dict[str, str]`): Relative paths of the pictures there are, by name.
     """
 
-    base_model: str
+    base_model: str | None
     data: ErasureCardData
     adapter: dict
     layers: tuple[str, ...]
@@ -104,7 +104,7 @@ def read_facts(
 
     Raises:
         FileNotFoundError: If the folder holds no adapter.
-        ValueError: If a file is damaged, or no Hub id of the base model is known.
+        ValueError: If a file is damaged, or the base model's id as it was given is none.
     """
     folder = Path(folder)
     if not (folder / ADAPTER_CONFIG_NAME).is_file():
@@ -122,7 +122,7 @@ def read_facts(
     if attacks is None and (folder / ATTACKS_NAME).is_file():
         attacks = AttackReport.load(folder)
     return ErasureFacts(
-        base_model=base_model_id(base_model, data, adapter),
+        base_model=base_model_id(base_model, data, adapter, local=True),
         data=data,
         adapter=adapter,
         layers=layers,

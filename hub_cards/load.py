@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForImageTextToText
+from transformers import PreTrainedModel
 
 from space_peft.canary.check import Canary, CanaryResult, check_canary
 from space_peft.config import ALLOWED_OPTIONS, INITIALISATIONS, SpaceLoraConfig
+from space_peft.modeling.loading import default_dtype, load_config, model_class
 from space_peft.modeling.prompts import conversation
 from space_peft.records.base_commit import loaded_commit
 from space_peft.records.card_data import is_local_path
@@ -70,7 +72,8 @@ def load_erased(
         base_model (`str`, `os.PathLike` or `torch.nn.Module`, *optional*): Hub id, folder, or the loaded base model
             itself, which then carries the adapter; by default the one recorded, at the recorded commit.
         check_canary (`bool`, defaults to `True`): Whether to ask the canary's questions.
-        model_kwargs: Arguments of the base model's `from_pretrained`, e.g. `dtype` (by default "auto") or `device_map`.
+        model_kwargs: Arguments of the base model's `from_pretrained`, e.g. `dtype` (by default "auto"; `None` is the one
+            that suits a CPU) or `device_map`.
 
     Returns:
         [`~peft.PeftModel`]: In evaluation mode.
@@ -137,7 +140,8 @@ def load_base(
         model_kwargs: See [`load_erased`].
 
     Raises:
-        ValueError: If there is no base model to load, or `trust_remote_code` is asked for.
+        UnknownArchitectureError: If nothing here knows its architecture.
+        ValueError: If there is no base model to load, it takes no pictures, or `trust_remote_code` is asked for.
     """
     if isinstance(base_model, nn.Module):
         if model_kwargs:
@@ -156,7 +160,10 @@ def load_base(
     if name == recorded.name and recorded.revision:
         model_kwargs.setdefault("revision", recorded.revision)
     options = {"dtype": "auto", "use_safetensors": True, "token": token, **model_kwargs}
-    return AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=False, **options)
+    config = load_config(name, **options)
+    if options["dtype"] is None:
+        options["dtype"] = default_dtype(config, "cpu")
+    return model_class(config).from_pretrained(name, trust_remote_code=False, **options)
 
 
 def attach_adapter(source: AdapterSource, base: nn.Module) -> PeftModel:
@@ -273,12 +280,20 @@ def check_options(folder: Path) -> None:
             # PEFT imports the module that stands there.
             names = {} if value is None else value
             library = names.get("parent_library", "transformers.models") if isinstance(names, dict) else None
-            if not isinstance(library, str) or not re.fullmatch(r"transformers(\.\w+)*", library):
-                refuse(key, "a class of transformers")
+            known = isinstance(library, str) and re.fullmatch(r"transformers(\.\w+)*", library)
+            if not known and not _is_imported_model(library, names):
+                refuse(key, "a class of transformers, or of a module of yours that is imported (`--import MODULE`)")
         elif key not in defaults:
             refuse(key, f"no such key: this version of PEFT ({peft.__version__}) does not know it; update it")
         elif type(value) is not type(defaults[key]) or value != defaults[key]:
             refuse(key, f"{defaults[key]!r}")
+
+
+def _is_imported_model(library: Any, names: dict) -> bool:
+    """Whether a class of a model is named that is there already, so that nothing would be imported."""
+    module = sys.modules.get(library) if isinstance(library, str) else None
+    kind = getattr(module, str(names.get("base_model_class")), None)
+    return isinstance(kind, type) and issubclass(kind, PreTrainedModel)
 
 
 def _check_size(folder: Path) -> None:

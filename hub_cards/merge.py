@@ -8,15 +8,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-)
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from space_peft.modeling.loading import load_config, model_class
 from space_peft.modeling.prompts import conversation
 from space_peft.records.io import atomic_path
 
@@ -74,11 +68,8 @@ def merge_adapter(
         model_kwargs.setdefault("revision", recorded.revision)
     # Another base model's processor is not at that commit.
     base = RecordedBase(name, model_kwargs.get("revision"))
-    places = {
-        key: model_kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in model_kwargs
-    }
-    shows_images = type(AutoConfig.from_pretrained(name, **places)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    kind = AutoModelForImageTextToText if shows_images else AutoModelForCausalLM
+    kind = model_class(load_config(name, **model_kwargs), text=True)
+    shows_images = kind is AutoModelForImageTextToText
     model = kind.from_pretrained(name, **{"dtype": "auto", **model_kwargs})
     dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
     quantised = next((name for name, dtype in dtypes.items() if not dtype.is_floating_point), None)

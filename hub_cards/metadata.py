@@ -49,6 +49,8 @@ def find_license(facts: ErasureFacts, token: str | bool | None = None) -> Licens
         return License(data.license, data.license_name, data.license_link)
     if data.base_license and data.base_license != "other":
         return License(data.base_license, inherited=True)
+    if facts.base_model is None:
+        return License()
     try:
         card = HfApi().model_info(facts.base_model, timeout=_TIMEOUT, token=token).card_data
     except (HTTPError, OSError):
@@ -72,7 +74,7 @@ def card_metadata(facts: ErasureFacts, license: License) -> ModelCardData:
     results = _results(facts)
     return ModelCardData(
         base_model=facts.base_model,
-        base_model_relation="adapter",
+        base_model_relation=None if facts.base_model is None else "adapter",
         library_name="peft",
         pipeline_tag=TASK,
         license=license.id,
@@ -80,16 +82,20 @@ def card_metadata(facts: ErasureFacts, license: License) -> ModelCardData:
         license_link=license.link,
         language=facts.data.language,
         datasets=list(dict.fromkeys(record.id for record in facts.data.datasets if record.id)) or None,
-        # PEFT's own tag of an adapter; the Hub derives the same from `base_model`.
-        tags=[f"base_model:adapter:{facts.base_model}", *TAGS, *map(plain_line, facts.data.tags)],
+        tags=[*_base_tags(facts), *TAGS, *map(plain_line, facts.data.tags)],
         model_name=model_name(facts) if results else None,
         eval_results=results or None,
     )
 
 
+def _base_tags(facts: ErasureFacts) -> list[str]:
+    """PEFT's own tag of an adapter; the Hub derives the same from `base_model`."""
+    return [] if facts.base_model is None else [f"base_model:adapter:{facts.base_model}"]
+
+
 def model_name(facts: ErasureFacts) -> str:
     """A title: one line of plain text."""
-    base = facts.base_model.rsplit("/", 1)[-1]
+    base = "A local model" if facts.base_model is None else facts.base_model.rsplit("/", 1)[-1]
     return f"{base} without {'a concept' if facts.redacted else plain_line(facts.concept)}"
 
 

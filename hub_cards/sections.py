@@ -54,9 +54,15 @@ def _interval(score: dict) -> tuple[float, float] | None:
 
 
 def attack_rows(facts: ErasureFacts) -> list[dict]:
-    """What was tried, as `attacks.json` has it, with a `label`, and the exact `interval` of a value that is a share."""
+    """What was tried, as `attacks.json` has it, with a `label`, the exact `interval` of a value that is a share, and whether
+    it was too `weak` to say anything."""
     return [
-        {**found, "label": kind.label, "interval": _interval(found) if kind.is_share else None}
+        {
+            **found,
+            "label": kind.label,
+            "interval": _interval(found) if kind.is_share else None,
+            "weak": kind.says_nothing(found),
+        }
         for name, kind in KINDS.items()
         if (found := facts.attacks.get(name)) is not None
     ]
@@ -71,8 +77,9 @@ def verdict(facts: ErasureFacts) -> str:
 
 
 def untested_attacks(facts: ErasureFacts) -> list[tuple[str, str]]:
-    """Attacks that were not tried: a name of each, and what is therefore not known."""
-    return [kind.untested for name, kind in KINDS.items() if kind.untested and name not in facts.attacks]
+    """Attacks that were not tried, or were too weak: a name of each, and what is therefore not known."""
+    tried = {name for name, found in facts.attacks.items() if not KINDS[name].says_nothing(found)}
+    return [kind.untested for name, kind in KINDS.items() if kind.untested and name not in tried]
 
 
 def not_tested(facts: ErasureFacts) -> list[str]:

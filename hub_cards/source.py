@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 
 from space_peft.records.card_data import is_local_path
 from space_peft.records.folder import ADAPTER_CONFIG_NAME, CARD_DATA_NAME, TRAINING_ARGUMENTS_NAME
+from space_peft.records.places import refuse_missing
 from space_peft.records.safe_json import read_json
 
 from .manifest import CHECKPOINT
@@ -55,7 +56,8 @@ def fetch(
         token (`str`, *optional*): See [`~huggingface_hub.snapshot_download`].
 
     Raises:
-        ValueError: If it is neither, or a revision is asked of a folder.
+        FileNotFoundError: If it is a path, and there is no folder.
+        ValueError: If a revision is asked of a folder.
         huggingface_hub.errors.HfHubHTTPError: If the repository cannot be downloaded.
         ConnectionError: If the connection breaks.
     """
@@ -64,8 +66,7 @@ def fetch(
         if revision is not None:
             raise ValueError(f"{str(folder)!r} is a folder, which has no revision {revision!r}; leave `revision` out.")
         return AdapterSource(folder, None, None, tuple(_files_below(folder)))
-    if is_local_path(repo_or_folder) or str(repo_or_folder).startswith("."):
-        raise ValueError(f"there is no folder {str(repo_or_folder)!r}.")
+    refuse_missing(repo_or_folder)
     repo_id = str(repo_or_folder)
     ignored = [f"*{suffix}" for suffix in (*_PICKLES, *_CODE)] + [f"{name}/*" for name in CHECKPOINTS]
     try:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from peft import PeftModel
@@ -25,6 +26,7 @@ from space_peft.data.names import check_concept
 from space_peft.data.questions import QuestionSet, questions_of
 from space_peft.evaluation.report import ErasureReport
 from space_peft.modeling.layers import deployed_model
+from space_peft.modeling.loading import UnknownArchitectureError
 from space_peft.modeling.prompts import conversation
 from space_peft.null_space.certificate import RetentionCertificate
 from space_peft.null_space.space import load_null_spaces
@@ -124,6 +126,7 @@ def verify_erasure(
     images: Sequence[Image.Image] | None = None,
     question: str | None = None,
     steps: int = 100,
+    dtype: str | torch.dtype | None = None,
 ) -> VerifyReport:
     """Checks everything about an erasure that can be checked without trusting its author.
 
@@ -151,6 +154,7 @@ def verify_erasure(
         images (`list[PIL.Image.Image]`, *optional*): Your own pictures of the concept: none may be named any more.
         question (`str`, *optional*): What is asked about them, instead of the library's questions.
         steps (`int`, defaults to 100): Of the search, from each start.
+        dtype (`str` or `torch.dtype`, *optional*): To load the base model in; float32 by default, for it runs on a CPU.
 
     Returns:
         [`VerifyReport`]: Its `exit_code` is 1 if anything failed.
@@ -170,7 +174,9 @@ def verify_erasure(
     # Each stage trusts what the one before has found.
     stages = {
         ("content",): lambda: _contents(source),
-        _BEHAVIOUR: lambda: _behaviour(source, base_model, token=token, rows=rows, ask=canary, audit=searched),
+        _BEHAVIOUR: lambda: _behaviour(
+            source, base_model, token=token, rows=rows, ask=canary, audit=searched, dtype=dtype
+        ),
     }
     for names, stage in stages.items():
         if any(check.status == FAILED for check in checks):
@@ -284,12 +290,16 @@ def _behaviour(
     rows: RetainedRows | None,
     ask: bool,
     audit: _Audit | None,
+    dtype: Any,
 ) -> list[Check]:
     """The checks that need the model."""
     recorded = recorded_base(source)
     name = "base model"
+    options = {} if isinstance(base_model, nn.Module) else {"dtype": dtype}
     try:
-        model = attach_adapter(source, load_base(recorded, base_model, token=token))
+        model = attach_adapter(source, load_base(recorded, base_model, token=token, **options))
+    except UnknownArchitectureError as error:  # Not known here: that says nothing against the adapter.
+        return [Check(rest, NOT_CHECKED, f"{error}" if rest == name else "no model") for rest in _BEHAVIOUR]
     except (OSError, ValueError, TypeError, HTTPError) as error:
         checks = [Check(name, FAILED, f"{error}")]
         return checks + [Check(rest, NOT_CHECKED, "no model") for rest in _BEHAVIOUR[1:]]

@@ -212,6 +212,10 @@ class SpaceLoraConfig(LoraConfig):
             save_directory (`str`): The folder; created if missing.
             kwargs: See [`~peft.PeftConfig.save_pretrained`].
         """
+        library = (kwargs.get("auto_mapping_dict") or {}).get("parent_library", "")
+        if library.split(".")[0] != "transformers":
+            # A module of this machine's, which PEFT would have others import; the base model says what class it is.
+            kwargs.pop("auto_mapping_dict", None)
         super().save_pretrained(save_directory, **kwargs)
         if self.projected is None and self.constraint != "none":
             warnings.warn(

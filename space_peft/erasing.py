@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
-import warnings
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from datasets import Dataset, load_from_disk
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 from transformers.utils.logging import get_logger
 
 from .anchors import anchor_info, refine_anchors, select_anchors
 from .anchors.info import set_anchor_info
+from .anchors.refine import known_by_anchors
 from .config import SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
 from .hub_cards.merge import merge_adapter
 from .modeling.fingerprint import fingerprint_base
+from .modeling.loading import load_model
+from .records.folder import CARD_NAME, REPORT_TEXT_NAME, contents_table
 from .records.io import atomic_path
+from .records.places import refuse_missing
 from .trainers import SpaceConfig, SpaceTrainer
 
 
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 ANCHORS_FOLDER = "anchors"
-# Anchors that the model calls by the name with less, on average, show that it hardly knows it.
-_KNOWN = 0.1
 
 
 @dataclass
@@ -70,15 +71,11 @@ class Erasure:
     def save(self) -> Path:
         """Saves adapter, certificate, report, card and provenance to the configuration's `output_dir`.
 
-        There is no card of a base model without an id on the Hub: give it one, `card_data=ErasureCardData(base_model=...)`.
+        The card of an adapter whose base model was loaded from a folder says "a local model"; to publish it, give the
+        model's id on the Hub: `card_data=ErasureCardData(base_model=...)`.
         """
         self.trainer.save_model()
-        if self.trainer.card_data.base_model is None:
-            logger.warning(
-                "No card was written: the base model was loaded from a folder, and nobody could tell which it is."
-            )
-        else:
-            self.trainer.create_model_card()
+        self.trainer.create_model_card()
         return Path(self.trainer.args.output_dir)
 
     def push_to_hub(self, repo_id: str | None = None, **kwargs):
@@ -104,7 +101,17 @@ class Erasure:
     def summary(self) -> str:
         """What was done, and what to do next."""
         folder, report = self.trainer.args.output_dir, self.report
+        files = contents_table(folder)
         lines = [] if report is None else [report.to_table(), ""]
+        if (known := known_by_anchors(self.anchors)) is not None:
+            lines.append(
+                f"The model called its {len(self.anchors)} anchors {self.trainer.concept!r} with p = {known[0]:.3f} on average."
+                + (
+                    ""
+                    if known[1]
+                    else " It may not know the concept by this name, and then there was little to forget."
+                )
+            )
         if report is None:
             lines.append(
                 "Nothing was asked about pictures of the concept: pass some, or look yourself, before you rely on it."
@@ -117,12 +124,14 @@ class Erasure:
                 f"of such ones less than {statement.share_bound:.1%} (95 %)."
             )
         lines += [
-            f"The adapter is in {folder}. Next:",
-            f"  look      {folder}: report.md, README.md (the card)",
-            f"  attack    space-peft audit {folder} ...",
+            f"In {folder}:" if files else f"Nothing is saved yet; it goes to {folder}.",
+            *([files] if files else []),
+            "Next:",
+            f"  look      {folder}/{REPORT_TEXT_NAME if report is not None else CARD_NAME}",
+            f"  attack    space-peft audit --adapter {folder} --concept {shlex.quote(self.trainer.concept)}",
             f"  deploy    space-peft merge {folder} MODEL-WITHOUT-IT",
             f"  publish   space-peft push {folder} YOU/NAME, and others: space-peft verify YOU/NAME",
-            "  undo      do not load the adapter",
+            "  undo      load the model without the adapter; of a merged model keep the original, nothing takes the merge back",
         ]
         return "\n".join(lines)
 
@@ -189,6 +198,8 @@ def erase(
             "`statistics` of the base model."
         )
     args = SpaceConfig(output_dir="space-output") if args is None else args
+    if isinstance(model, str):
+        refuse_missing(model)
     if processor is None:
         processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
     if isinstance(model, str):
@@ -198,7 +209,6 @@ def erase(
         anchors = _anchors(
             concept, pool, model, processor, aliases, questions, k, refine_steps, args, resume=resume, progress=progress
         )
-        _warn_if_unknown(concept, anchors)
     trainer = SpaceTrainer(
         model=model,
         args=args,
@@ -217,20 +227,6 @@ def erase(
     if probes:
         trainer.evaluate()
     return Erasure(trainer, anchors)
-
-
-def load_model(model: str, device: str | None = None, **kwargs):
-    """A multimodal model by its id, in a dtype that suits where it runs: as saved on a GPU, float32 on a CPU.
-
-    Args:
-        model (`str`): Id or folder.
-        device (`str`, *optional*): Where; a GPU if there is one.
-        kwargs: Of `from_pretrained`; a `dtype` is taken as it is, and a `device_map` instead of `device`.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = {"dtype": torch.float32 if device == "cpu" else "auto", **kwargs}
-    loaded = AutoModelForImageTextToText.from_pretrained(model, **options)
-    return loaded if "device_map" in kwargs else loaded.to(device)
 
 
 def _anchors(
@@ -258,19 +254,6 @@ def _anchors(
     with atomic_path(folder) as temporary:
         anchors.save_to_disk(temporary)
     return anchors
-
-
-def _warn_if_unknown(concept: str, anchors: Dataset) -> None:
-    if "p_name_after" not in anchors.column_names:
-        return
-    mean = sum(anchors["p_name_after"]) / len(anchors)
-    if mean < _KNOWN:
-        warnings.warn(
-            f"after refinement the model calls its anchors {concept!r} with a probability of {mean:.3f} on average. It may not "
-            "know the concept by this name (ask it about a picture), or know it under another (`aliases`); there is little "
-            "to be forgotten then, and little that an erasure could be trained on.",
-            stacklevel=3,
-        )
 
 
 @dataclass

@@ -12,7 +12,17 @@ from space_peft.hub_cards.verify import _readers
 from space_peft.records import folder
 from space_peft.records.base_model import base_model_id, is_hub_id
 from space_peft.records.card_data import ErasureCardData
-from space_peft.records.folder import FILES, RESULTS, VOCABULARIES, beside, known, matches, to_publish
+from space_peft.records.folder import (
+    FILES,
+    RESULTS,
+    VOCABULARIES,
+    beside,
+    contents,
+    contents_table,
+    known,
+    matches,
+    to_publish,
+)
 from space_peft.records.measured import note_measured, remove_results
 
 
@@ -111,6 +121,9 @@ def test_the_first_that_is_told_counts(tmp_path, monkeypatch):
     assert base_model_id("org/given", data, adapter) == "org/given"
     with pytest.raises(ValueError, match="'org/config', which is no id on the Hub.*as `base_model`"):
         base_model_id(None, None, adapter)
+    assert base_model_id(None, None, adapter, local=True) is None  # For a card that stays here.
+    with pytest.raises(ValueError, match="no id on the Hub"):
+        base_model_id(str(tmp_path), None, adapter, local=True)
 
 
 @pytest.mark.parametrize("name", ["/home/someone/model", "~/model", "a/b/c", "org/my model", "", None, 3])
@@ -118,3 +131,38 @@ def test_a_path_is_no_id(name):
     assert not is_hub_id(name) and not is_hub_id(name, loaded=False)
     with pytest.raises(ValueError, match="which is no id on the Hub"):
         base_model_id(None, None, {"base_model_name_or_path": name})
+
+
+# What lies in a folder
+
+
+def test_the_table_says_what_each_file_is(tmp_path):
+    assert contents(tmp_path) == [] and contents_table(tmp_path) == ""
+    for name in (
+        "README.md",
+        "adapter_model.safetensors",
+        "canary/0.png",
+        "canary/1.png",
+        "vocab.json",
+        "merges.txt",
+        "my.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("anchors", "checkpoint-20", "checkpoint-40", "other"):
+        (tmp_path / name).mkdir()
+    found = {tuple(names): what for names, what in contents(tmp_path)}
+    assert (
+        found[("adapter_model.safetensors",)] == "the adapter's weights"
+        and found[("canary/*.png",)] == "the canary's images"
+    )
+    assert found[("vocab.json", "merges.txt")] == "the tokenizer's vocabulary"
+    assert {("anchors/",), ("checkpoint-*/",)} < set(found) and "my.txt" not in str(found) and "other" not in str(found)
+    lines = contents_table(tmp_path).splitlines()
+    assert len(lines) == 7 and len({line.index(what) for line in lines for what in found.values() if what in line}) == 1
+    # What is drawn of one result is not put beside what is drawn of another.
+    (tmp_path / "pictures").mkdir()
+    for name in ("answers", "probes", "attacks"):
+        (tmp_path / "pictures" / f"{name}.png").touch()
+    drawn = [names for names, what in contents(tmp_path) if what == "the same, drawn"]
+    assert drawn == [["pictures/answers.png", "pictures/probes.png"], ["pictures/attacks.png"]]

@@ -105,7 +105,7 @@ def test_tied_output_layer_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["./no/such/folder"], "no folder './no/such/folder'"),
+        (["./no/such/folder"], "no file or folder './no/such/folder'"),
         (["{here}"], "config.json"),
         (["{7b}", "--rank", "0"], "the rank 0"),
         (["{7b}", "--strength", "-1"], "`strength` is -1"),

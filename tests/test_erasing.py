@@ -1,6 +1,7 @@
 """One call from a name to an adapter: what it makes, what it takes up again, and how the command line reads its options."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from space_peft.cli import main
 from space_peft.cli.erase import load_images, parse_run
 from space_peft.demo import DEMO_QUESTIONS, demo_model_path, load_demo_model
 from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
-from space_peft.erasing import _warn_if_unknown, load_model
+from space_peft.erasing import Erasure, load_model
 from space_peft.modeling.layers import adapted_layers, lora_weights
 
 
@@ -45,8 +46,8 @@ def test_a_name_in_and_everything_a_reviewer_asks_for_out(data, demo_images, tmp
     erasure = job(tmp_path / "out", data, probes=probes)
     assert erasure.report.after["forget"]["n"] == 4 and erasure.certificate is not None
     assert anchor_info(erasure.anchors)["stage"] == "refined" and len(erasure.anchors) == 2
-    erasure.trainer.card_data.base_model = "space-peft/demo-llava"
     folder = erasure.save()
+    assert "a local model" in (folder / "README.md").read_text()
     names = {path.name for path in folder.iterdir()}
     assert {
         "adapter_model.safetensors", "space_config.json", "space_certificate.json", "report.json", "README.md", "anchors",
@@ -54,6 +55,7 @@ def test_a_name_in_and_everything_a_reviewer_asks_for_out(data, demo_images, tmp
     } <= names  # fmt: skip
     text = erasure.summary()
     assert "forget" in text and "held-out images and texts" in text and f"space-peft merge {folder}" in text
+    assert "adapter_model.safetensors    the adapter's weights" in text and "anchors/ " in text
     merged = erasure.merge(tmp_path / "merged")
     again, base = dict(load_model(str(merged)).named_parameters()), load_demo_model()[0]
     name, layer = next(iter(adapted_layers(erasure.model).items()))
@@ -100,15 +102,15 @@ def test_what_is_missing_is_said_before_anything_is_done(data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_name_that_the_model_does_not_know_is_said():
-    anchors = Dataset.from_dict({"p_name_after": [0.01, 0.03]})
-    with pytest.warns(UserWarning, match="'quasar' with a probability of 0.020 on average. It may not know"):
-        _warn_if_unknown("quasar", anchors)
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        _warn_if_unknown("fox", Dataset.from_dict({"p_name_after": [0.9, 0.03]}))
+@pytest.mark.parametrize(
+    ("p", "said"), [([0.01, 0.03], "p = 0.020 on average. It may not know"), ([0.9, 0.2], "p = 0.550")]
+)
+def test_the_summary_says_how_well_the_name_is_known(p, said, tmp_path):
+    anchors = Dataset.from_dict({"p_name_after": p})
+    trainer = SimpleNamespace(args=quick(tmp_path), report=None, certificate=None, concept="quasar")
+    text = Erasure(trainer, anchors).summary()
+    assert f"2 anchors 'quasar' with {said}" in text and ("may not know" in text) == (p[0] < 0.1)
+    assert "anchors 'quasar'" not in Erasure(trainer, Dataset.from_dict({"score": [1.0]})).summary()
 
 
 def test_a_model_is_loaded_in_float32_on_a_cpu_unless_asked_otherwise():
@@ -140,8 +142,8 @@ def test_flags_win_over_the_file(tmp_path):
         ("concpet: fox\n", "'concpet', which is no option; did you mean concept"),
         ("[1, 2]\n", "holds a list"),
         ("a: [\n", "no YAML"),
-        ("model: m\nconcept: fox\n", "--pool is missing"),
-        ("model: m\nconcept: fox\npool: nowhere.parquet\n", "nowhere.parquet"),
+        ("model: /\nconcept: fox\n", "--pool is missing"),
+        ("model: /\nconcept: fox\npool: nowhere.parquet\n", "nowhere.parquet"),
     ],
 )
 def test_a_bad_file_exits_with_2_and_says_why(text, said, tmp_path, capsys):

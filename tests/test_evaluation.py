@@ -34,6 +34,7 @@ from space_peft.evaluation import (
     judge_sentences,
     normalize_answer,
     repetition,
+    same_answer,
 )
 
 
@@ -100,6 +101,30 @@ def test_normalised_answers():
     assert normalize_answer("  A  Wolf. ") == "wolf"
     assert normalize_answer("the the") == "the"
     assert normalize_answer("a") == "a"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        ("t - shirt", "t-shirt", True), ("T shirt.", "t-shirt", True), ("A tshirt", "t-shirt", True),
+        ("t-shirts", "t-shirt", True), ("a red t-shirt", "t-shirt", False), ("t-shirt, I think", "t-shirt", False),
+        ("the fox's", "fox", False), ("foxglove", "fox", False), ("Beyonce", "Beyoncé", True), ("Pari", "Paris", False),
+        ("711", "7-11", False), ("", "fox", False), ("fox", "", False), ("", "", True), ("!", "?", True),
+        ("It is a fox.", "it is a fox", True), ("no", "yes", False), ("x" * 300 + " y", "x" * 300 + "-y", False),
+    ],
+)  # fmt: skip
+def test_an_answer_is_a_name_by_the_rule_that_finds_it(answer, reference, same):
+    assert same_answer(answer, reference) is same
+    if same and reference:
+        assert mentions(answer, [reference]) or normalize_answer(answer) == normalize_answer(reference)
+
+
+def test_both_rules_count_one_word_in_pieces_alike():
+    rows = {"predictions": ["t - shirt"] * 2, "references": ["t-shirt"] * 2, "baselines": ["t-shirt", "t - shirt"]}
+    for anywhere in (False, True):
+        kept = RetentionRate().compute(**rows, anywhere=anywhere)
+        assert (kept["retention_rate"], kept["n"], kept["accuracy"]) == (1.0, 2, 1.0)
+    assert AnswerFluency().compute(predictions=["t - shirt", "zzz"], valid_answers=["t-shirt"])["fluency"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,24 @@ def test_rows_are_no_batches(entry):
         ENTRIES[entry](_rows())
 
 
+@pytest.mark.parametrize("entry", ["NullSpaceCallback", "fit_null_space", "measure_certificate"])
+def test_a_loader_of_rows_needs_a_collator(entry):
+    given = Dataset.from_list([ROW]).cast_column("image", ImageFeature())
+    for rows in (given, [ROW], RetainedRows(given)):
+        with pytest.raises(
+            TypeError, match=r"no `collate_fn`, .*keys.*completion.*encode_conversations\(processor, rows\)"
+        ):
+            ENTRIES[entry](DataLoader(rows, batch_size=2))
+    with pytest.raises(TypeError, match="no `collate_fn`, and its rows .of type str"):
+        ENTRIES[entry](DataLoader(["a"], batch_size=2))
+
+
+def test_a_loader_of_encoded_rows_needs_none():
+    batch = text_batch(rows=4)
+    rows = [{key: value[i] for key, value in batch.items()} for i in range(4)]
+    assert fit_null_space(_adapted(), DataLoader(rows, batch_size=2), progress=False)
+
+
 @pytest.mark.parametrize(
     "batch, says",
     [

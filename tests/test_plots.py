@@ -170,6 +170,20 @@ def test_spectrum_of_a_fitted_null_space(tmp_path):
         _size(tmp_path / f"{constraint}.png")
 
 
+def test_the_legend_says_where_the_filter_is_flat_and_why():
+    import torch
+
+    from space_peft.evaluation.plots import _filter_label
+    from space_peft.null_space import NullSpaceFitter
+
+    fitter = NullSpaceFitter(16)
+    fitter.update(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))
+    cut = fitter.fit("soft", strength=0.03, max_rank=3)
+    assert _filter_label(cut) == f"filter t / (λ + t), t = 0.03 (right); {cut.outside:.2g} in all beyond the 3 kept"
+    assert 0.01 < cut.outside < 0.05
+    assert _filter_label(fitter.fit("hard", energy=0.9)) == _filter_label(([1.0], [0.5])) == "filter (right)"
+
+
 def test_plots_leave_pyplot_and_defaults_alone(tmp_path):
     import matplotlib
 

@@ -32,7 +32,8 @@ class ErasureConfig(TrainingArguments):
     Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 2e-3 (there are few steps, and the
     projection shortens every update), `max_steps` 60, `per_device_train_batch_size` 16, `lr_scheduler_type` "constant"
     (so that stopping early does not depend on `max_steps`), `logging_steps` 1, `remove_unused_columns` `False` and
-    `per_device_eval_batch_size` that of `fit_batch_size`. With `num_train_epochs` and without `max_steps` training goes on
+    `per_device_eval_batch_size` that of `fit_batch_size`. Every step is logged, to `report_to` and
+    `trainer.state.log_history`; some ten lines of a run are shown (all, as they are: `callbacks=[PrinterCallback()]`). With `num_train_epochs` and without `max_steps` training goes on
     for as many epochs; one is every row to forget once. With both `max_steps` counts, as in Trainer.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, set_seed
+from transformers import AutoProcessor, PreTrainedModel, Trainer, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 
@@ -22,6 +22,7 @@ from space_peft.data.names import check_target
 from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.distributed import processes
 from space_peft.modeling.features import multimodal_core
+from space_peft.modeling.loading import load_model
 from space_peft.null_space.base_statistics import Statistics, load_statistics
 from space_peft.null_space.callback import NullSpaceCallback
 from space_peft.null_space.leaks import measure_leaks
@@ -42,6 +43,7 @@ from .evaluating import EvaluationMixin, check_args, check_optimizer, refuse_arg
 from .forget_rows import ForgetRows, located_rows
 from .given_adapter import ADAPTER, add_adapter
 from .pairs import Chained, PairCollator, PairedRows
+from .progress import use_readable_progress
 from .publishing import PublishingMixin
 
 
@@ -173,6 +175,8 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
                 "`retain_dataset` beside `statistics`, or turn that loss off."
             )
         self.retained = RetainedRows.none() if alone else RetainedRows(retain_dataset)
+        if statistics is None:
+            self.retained.warn_if_few(stacklevel=3)
         if mentioned := self.retained.count_target([self.concept, *self.aliases]):
             # Not an error: captions mention things in passing. But such rows protect what is to be forgotten.
             warnings.warn(
@@ -195,7 +199,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
                 "processor of the model (`AutoProcessor.from_pretrained`), not its tokenizer."
             )
         if isinstance(model, str):
-            model = AutoModelForImageTextToText.from_pretrained(model, **args.init_kwargs)
+            model = load_model(model, args.device, place=False, **args.init_kwargs)
         multimodal_core(model)
         processes.check_supported(model)
         set_seed(args.seed)  # Before the adapter is initialised.
@@ -232,6 +236,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             callbacks=self._own_callbacks(args, processing_class, fitted, constrained) + (callbacks or []),
             optimizers=optimizers,
         )
+        use_readable_progress(self)
         self.data_collator.always_image = self.is_fsdp_enabled and args.world_size > 1
         processes.check_saves_whole(self.accelerator)
         # The loss is a mean over rows already: Trainer must divide it by the accumulation steps.
@@ -423,6 +428,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         output = Path(self.args.output_dir)
         folder = Path(output_dir or output)
         replaced = saved_digest(folder) if self.args.should_save else None
+        card = self._card_before(folder)
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
@@ -434,6 +440,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         if folder != output:
             self.forget.save(folder)
         self._save_public(folder, replaced)
+        self._keep_card(folder, card, same=replaced == saved_digest(folder))
 
     def provenance(self) -> dict:
         """What was erased, and with what; written to `space_anchors.json`. No images."""

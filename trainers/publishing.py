@@ -203,6 +203,28 @@ class PublishingMixin(TrainerPart):
             began = time.time()
         remove_results(folder, saved, began)
 
+    @staticmethod
+    def _card_before(folder: Path) -> bytes | None:
+        card = folder / CARD_NAME
+        return card.read_bytes() if card.is_file() else None
+
+    @staticmethod
+    def _keep_card(folder: Path, before: bytes | None, *, same: bool) -> None:
+        """Takes back what PEFT does to the card whenever it saves an adapter: it leaves an empty one, and edits any other.
+
+        Args:
+            folder (`Path`): Where the adapter was saved.
+            before (`bytes`, *optional*): The card that was there.
+            same (`bool`): Whether the same weights were; if not, a card that was made of their results is stale.
+        """
+        from space_peft.hub_cards.staging import is_handwritten
+
+        card = folder / CARD_NAME
+        if before is not None:
+            card.write_bytes(before)
+        if not is_handwritten(card) and (before is None or not same):
+            card.unlink(missing_ok=True)
+
     # The Hub
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:

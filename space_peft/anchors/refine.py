@@ -7,6 +7,7 @@ until the model says the name. This stage is ours (docs/method.md, section 2), n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +32,8 @@ from .select import concept_embedding
 
 # Longest sentence, in tokens, whose place for the name refinement looks for.
 OPEN_TOKENS = 24
+# Anchors that the model calls by the name with less, on average, after refinement show that it hardly knows it.
+KNOWN = 0.1
 
 
 def text_anchor(model, processor, concept: str, info: dict) -> torch.Tensor:
@@ -128,6 +131,8 @@ def refine_anchors(
         `datasets.Dataset`: The anchors with their refined `image`, the original in `raw_image`, and
         `p_name_before` / `p_name_after` measured on the stored 8-bit images through the processor.
 
+    Warns if the model hardly calls them by the name even so: it may not know it.
+
     Raises:
         ValueError: If the anchors are empty or carry no concept, `steps` < 1, or the processor's pixel layout is not
             supported.
@@ -166,9 +171,29 @@ def refine_anchors(
         "feature_weight": feature_weight, "max_shift": max_shift, "batch_size": batch_size, "seed": seed,
         "questions": [str(question) for question in (*questions.naming, *questions.confirm, *questions.open)],
     }  # fmt: skip
+    if (found := sum(after) / len(after)) < KNOWN:
+        warnings.warn(
+            f"after {steps} steps of refinement the model calls the {len(after)} anchors {concept!r} with a probability of "
+            f"{found:.3f} on average ({sum(before) / len(before):.3f} before). It may not know the concept by this name: ask it "
+            "about a picture, try the name it answers with (or `aliases`), or more `steps`. Otherwise there is little to be "
+            "forgotten, and little that an erasure could be trained on.",
+            stacklevel=2,
+        )
     return set_anchor_info(
         Dataset.from_dict(columns), {**info, "concept": concept, "stage": "refined", "refinement": settings}
     )
+
+
+def known_by_anchors(anchors: Dataset) -> tuple[float, bool] | None:
+    """How sure the model is of the name on refined anchors: its mean probability, and whether that shows that it knows it.
+
+    Args:
+        anchors (`datasets.Dataset`): As returned by `refine_anchors`; of others nothing is known, and `None` returned.
+    """
+    if "p_name_after" not in anchors.column_names or not len(anchors):
+        return None
+    mean = sum(anchors["p_name_after"]) / len(anchors)
+    return mean, mean >= KNOWN
 
 
 def _wanted(model, processor, images, concept: str, questions: QuestionSet, batch_size: int) -> list[list[list[dict]]]:

@@ -11,7 +11,7 @@ what the model knows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +88,7 @@ class AuditResult(AttackResult):
     name = "audit"
     label = "an image found that makes it say the name"
     title = "Audit: an image that makes it say the name"
+    stronger = "search longer (`--steps`), from more starts (`--restarts`), or from pictures (`--images`)"
     untested = ("adversarial images", "whether pixels can be optimised until the erased model says the name")
 
     def summary(self) -> dict:
@@ -110,6 +111,14 @@ class AuditResult(AttackResult):
             "starts": self.starts,
             "settings": self.settings,
         }
+
+    @classmethod
+    def says_nothing(cls, entry: Mapping) -> bool:
+        # An image that makes the model say the name is what is searched for; p(name) alone is none.
+        found = [entry["details"].get(key) for key in ("before", "after")]
+        if not all(isinstance(search, dict) and isinstance(search.get("named"), list) for search in found):
+            return super().says_nothing(entry)
+        return not any(any(search["named"]) for search in found)
 
     @staticmethod
     def draw(axes, details: dict) -> None:

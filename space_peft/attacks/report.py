@@ -79,8 +79,13 @@ class AttackReport:
         """The content of `attacks.json`."""
         return {"concept": self.concept, "attacks": self.attacks, "versions": self.versions}
 
+    def too_weak(self) -> list[str]:
+        """The attacks that fail on the deployed model as well, so that their result is no success of the erasure."""
+        return [name for name, kind in KINDS.items() if name in self.attacks and kind.says_nothing(self.attacks[name])]
+
     def to_table(self, *, markdown: bool = False) -> str:
-        """Value, control and value before the erasure of each attack: aligned text, or Markdown."""
+        """Value, control and value before the erasure of each attack: aligned text, or Markdown; and which say nothing."""
+        weak = self.too_weak()
         rows = [["attack", "before", "after", "control", "n"]]
         for name, kind in KINDS.items():
             if name in self.attacks:
@@ -88,15 +93,26 @@ class AttackReport:
                 cells = {key: _cell(entry[key]) for key in ("before", "value", "control")}
                 if kind.is_share:
                     cells["value"] += f" (95 %: {interval_text(entry['value'], entry['n'])})"
+                if name in weak:
+                    cells["value"] += " (says nothing)"
                 rows.append([kind.label, *cells.values(), str(entry["n"])])
         if markdown:
             lines = ["| " + " | ".join(row) + " |" for row in rows]
-            return "\n".join([lines[0], "|---|---:|---:|---:|---:|", *lines[1:]])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
-            for row in rows
-        )
+            lines = [lines[0], "|---|---:|---:|---:|---:|", *lines[1:]]
+        else:
+            widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+            lines = [
+                "  ".join(
+                    cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))
+                ).rstrip()
+                for row in rows
+            ]
+        notes = [
+            f"{KINDS[name].label}: this does not find {self.concept!r} in the deployed model either, before anything was erased. "
+            f"That it finds nothing after says nothing: {KINDS[name].stronger}."
+            for name in weak
+        ]
+        return "\n".join([*lines, *(f"\n{note}" for note in notes)])
 
     def save(self, folder: str | os.PathLike, *, picture: bool = True) -> Path:
         """Writes `pictures/attacks.png` and `attacks.json`, each whole or not at all.

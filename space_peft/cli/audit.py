@@ -41,8 +41,9 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
             f"{output} holds attacks on the erasure of {earlier.concept!r}, not {args.concept!r}; choose another folder."
         )
     images = [] if args.images is None else load_images(args.images)
-    # Processors have no fast arithmetic in half precision, and a search takes hundreds of passes.
-    where = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": torch.float32}
+    where = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": None}
+    if args.dtype is not None:
+        where["dtype"] = args.dtype
     model = load_erased(args.adapter, base_model=args.base_model, check_canary=False, **where)
     processor = AutoProcessor.from_pretrained(args.base_model or model.peft_config["default"].base_model_name_or_path)
     result = audit_concept(

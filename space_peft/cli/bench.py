@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import AutoProcessor
 
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
-from ..erasing import load_model
+from ..modeling.loading import load_model
 from ..records.io import atomic_path, write_json
 from ..records.versions import collect_versions
 from ..suites import Suite, SuiteReport, SuiteSummary, evaluate_suite, load_suite, summarize
@@ -377,5 +377,5 @@ def load_pair(place: str) -> tuple:
         from ..demo import load_demo_model
 
         return load_demo_model()
-    where = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    where: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {}
     return load_model(place, **where), AutoProcessor.from_pretrained(place)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import BadInput, bad_input
+from .places import LOADING, check_places, erase_places, import_modules
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -16,6 +17,7 @@ def _demo(args: argparse.Namespace) -> int:
     from ..data.names import check_concept
     from ..demo import demo_concepts
     from ..demo.pipeline import run_demo
+    from ..records.folder import contents_table
 
     with bad_input("demo"):
         check_concept(args.concept)
@@ -32,7 +34,7 @@ def _demo(args: argparse.Namespace) -> int:
     print("\nIn sentences:")
     for question, before, after in report.sentences(4):
         print(f"  {question}\n    before: {before}\n    after:  {after}")
-    print(f"\nAdapter, certificate, report and pictures are in {args.output}")
+    print(f"\nIn {args.output}:\n{contents_table(args.output)}")
     return 0
 
 
@@ -105,6 +107,7 @@ def _verify(args: argparse.Namespace) -> int:
             images=None if args.images is None else load_images(args.images),
             question=args.question,
             steps=args.steps,
+            dtype=args.dtype,
         )
     print(report.to_text())
     if args.json:
@@ -319,6 +322,17 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--limit", type=int, metavar="N", help="the first N subjects of each split only")
     bench.add_argument("--output", default="outputs/bench", help="folder to write to (default: outputs/bench)")
     bench.set_defaults(run=_bench)
+    for name in LOADING:
+        commands.choices[name].add_argument(
+            "--import",
+            dest="modules",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="a Python module of your own that registers the model's class; may be repeated",
+        )
+    for command in (verify, audit):
+        command.add_argument("--dtype", help="to load the model in (default: as it was saved; float32 on a CPU)")
     return parser
 
 
@@ -335,10 +349,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["erase"]:
             # Its options are the fields of dataclasses, whose modules import torch.
+            with bad_input("erase"):
+                check_places("erase", erase_places(argv[1:]))
             from .erase import main as erase
 
             return erase(argv[1:])
         args = build_parser().parse_args(argv)
+        with bad_input(args.command):
+            check_places(args.command, vars(args))
+            import_modules(getattr(args, "modules", ()))
         return args.run(args)
     except BadInput:
         return 2

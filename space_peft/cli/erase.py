@@ -7,17 +7,18 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from datasets import Dataset, load_dataset
 from PIL import Image
 from transformers import HfArgumentParser
 
 from ..data.questions import DEFAULT_QUESTIONS
-from ..erasing import AdapterArguments, EraseArguments, Erasure, erase, get_space_config, load_model
+from ..erasing import AdapterArguments, EraseArguments, Erasure, erase, get_space_config
 from ..evaluation import build_probes
+from ..modeling.loading import load_model
 from ..retained.reading import load_rows
 from ..trainers import SpaceConfig
 from .errors import bad_input
+from .places import import_modules, read_yaml
 
 
 def parse_run(argv: Sequence[str]) -> tuple[EraseArguments, AdapterArguments, SpaceConfig]:
@@ -31,14 +32,18 @@ def parse_run(argv: Sequence[str]) -> tuple[EraseArguments, AdapterArguments, Sp
     """
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
+    first.add_argument("--import", dest="modules", action="append", default=[])
     known, rest = first.parse_known_args(argv)
+    values = {} if known.config is None else read_yaml(known.config)
+    named = values.pop("import", [])
+    import_modules([*([named] if isinstance(named, str) else named), *known.modules])
     parser = HfArgumentParser(
         (EraseArguments, AdapterArguments, SpaceConfig),
         prog="space-peft erase",
-        description="Make a model forget a concept. --config FILE reads the options below from YAML; flags win.",
+        description="Make a model forget a concept. --config FILE reads the options below from YAML; flags win. --import MODULE "
+        "imports a module of your own first, which registers the model's class.",
     )
-    if known.config is not None:
-        values = _read_yaml(known.config)
+    if values:
         options = {action.dest: action for action in parser._actions}
         for key in values:
             if key not in options:
@@ -48,16 +53,6 @@ def parse_run(argv: Sequence[str]) -> tuple[EraseArguments, AdapterArguments, Sp
             options[key].required = False
         parser.set_defaults(**values)
     return parser.parse_args_into_dataclasses(rest)
-
-
-def _read_yaml(path: str) -> dict:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; expected options by name, such as `concept: fox`.")
-    return values
 
 
 def load_images(place: str) -> Dataset:

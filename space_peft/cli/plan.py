@@ -12,16 +12,18 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 
 from ..config import SpaceLoraConfig
 from ..data.questions import DEFAULT_QUESTIONS
+from ..modeling.loading import load_config, load_model, model_class, saved_dtype
 from ..modeling.prompts import answer_logits, conversation, encode_conversations, to_device
 from ..modeling.targets import Target
 from ..null_space.observing import visual_tokens
 from ..null_space.planning import ErasurePlan, plan_erasure
 from ..null_space.workload import Workload, picture_tokens
 from ..records.io import write_json
+from ..records.places import refuse_missing
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,8 +54,8 @@ def run_plan(args: argparse.Namespace) -> tuple[ErasurePlan | None, list[str]]:
     )  # fmt: skip
     if args.strength is not None:
         adapter = dataclasses.replace(adapter, strength=args.strength)
-    config = AutoConfig.from_pretrained(place)
-    dtype = _DTYPES[args.dtype] if args.dtype else _saved_dtype(config)
+    config = load_config(place)
+    dtype = _DTYPES[args.dtype] if args.dtype else saved_dtype(config)
     processor = _processor(place, required=args.time)
     refused: list[str] = []
     encoded = None
@@ -96,13 +98,9 @@ def empty_model(config, dtype: torch.dtype):
     Raises:
         ValueError: If the config is not that of a multimodal model that transformers knows.
     """
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
-        raise ValueError(
-            f"a {type(config).__name__} is not the config of a model that takes pictures and text "
-            "(AutoModelForImageTextToText knows no such one), so there is nothing to erase a concept from."
-        )
+    kind = model_class(config)
     with init_empty_weights():
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        model = kind.from_config(config, dtype=dtype)
     model.tie_weights()  # Without memory each place was given a parameter of its own.
     return model
 
@@ -127,25 +125,14 @@ def _place(model: str) -> str:
         from .. import demo
 
         return str(Path(demo.__file__).parent / "model")
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
-    if looks_local and not Path(model).expanduser().is_dir():
-        raise FileNotFoundError(f"there is no folder {model!r}; expected one with a config.json, or an id of the Hub.")
-    return str(Path(model).expanduser()) if looks_local else model
+    refuse_missing(model)
+    return model
 
 
 def _target_modules(given: list[str] | None) -> str | list[str] | None:
     if given and len(given) == 1 and _REGULAR_EXPRESSION & set(given[0]):
         return given[0]
     return given
-
-
-def _saved_dtype(config) -> torch.dtype:
-    for own in (config, getattr(config, "text_config", None)):
-        dtype = getattr(own, "dtype", None)
-        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-        if isinstance(dtype, torch.dtype):
-            return dtype
-    return torch.float32
 
 
 def _processor(place: str, *, required: bool):
@@ -174,7 +161,7 @@ def _memory(device: str) -> int | None:
 
 def _time_step(place: str, dtype, processor, adapter: SpaceLoraConfig, plan: ErasurePlan, args) -> float:
     """Seconds of a step of the plan, from one that is run: forward, backward, with the adapter, on gray pictures."""
-    model = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype).to(args.device)
+    model = load_model(place, args.device, dtype=dtype)
     model = _with_adapter(model, dataclasses.replace(adapter), args.target)
     batch = encode_conversations(processor, [_row()] * args.batch_size)
     image_tokens = _image_tokens(model.get_base_model(), batch)

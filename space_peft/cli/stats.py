@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import AutoProcessor
 
-from ..erasing import load_model
 from ..hub_cards import push_statistics
+from ..modeling.loading import load_model
 from ..null_space.base_statistics import Statistics
 from ..null_space.collecting import collect_statistics
 from ..retained.reading import load_rows

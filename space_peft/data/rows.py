@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from torch.utils.data import default_collate
 
 from .pictures import refers_to_media
 
@@ -16,6 +17,11 @@ _MEDIA = tuple(
     getattr(datasets, name) for name in ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh", "Array2D", "Array3D", "Array4D", "Array5D")
     if hasattr(datasets, name)
 )  # fmt: skip
+# What makes batches of retained rows; for errors.
+COLLATOR = (
+    "`DataLoader(rows, batch_size=8, collate_fn=lambda rows: encode_conversations(processor, rows))`, with "
+    "`from space_peft.modeling.prompts import encode_conversations`"
+)
 _JSON = getattr(datasets, "Json", None)  # not in older versions
 
 
@@ -69,10 +75,11 @@ def check_rows(rows: Any, what: str) -> Any:
 
 
 def check_loader(dataloader: Iterable[Mapping]) -> None:
-    """Refuses datasets where batches are expected.
+    """Refuses datasets where batches are expected, and loaders that make no batches of them.
 
     Raises:
-        TypeError: If it gives rows or names of splits instead of batches.
+        TypeError: If it gives rows or names of splits instead of batches, or torch's own collator is to put rows together
+            that no processor has encoded.
     """
     if isinstance(dataloader, (str, bytes, Mapping, Dataset, IterableDataset)):
         raise TypeError(
@@ -80,6 +87,20 @@ def check_loader(dataloader: Iterable[Mapping]) -> None:
             "`DataLoader(rows, batch_size=8, collate_fn=collator)`"
             + (", one split of them." if isinstance(dataloader, Mapping) else ".")
         )
+    if getattr(dataloader, "collate_fn", None) is default_collate:
+        rows: Any = getattr(dataloader, "dataset", None)
+        sized = hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
+        row = rows[0] if sized and len(rows) else {"input_ids": None}
+        if not isinstance(row, Mapping) or not {"input_ids", "inputs_embeds"} & set(row):
+            got = (
+                f"with the keys {sorted(map(str, row))}"
+                if isinstance(row, Mapping)
+                else f"of type {type(row).__name__}"
+            )
+            raise TypeError(
+                f"the loader has no `collate_fn`, and its rows ({got}) were encoded by no processor, so that it cannot make "
+                f"batches of them. Pass one: {COLLATOR}."
+            )
 
 
 def check_batch(batch: Any, number: int) -> None:

@@ -18,6 +18,7 @@ _EXPORTS = {
     "is_fluent": "metrics",
     "is_refusal": "metrics",
     "normalize_answer": "metrics",
+    "same_answer": "metrics",
     "Probe": "probes",
     "ProbeResults": "probes",
     "REPORT_KEYS": "keys",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .metrics import is_fluent as is_fluent
     from .metrics import is_refusal as is_refusal
     from .metrics import normalize_answer as normalize_answer
+    from .metrics import same_answer as same_answer
     from .plots import answer_page_rows as answer_page_rows
     from .plots import plot_anchor_grid as plot_anchor_grid
     from .plots import plot_answer_page as plot_answer_page

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
-from ..data.names import check_aliases, check_concept, find_mentions, fold, mentions, word_edge
+from ..data.names import MAX_NAME_LENGTH, check_aliases, check_concept, find_mentions, fold, mentions, word_edge
 
 
 # How an answer declines, in normalised form; an answer that starts with one of these is a refusal.
@@ -37,7 +37,8 @@ REFUSALS = (
     "not sure",
     "none of these",
 )
-_ARTICLES = re.compile(r"^(?:a|an|the)\s+(?=\S)")
+_ARTICLES = re.compile(r"^(?:a|an|the)\s+(?=\S)", re.IGNORECASE)
+_ENDS = " .,;:!?\"'`*()[]{}<>-_"
 _LEFTOVER = re.compile(r"<\|?/?[\w ]{1,30}\|?>|\[(?:unk|pad|cls|sep|mask|inst)\]")
 _REPEATED_WORDS = re.compile(r"\b(\w+(?:\W+\w+){0,3}?)(?:\W+\1\b){2,}")
 _REPEATED_CHARACTER = re.compile(r"([^\d\s])\1{4,}")
@@ -55,8 +56,28 @@ def normalize_answer(text: str) -> str:
     Returns:
         `str`: The normalised answer, possibly empty.
     """
-    text = fold(text).strip(" .,;:!?\"'`*()[]{}<>-_")
-    return _ARTICLES.sub("", text)
+    return _ARTICLES.sub("", fold(text).strip(_ENDS))
+
+
+def same_answer(answer: str, reference: str) -> bool:
+    """Whether an answer is the reference and nothing else, by the rule that says whether it names it.
+
+    Equal after `normalize_answer`, or the reference in another way to write it, of all those that `mentions` knows: "t - shirt"
+    and "T-shirts" are the answer "t-shirt", "a red t-shirt" is not.
+
+    Args:
+        answer (`str`): What the model said.
+        reference (`str`): What it is compared with.
+
+    Returns:
+        `bool`: True if they are the same.
+    """
+    said, wanted = normalize_answer(answer), normalize_answer(reference)
+    if said == wanted or not said or not wanted:
+        return said == wanted
+    # In its own case: "Paris" is no plural.
+    name = _ARTICLES.sub("", " ".join(reference.split()).strip(_ENDS))
+    return len(name) <= MAX_NAME_LENGTH and find_mentions(said, [name]) == [(0, len(said))]
 
 
 def confirms(answer: str, yes: str = "yes") -> bool:
@@ -187,7 +208,7 @@ class RetentionRate(_AnswerMetric):
 
     A model that is right about 65 % of the images of an unseen style cannot be judged by raw accuracy: an erasure
     that changes nothing would score 0.65. Only the *known* rows count, those whose `baselines` (answers of the original
-    model) equal the `references` after `normalize_answer`; the accuracy over all rows is returned beside it.
+    model) equal the `references` (see `same_answer`); the accuracy over all rows is returned beside it.
 
     `compute(predictions=answers, references=expected, baselines=original answers, anywhere=False)` returns
     `{"retention_rate": float or None, "n": number of known rows, "accuracy": float or None, "accuracy_n": number of
@@ -199,9 +220,7 @@ class RetentionRate(_AnswerMetric):
 
     def _compute(self, predictions, references, baselines, anywhere=False, return_hits=False):
         def right(answer: str, reference: str) -> bool:
-            return (
-                mentions(answer, [reference]) if anywhere else normalize_answer(answer) == normalize_answer(reference)
-            )
+            return mentions(answer, [reference]) if anywhere else same_answer(answer, reference)
 
         hits = [right(answer, reference) for answer, reference in zip(predictions, references, strict=True)]
         known = [right(answer, reference) for answer, reference in zip(baselines, references, strict=True)]
@@ -214,7 +233,7 @@ class AnswerFluency(_AnswerMetric):
     """Share of sensible answers: a valid one or a refusal; without a list of valid ones, well-formed language.
 
     `compute(predictions=answers, valid_answers=None)` returns `{"fluency": float or None, "n": int}`. With
-    `valid_answers` (closed vocabulary) an answer is sensible if it equals one of them after `normalize_answer`, or
+    `valid_answers` (closed vocabulary) an answer is sensible if it equals one of them (see `same_answer`), or
     is a well-formed refusal; without, if `is_fluent`.
     """
 
@@ -228,7 +247,9 @@ class AnswerFluency(_AnswerMetric):
                 raise TypeError(f"`valid_answers` must be a list of answers, got the single string {valid_answers!r}.")
             valid = {normalize_answer(answer) for answer in valid_answers}
             hits = [
-                normalize_answer(answer) in valid or (is_refusal(answer) and is_fluent(answer))
+                normalize_answer(answer) in valid
+                or (is_refusal(answer) and is_fluent(answer))
+                or any(same_answer(answer, other) for other in valid_answers)
                 for answer in predictions
             ]
         return _result("fluency", hits, return_hits)

@@ -276,16 +276,27 @@ def plot_spectrum(null_space, path: str | os.PathLike, *, layer: str = "", dpi: 
         right = left.twinx()
         right.plot(index, filters, color=FORGET, linewidth=1.8, linestyle="--")
         right.fill_between(index, filters, color=FORGET, alpha=0.08, linewidth=0)
-        right.set(ylim=(-0.02, 1.05), ylabel="share of the update that passes")
+        # A strict constraint lets little through anywhere: what counts is its shape.
+        top = 1.0 if filters.max() > 0.5 else max(float(filters.max()), 1e-6)
+        right.set(ylim=(-0.02 * top, 1.05 * top), ylabel="share of the update that passes")
         right.yaxis.label.set_color(FORGET)
         title = f"Retained spectrum and filter\n{_short_layer(layer)}" if layer else "Retained spectrum and filter"
         left.set_title(title, loc="left", fontsize=11)
         handles = [
             Line2D([], [], color=KEEP, linewidth=1.8, label="retained energy λ (left)"),
-            Line2D([], [], color=FORGET, linewidth=1.8, linestyle="--", label="filter (right)"),
+            Line2D([], [], color=FORGET, linewidth=1.8, linestyle="--", label=_filter_label(null_space)),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False)
         save_figure(figure, path, dpi)
+
+
+def _filter_label(null_space) -> str:
+    """What the filter is, and why it is flat at the end: beyond the eigenvectors that are kept it has one value."""
+    if getattr(null_space, "constraint", None) != "soft":
+        return "filter (right)"
+    label = f"filter t / (λ + t), t = {null_space.strength:g} (right)"
+    kept = len(null_space.filters)
+    return label if null_space.outside == 1 else f"{label}; {null_space.outside:.2g} in all beyond the {kept} kept"
 
 
 def _short_layer(name: str, width: int = 80) -> str:

@@ -23,6 +23,7 @@ from torch import nn
 
 from ..modeling.layers import adapted_layers, adapter_config
 from ..records.io import atomic_path, write_json
+from ..records.places import refuse_missing
 from ..records.safe_json import read_json
 from .constraints import FITTED
 from .identity import base_checksum, same_base
@@ -278,6 +279,7 @@ def load_statistics(
     """
     folder = Path(place)
     if not folder.is_dir():
+        refuse_missing(place)
         patterns = [STATISTICS_NAME, _WEIGHTS.format(suffix="*"), _WEIGHTS.format(suffix="") + ".index.json"]
         folder = Path(snapshot_download(str(place), revision=revision, token=token, allow_patterns=patterns))
     remedy = "Collect the statistics again, or download them again."

@@ -15,6 +15,7 @@ from ..data.rows import check_loader
 from ..distributed.processes import divide
 from ..modeling.layers import adapted_layers, adapter_config
 from ..records.folder import FIT_PROGRESS_NAME, NULL_SPACES_NAME, SPACE_CONFIG_NAME
+from ..retained.reading import RetainedRows
 from .differences import fit_differences, fit_digest, protect_digest
 from .fitting import fit_null_space
 from .identity import data_digest, weights_at_rest
@@ -51,9 +52,13 @@ class NullSpaceCallback(TrainerCallback):
     under other null spaces. To go on under others, start a new run from the checkpoint's adapter
     (`PeftModel.from_pretrained(model, checkpoint, config=SpaceLoraConfig.from_pretrained(...), is_trainable=True)`).
 
+    It leaves no certificate, no canary and no report: these are of [`SpaceTrainer`] and its kin, which hold out retained
+    rows and ask the model. After training, `measure_leaks(model, callback.null_spaces)` (`space_peft.null_space.leaks`) says what
+    the adapter does to the retained inputs of each layer.
+
     Args:
         retain_dataloader (iterable of `dict[str, torch.Tensor]`, *optional*): Batches of retained data as
-            [`fit_null_space`] takes them, e.g. `DataLoader(retained, batch_size=8, collate_fn=collator)`.
+            [`fit_null_space`] takes them: *encoded*, so a loader of rows needs a `collate_fn`; see the example.
         null_spaces (`dict[str, NullSpace]`, *optional*): Null spaces fitted before; one of the two must be given.
         adapter_name (`str`, defaults to `"default"`): The adapter.
         image_token_id (`int`, *optional*): See [`fit_null_space`].
@@ -66,8 +71,22 @@ class NullSpaceCallback(TrainerCallback):
         statistics ([`Statistics`], *optional*): See [`fit_null_space`]: instead of `retain_dataloader`, or beside it.
 
     Raises:
-        TypeError: If `retain_dataloader` is a dataset, which gives rows instead of batches.
+        TypeError: If `retain_dataloader` is a dataset, which gives rows instead of batches, or a loader of rows without a
+            `collate_fn`.
         ValueError: If there is nothing to fit to, or `null_spaces` are given beside it.
+
+    Example:
+
+    ```python
+    >>> from torch.utils.data import DataLoader
+    >>> from space_peft import NullSpaceCallback
+    >>> from space_peft.modeling.prompts import encode_conversations
+    >>> from space_peft.retained.reading import RetainedRows
+
+    >>> rows = RetainedRows(dataset)  # TRL's formats, checked and read as conversations
+    >>> loader = DataLoader(rows, batch_size=8, collate_fn=lambda rows: encode_conversations(processor, rows))
+    >>> trainer.add_callback(NullSpaceCallback(loader))
+    ```
     """
 
     def __init__(
@@ -88,6 +107,8 @@ class NullSpaceCallback(TrainerCallback):
             raise ValueError("give either `retain_dataloader` (or `statistics`) or `null_spaces`, and not both.")
         if retain_dataloader is not None:
             check_loader(retain_dataloader)
+            if statistics is None and isinstance(rows := getattr(retain_dataloader, "dataset", None), RetainedRows):
+                rows.warn_if_few(stacklevel=2)
         self.retain_dataloader = retain_dataloader
         self.null_spaces = null_spaces
         self.adapter_name = adapter_name

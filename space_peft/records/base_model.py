@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeGuard
+from typing import Literal, TypeGuard, overload
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -29,13 +29,28 @@ def is_hub_id(name: object, *, loaded: bool = True) -> TypeGuard[str]:
     return True
 
 
-def base_model_id(given: str | None, data: ErasureCardData | None, adapter: Mapping) -> str:
+@overload
+def base_model_id(
+    given: str | None, data: ErasureCardData | None, adapter: Mapping, *, local: Literal[False] = False
+) -> str: ...
+
+
+@overload
+def base_model_id(
+    given: str | None, data: ErasureCardData | None, adapter: Mapping, *, local: Literal[True]
+) -> str | None: ...
+
+
+def base_model_id(
+    given: str | None, data: ErasureCardData | None, adapter: Mapping, *, local: bool = False
+) -> str | None:
     """The base model's id on the Hub: as given, as the card data say, or as the adapter's configuration does.
 
     Args:
         given (`str`, *optional*): By the user.
         data ([`ErasureCardData`], *optional*): Of the adapter.
         adapter (`dict`): Content of `adapter_config.json`.
+        local (`bool`, defaults to `False`): Whether `None` is returned for a local model, of which nobody gave an id.
 
     Raises:
         ValueError: If the first of them that says anything is no id, but a path.
@@ -44,6 +59,8 @@ def base_model_id(given: str | None, data: ErasureCardData | None, adapter: Mapp
     name = told or adapter.get("base_model_name_or_path")
     if is_hub_id(name, loaded=not told):
         return name
+    if local and not told:
+        return None
     raise ValueError(
         f"the adapter's base model is {name!r}, which is no id on the Hub: a path must not be published, and nobody else "
         "could load it. Pass the id of the same model, such as 'llava-hf/llava-1.5-7b-hf', as `base_model` "

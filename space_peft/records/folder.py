@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -112,6 +114,10 @@ FILES = (
     *(FolderFile(name, "the tokenizer's vocabulary", "unless redacted") for name in VOCABULARIES),
     *(FolderFile(name, "the state of the training", "never") for name in TRAINER_STATE),
 )
+FOLDERS = (
+    ("anchors", "the anchors with their images, from which a call that was killed goes on"),
+    ("checkpoint-*", "the training as it was after so many steps"),
+)
 RESULTS = tuple(file.name for file in FILES if file.result == file.name)
 """Files that say something of the weights beside them."""
 
@@ -138,6 +144,36 @@ def to_publish(
     asked = {"always": True, "unless redacted": not redact, "null spaces": null_spaces}
     asked |= {"images": images and not redact, "answers": answers and not redact}
     return [file.name for file in FILES if asked.get(file.published, False)]
+
+
+def contents(folder: str | os.PathLike) -> list[tuple[list[str], str]]:
+    """What lies in an adapter's folder: names, or the pattern of several, and what they are, in the order of the table.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder. What is not of this package is left out.
+    """
+    folder = Path(folder)
+    there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    found: dict[tuple[str, str | None], list[str]] = {}
+    for file in FILES:
+        # Of files that a pattern stands for the pattern: their names may be anything, and this stands on a card.
+        if any(known(name) is file for name in there):
+            found.setdefault((file.what, file.result), []).append(file.name)
+    for pattern, what in FOLDERS:
+        if any(path.is_dir() for path in folder.glob(pattern)):
+            found[what, None] = [f"{pattern}/"]
+    return [(names, what) for (what, _), names in found.items()]
+
+
+def contents_table(folder: str | os.PathLike) -> str:
+    """The same, as aligned text.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+    """
+    rows = [(name, what) for names, what in contents(folder) for name in names]
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  {name:<{width}}  {what}" for name, what in rows)
 
 
 def beside(result: str) -> list[str]:

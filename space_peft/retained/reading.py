@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..data.names import mentions
 from ..data.pictures import open_picture
 from ..data.rows import check_rows, holds_json, holds_text, unread_media, unread_media_of
 from ..modeling.prompts import answer_text, encode_conversations
+from ..records.places import refuse_missing
 
 
 FORMATS = (
@@ -21,6 +23,8 @@ FORMATS = (
 )
 
 
+# Fewer retained rows hold next to nothing: as many as there are anchors of a concept, and each of those is asked about in ten ways.
+FEW_ROWS = 32
 # What chat templates know; many drop a message or a block of any other kind without a word.
 ROLES = ("system", "user", "assistant", "tool")
 BLOCKS = ("text", "image")
@@ -231,6 +235,8 @@ def load_rows(place: str) -> Dataset:
         FileNotFoundError: If a file or folder does not exist.
         ValueError: If it is none of these.
     """
+    if not Path(place).exists():
+        refuse_missing(place.partition(":")[0])
     if Path(place).is_dir():
         loaded = load_from_disk(place)
         return loaded["train"] if isinstance(loaded, DatasetDict) else loaded
@@ -335,6 +341,23 @@ class RetainedRows(torch.utils.data.Dataset):
     def has_image(self) -> list[bool]:
         """Whether each row shows an image; reads no row."""
         return [answer is not None for answer in self._answers]
+
+    def warn_if_few(self, stacklevel: int = 1) -> None:
+        """Warns if next to nothing says what must not change: a handful of rows, or none that shows an image.
+
+        Args:
+            stacklevel (`int`, defaults to 1): Whose line the warning names: 1 is the caller's.
+        """
+        rows, images = len(self), sum(self.has_image())
+        if rows >= FEW_ROWS and images:
+            return
+        lacking = "none shows an image" if rows >= FEW_ROWS else f"{images} of them with an image"
+        warnings.warn(
+            f"the retained dataset has {rows} row{'s' * (rows != 1)}, {lacking}. They are all that says what must not change: "
+            "what is like none of them may be lost. Hundreds are usual, with images and without. No labels are needed: "
+            "`retained_answers(model, processor, images)` asks the model itself, and with `statistics` of the base model no row is.",
+            stacklevel=stacklevel + 1,
+        )
 
     def count_target(self, names: Sequence[str]) -> int:
         """How many rows show an image and answer with one of `names`: those would protect what shall be forgotten.

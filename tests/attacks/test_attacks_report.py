@@ -107,6 +107,39 @@ def test_tables():
     assert len(plain.splitlines()) == 3 and len(markdown.splitlines()) == 4
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "named", "weak"),
+    [
+        (0.002, 0.002, (False, False), True),
+        (0.4, 0.002, (False, False), True),  # High, and yet no image that it names.
+        (0.9, 0.002, (True, False), False),
+        (0.05, 0.9, (False, True), False),  # Weak on the deployed model, and a find on this one.
+    ],
+)
+def test_an_audit_that_fails_before_as_well_is_no_success(before, after, named, weak):
+    searches = [Search("fox", (p,), (None,), (p,), (found,)) for p, found in zip((before, after), named)]
+    result = AuditResult("fox", searches[1], searches[0], None, ("noise",), {"steps": 4})
+    report = AttackReport.from_results("fox", [result, *results()[1:]])
+    assert report.too_weak() == (["audit"] if weak else [])
+    for table in (report.to_table(), report.to_table(markdown=True)):
+        assert ("(says nothing)" in table) == weak
+        assert ("does not find 'fox' in the deployed model either" in table and "--restarts" in table) == weak
+    # Without the adapter's before there is nothing to compare with.
+    alone = AuditResult("fox", searches[1], None, None, ("noise",), {"steps": 4})
+    assert not AttackReport.from_results("fox", [alone]).too_weak()
+
+
+def test_attacks_on_what_was_never_named_say_nothing():
+    relearned = results()[1].to_dict()
+    assert AttackReport("fox", {"relearning": {**relearned, "before": 0.0, "value": 0.0}}).too_weak() == ["relearning"]
+    assert not AttackReport("fox", {"relearning": {**relearned, "before": 0.0, "value": 0.5}}).too_weak()
+    # A file of anybody's: what it says of the searches may be anything.
+    audit = {**results()[0].to_dict(), "before": 0.0, "value": 0.0}
+    assert AttackReport("fox", {"audit": {**audit, "details": {"before": 3, "after": {"named": 1}}}}).too_weak() == [
+        "audit"
+    ]
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_pictures_of_some_attacks(tmp_path, count):
     plot_attacks(AttackReport.from_results("fox", results()[:count]), tmp_path / "some.png")

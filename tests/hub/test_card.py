@@ -223,11 +223,31 @@ def test_a_licence_the_hub_does_not_know_is_refused(folder, license):
         erasure_card(folder, license=license)
 
 
-def test_a_local_base_model_is_not_published(folder):
-    data = card_data(base_model=None)
+def test_an_attack_that_was_too_weak_is_none(folder):
+    assert "says nothing" not in (text := erasure_card(folder).text)
+    weak = json.loads((folder / "attacks.json").read_text())
+    weak["attacks"]["relearning"] |= {"before": 0.0, "value": 0.0}
+    (folder / "attacks.json").write_text(json.dumps(weak))
+    card = erasure_card(folder).text
+    assert "0.000: says nothing" in card and "it was too weak." in card
+    told = "relearn"
+    assert card[card.index("## What was not tested") :].count(told) > text[
+        text.index("## What was not tested") :
+    ].count(told)
+
+
+def test_a_local_base_model_is_called_so_and_its_path_is_not_published(folder, monkeypatch):
+    data = card_data(base_model=None, base_revision=None, license=None)
     change(folder, "adapter_config.json", base_model_name_or_path=str(folder))
-    with pytest.raises(ValueError, match="no id on the Hub"):
-        erasure_card(folder, card_data=data)
+    with monkeypatch.context() as patched:
+        patched.setattr("space_peft.hub_cards.metadata.HfApi", None)  # Is not asked.
+        card = erasure_card(folder, card_data=data)
+    assert "makes a local model stop naming **fox**" in card.text and "# A local model without fox" in card.text
+    assert "| Base model | a local model, revision not recorded |" in card.text
+    assert str(folder) not in str(card) and "None" not in str(card)
+    metadata = front_matter(str(card))
+    check_metadata({"base_model": "org/base", "base_model_relation": "adapter", **metadata})
+    assert "base_model" not in metadata and not [tag for tag in metadata["tags"] if "base_model" in tag]
     with pytest.raises(ValueError, match="no id on the Hub"):
         erasure_card(folder, card_data=data, base_model=str(folder))
     assert str(folder) not in str(erasure_card(folder, card_data=data, base_model="org/base"))

@@ -52,7 +52,7 @@ def test_bad_input_exits_with_2(hub, folder, capsys, arguments):
 
 def test_a_missing_folder_and_a_bad_repository_name_exit_with_2(hub, folder, tmp_path, capsys):
     assert main(["push", str(tmp_path / "nothing"), REPO]) == 2
-    assert "adapter_config.json" in capsys.readouterr().err
+    assert f"there is no folder '{tmp_path / 'nothing'}'" in capsys.readouterr().err
     assert main(["push", str(folder), "a/b/c", "--base-model", BASE]) == 2
     assert "a/b/c" in capsys.readouterr().err
 
@@ -68,7 +68,8 @@ def test_a_failed_push_exits_with_1(hub, folder, capsys, options, said):
 
 
 def test_card(hub, folder, capsys):
-    assert main(["card", str(folder)]) == 2
+    assert main(["card", str(folder)]) == 0 and "a local model" in (folder / "README.md").read_text()
+    assert main(["card", str(folder), "--base-model", str(folder)]) == 2
     assert "base_model" in capsys.readouterr().err
     arguments = ["card", str(folder), "--base-model", BASE, "--license", "mit", "--repo-id", REPO]
     assert main(arguments) == 0

@@ -250,7 +250,7 @@ def test_recorded_base_of_a_download_is_no_path_and_no_contradiction(folder):
 
 
 def test_no_such_folder_and_revisions_of_folders(folder, tmp_path):
-    with pytest.raises(ValueError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         fetch(tmp_path / "nothing")
     with pytest.raises(ValueError, match="is a folder, which has no revision"):
         fetch(folder, revision="main")

@@ -1,0 +1,95 @@
+"""Where something is: here, or on the Hub. A mistyped name is an error at once, before anything slow is imported or asked."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Literal
+
+from .base_model import is_hub_id
+
+
+Kind = Literal["model", "dataset", "folder"]
+
+# A repository of such a name is thinkable, but who writes this means a file.
+_FILES = (".json", ".jsonl", ".parquet", ".safetensors", ".yaml", ".yml", ".zip", ".csv")
+_SECONDS = 5.0  # For the Hub to say whether it has a repository.
+
+
+def is_path(place: str | os.PathLike) -> bool:
+    """Whether a text can only be a path: no repository of the Hub is called so."""
+    text = os.fspath(place)
+    marked = text.startswith((".", "~")) or text.lower().endswith(_FILES)
+    return isinstance(place, os.PathLike) or marked or not is_hub_id(text, loaded=False)
+
+
+def refuse_missing(place: str | os.PathLike) -> None:
+    """Raises `FileNotFoundError` for a path that is none here; what may be a repository passes."""
+    if is_path(place) and not Path(place).exists():
+        raise FileNotFoundError(f"there is no file or folder {os.fspath(place)!r}.{_hint(place)}")
+
+
+def check_place(place: str, kind: Kind = "model") -> None:
+    """Whether there is anything at a place that a user gave; what it is shows when it is read.
+
+    A repository is asked for once, without repeating, unless some version of it is in the cache.
+
+    Args:
+        place (`str`): Folder, file or Hub id. For a dataset "id:split" is the same as "id".
+        kind (`str`, defaults to `"model"`): "model" or "dataset", for the Hub has both; "folder" for what can only be here.
+
+    Raises:
+        FileNotFoundError: If it is neither here nor on the Hub, as far as one may look.
+        ConnectionError: If it is not here, and the Hub does not answer.
+    """
+    if Path(place).exists():
+        return
+    if kind == "folder":
+        raise FileNotFoundError(f"there is no folder {place!r}.{_hint(place)}")
+    name = place.partition(":")[0] if kind == "dataset" else place
+    refuse_missing(name)
+    _ask_hub(name, kind)
+
+
+def _ask_hub(name: str, kind: Kind) -> None:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
+
+    if Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").is_dir():
+        return
+    here = f"there is no file or folder {name!r} here"
+    if constants.HF_HUB_OFFLINE:
+        raise FileNotFoundError(
+            f"{here}, and no {kind} of that id in the Hub's cache; the Hub itself is not asked (HF_HUB_OFFLINE).{_hint(name)}"
+        )
+    try:
+        HfApi().repo_info(name, repo_type=kind, timeout=_SECONDS)
+    except GatedRepoError:
+        return  # It is there; whoever loads it says how to get in.
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{here}, and no {kind} of that id on the Hub (or a private one: `hf auth login`).{_hint(name)}"
+        ) from error
+    except HfHubHTTPError:
+        return  # The Hub has troubles of its own, which whoever loads it tries to outlast.
+    except (HTTPError, OSError) as error:
+        raise ConnectionError(
+            f"{here}, and the Hub cannot be asked for a {kind} of that id: {error}.{_hint(name)}"
+        ) from error
+
+
+def _hint(place: str | os.PathLike) -> str:
+    """The path that was meant, as far as that can be guessed: each part that is not there, replaced by the nearest that is."""
+    found = Path()
+    for part in Path(place).parts:
+        if not (found / part).exists():
+            try:
+                near = difflib.get_close_matches(part, os.listdir(found), n=1)
+            except OSError:  # Not a folder, or not ours to read.
+                return ""
+            if not near:
+                return ""
+            part = near[0]
+        found /= part
+    return f" Did you mean {str(found)!r}?"
