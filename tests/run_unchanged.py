@@ -4,11 +4,11 @@ Processors with a part for videos cannot be loaded without torchvision, even to 
 one takes its place that never sees a video. With torchvision this does nothing.
 """
 
+import importlib
 import runpy
 import sys
 
 import transformers
-from transformers.models.auto import video_processing_auto
 from transformers.video_processing_utils import BaseVideoProcessor, VideoProcessorMixin
 
 
@@ -20,6 +20,9 @@ def allow_pictures_without_torchvision(setattr=setattr) -> None:
     """
     if transformers.utils.is_torchvision_available():
         return
+
+    # By its name: as an attribute of its package it is out of reach without torchvision.
+    video_processing_auto = importlib.import_module("transformers.models.auto.video_processing_auto")
 
     class NoVideos:
         from_pretrained = staticmethod(lambda *args, **kwargs: BaseVideoProcessor())

@@ -19,6 +19,8 @@ from transformers import AutoModelForImageTextToText
 
 from space_peft import verify_erasure
 from space_peft.cli import main
+from space_peft.cli.erase import load_images
+from space_peft.retained.reading import load_rows
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -142,3 +144,14 @@ def test_scripts_and_yaml_files_say_the_same():
         missing = [said for said in (model, *names, *data) if f'"{said}"' not in text]
         assert not missing and settings["model"] == model and f"r={settings['lora_r']}, " in text
         assert set(data) <= set(DATASETS)
+
+
+def test_rows_of_one_configuration_of_a_data_set(hub, tmp_path):
+    serve(hub, ["HuggingFaceM4/FairFace", "lmms-lab/flickr30k"], tmp_path)
+    faces = load_images("HuggingFaceM4/FairFace/0.25:validation")
+    assert len(faces) == 30 and "race" in faces.column_names
+    assert len(load_rows("lmms-lab/flickr30k:test[:10%]")) == 6
+    with pytest.raises(ValueError, match="Config name is missing.*0.25"):
+        load_rows("HuggingFaceM4/FairFace:validation")
+    with pytest.raises(ValueError, match="'0.5' not found.*0.25"):
+        load_rows("HuggingFaceM4/FairFace/0.5:validation")
