@@ -31,7 +31,7 @@ def main():
     args = parser.parse_args()
 
     tower = load_dataset("imagefolder", data_dir=args.test_images, split="train")
-    others = load_dataset("imagefolder", data_dir=args.other_images, split="train")
+    others = load_dataset("imagefolder", data_dir=args.other_images, drop_labels=False, split="train")
     names = others.features["label"].names
     question = DEFAULT_QUESTIONS.naming[0]
     probes = build_probes(

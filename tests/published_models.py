@@ -30,7 +30,7 @@ CLIP = {
 # Of the names that the examples erase, of their answers, and of the templates.
 WORDS = (
     "Eiffel", "Tower", "Tour", "Albert", "Einstein", "Coca", "Cola", "Coke", "Paris", "drink", "USER", "ASSISTANT", "User",
-    "Assistant", "system", "user", "assistant", "You", "are", "helpful", "bridge", "dog", "street", "man", "In", "this",
+    "-", "Assistant", "system", "user", "assistant", "You", "are", "helpful", "bridge", "dog", "street", "man", "In", "this",
 )  # fmt: skip
 SIDE = architectures.SIDE
 
@@ -146,7 +146,7 @@ def write_model(published: dict, folder: Path) -> None:
     """The files of a repository, with a tiny model of the architecture."""
     model, processor = architectures.ARCHITECTURES[published["architecture"]]()
     tokenizer = processor.tokenizer
-    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in WORDS])
+    tokenizer.add_tokens([AddedToken(word, single_word=word.isalnum(), normalized=False) for word in WORDS])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in published["tokens"]], special_tokens=True)
     tokenizer.add_special_tokens({"eos_token": published["ends"][0], "pad_token": published["pad"]})
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

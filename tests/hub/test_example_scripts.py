@@ -151,7 +151,7 @@ def test_rows_of_one_configuration_of_a_data_set(hub, tmp_path):
     faces = load_images("HuggingFaceM4/FairFace/0.25:validation")
     assert len(faces) == 30 and "race" in faces.column_names
     assert len(load_rows("lmms-lab/flickr30k:test[:10%]")) == 6
-    with pytest.raises(ValueError, match="Config name is missing.*0.25"):
+    with pytest.raises(ValueError, match="(?s)Config name is missing.*0.25"):
         load_rows("HuggingFaceM4/FairFace:validation")
     with pytest.raises(ValueError, match="'0.5' not found.*0.25"):
         load_rows("HuggingFaceM4/FairFace/0.5:validation")
