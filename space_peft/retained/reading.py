@@ -229,7 +229,8 @@ def load_rows(place: str) -> Dataset:
 
     Args:
         place (`str`): A folder that `Dataset.save_to_disk` wrote, a JSON, JSON lines or Parquet file, or a dataset on the
-            Hub; the split "train" unless another is named as in "org/name:validation".
+            Hub; the split "train" unless another is named as in "org/name:validation". Of a dataset with several
+            configurations, "org/name/configuration".
 
     Raises:
         FileNotFoundError: If a file or folder does not exist.
@@ -244,7 +245,8 @@ def load_rows(place: str) -> Dataset:
     if kind is not None:
         return load_dataset(kind, data_files=place, split="train")
     name, _, split = place.partition(":")
-    return load_dataset(name, split=split or "train")
+    repository, _, configuration = name.rpartition("/") if name.count("/") == 2 else (name, "", None)
+    return load_dataset(repository, configuration, split=split or "train")
 
 
 def split_retained(rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
