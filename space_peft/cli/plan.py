@@ -20,7 +20,6 @@ from ..modeling.prompts import answer_logits, conversation, encode_conversations
 from ..null_space.observing import visual_tokens
 from ..null_space.planning import ErasurePlan, plan_erasure
 from ..null_space.workload import Workload, picture_tokens
-from ..records.io import write_json
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -256,15 +255,3 @@ def _seconds(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def plan_command(args: argparse.Namespace) -> tuple[str, list[str]]:
-    """`space-peft plan`: returns the table, and what would be refused.
-
-    Args:
-        args (`argparse.Namespace`): As `space_peft.cli` parses it.
-    """
-    plan, refused = run_plan(args)
-    if args.json:
-        write_json(args.json, {"refused": refused} if plan is None else plan.to_dict())
-    return "" if plan is None else plan_table(plan), refused
