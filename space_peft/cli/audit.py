@@ -30,10 +30,6 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
         FileNotFoundError: If there is no adapter, or no folder of images.
         ValueError: If an image does not decode, or `args.output` holds attacks on another concept.
     """
-    from transformers import AutoProcessor
-
-    from ..hub_cards import load_erased  # Stands above this package; a command may use it.
-
     output = Path(args.output)
     earlier = AttackReport.load(output) if (output / ATTACKS_NAME).exists() else None
     if earlier is not None and earlier.concept != args.concept:
@@ -41,10 +37,7 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
             f"{output} holds attacks on the erasure of {earlier.concept!r}, not {args.concept!r}; choose another folder."
         )
     images = [] if args.images is None else load_images(args.images)
-    # Processors have no fast arithmetic in half precision, and a search takes hundreds of passes.
-    where = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": torch.float32}
-    model = load_erased(args.adapter, base_model=args.base_model, check_canary=False, **where)
-    processor = AutoProcessor.from_pretrained(args.base_model or model.peft_config["default"].base_model_name_or_path)
+    model, processor = load_attacked(args.adapter, args.base_model)
     result = audit_concept(
         model,
         processor,
@@ -59,6 +52,23 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
     report = AttackReport.from_results(args.concept, [result])
     (report if earlier is None else earlier.updated(report)).save(output)
     return report
+
+
+def load_attacked(adapter: str, base_model: str | None) -> tuple:
+    """An erased model with its adapter, and the processor.
+
+    Args:
+        adapter (`str`): Folder or Hub id.
+        base_model (`str`, *optional*): The original, by default the one recorded.
+    """
+    from transformers import AutoProcessor
+
+    from ..hub_cards import load_erased  # Stands above this package; a command may use it.
+
+    # Processors have no fast arithmetic in half precision, and a search takes hundreds of passes.
+    where = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": torch.float32}
+    model = load_erased(adapter, base_model=base_model, check_canary=False, **where)
+    return model, AutoProcessor.from_pretrained(base_model or model.peft_config["default"].base_model_name_or_path)
 
 
 def load_images(folder: str | Path) -> list[Image.Image]:

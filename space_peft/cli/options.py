@@ -119,10 +119,12 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], command: s
         return rest
     values = read_yaml(known.config)
     options = {name.lstrip("-").replace("-", "_"): a for a in parser._actions for name in a.option_strings or [a.dest]}
+    options = {name: action for name, action in options.items() if action.dest not in ("help", "config")}
     check_keys(values, options, known.config, command)
     # Flags may be abbreviated.
     given = tuple(token.partition("=")[0] for token in rest if token.startswith("--") and len(token) > 2)
-    set_already = {action.dest for action in parser._actions for flag in given if any(name.startswith(flag) for name in action.option_strings)}
+    spelled = [(name, action) for action in parser._actions for name in action.option_strings]
+    set_already = {action.dest for name, action in spelled if any(name.startswith(flag) for flag in given)}
     from_file: list[str] = []
     for key, value in values.items():
         action = options[key]
@@ -138,13 +140,13 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], command: s
                 raise ValueError(f"{known.config} sets {key!r} to {value!r}; expected true or false.")
             from_file += [flag] if value else []
             continue
-        if isinstance(value, (dict, bool)) or isinstance(value, list) and action.nargs is None:
-            raise ValueError(f"{known.config} sets {key!r} to a {type(value).__name__}, {value!r:.80}; expected one value.")
+        several = action.nargs is not None or isinstance(action, argparse._AppendAction)
+        if isinstance(value, (dict, bool)) or isinstance(value, list) and not several:
+            expected = "a list" if several else "one value"
+            raise ValueError(f"{known.config} sets {key!r} to the {type(value).__name__} {value}; expected {expected}.")
         parts = [str(part) for part in (value if isinstance(value, list) else [value])]
-        if action.nargs is None:
-            from_file.append(f"{flag}={parts[0]}")  # Such a value may begin with a dash.
-        else:
-            from_file += [flag, *parts]
+        # In one word: a value may begin with a dash.
+        from_file += [f"{flag}={part}" for part in parts] if action.nargs is None else [flag, *parts]
     # A list takes whatever follows it, up to the next flag: what has no flag goes first.
     positional = any(not action.option_strings for action in parser._actions)
     return [*rest, *from_file] if positional else [*from_file, *rest]
