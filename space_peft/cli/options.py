@@ -47,6 +47,11 @@ def short_usage(parser: argparse.ArgumentParser) -> None:
         parser (`argparse.ArgumentParser`): Of a command.
     """
     parts, options = [], False
+    for group in parser._mutually_exclusive_groups:
+        if group.required:
+            parts.append(
+                "(" + " | ".join(f"{_long(a)} {a.metavar or a.dest.upper()}" for a in group._group_actions) + ")"
+            )
     for action in parser._actions:
         if not action.option_strings:
             parts.append(action.metavar or action.dest.upper())
