@@ -37,7 +37,7 @@ _SHOWN: dict[str, dict[str, str | None]] = {
     },
     "erase": {
         **dict.fromkeys(part.name for part in fields(EraseArguments)),
-        **dict.fromkeys(("lora_r", "lora_alpha", "lora_target_modules", "constraint", "strength", "max_rank")),
+        **dict.fromkeys(("lora_r", "lora_target_modules", "constraint", "strength")),
         "output_dir": "Folder to write to.",
         "target": "Adapted side of the model.",
         "max_steps": "Steps of training.",
