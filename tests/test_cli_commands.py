@@ -226,7 +226,7 @@ def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
     ("more", "said"),
     [
         (["--attacks", "hypnosis"], "no attacks ['hypnosis']"),
-        (["--aliases", "fox"], "fox"),
+        (["--aliases", " "], "aliases"),
         (["--images", "nowhere.parquet"], "nowhere.parquet"),
         (["--concept", "wolf"], "none of the 6 pictures is named 'wolf'"),
         (["--adapter", "/nowhere/at-all"], "there is no folder '/nowhere/at-all'"),
@@ -262,16 +262,16 @@ def test_attacks_go_on_where_a_killed_call_was(adapter, named, tmp_path, monkeyp
 
         return run
 
-    quick = ["--attacks", "confirmation", "perturbation", "--repeats", "1"]
-    for name in ("confirmation", "perturbation"):
+    quick = ["--attacks", "linear_probe", "perturbation", "--repeats", "1"]
+    for name in ("linear_probe", "perturbation"):
         monkeypatch.setitem(RUNS, name, argparse.Namespace(attack=watched(name), lacks=RUNS[name].lacks))
     with pytest.raises(KeyboardInterrupt):
         judged("attack", adapter, named, tmp_path, *quick)
-    assert list(json.loads((tmp_path / "attacks.json").read_text())["attacks"]) == ["confirmation"]
+    assert list(json.loads((tmp_path / "attacks.json").read_text())["attacks"]) == ["linear_probe"]
     assert judged("attack", adapter, named, tmp_path, *quick) == 0
-    assert made == ["confirmation", "perturbation", "perturbation"]
+    assert made == ["linear_probe", "perturbation", "perturbation"]
     out, err = capsys.readouterr()
-    assert "[1/2] confirmation: done before" in err and "perturb" in out
+    assert "[1/2] linear_probe: done before" in err and "perturb" in out
     assert (tmp_path / "pictures" / "attacks.png").is_file()
     # Another seed is another job, of which nothing is done.
     assert judged("attack", adapter, named, tmp_path, *quick, "--seed", "1", "--attacks", "perturbation") == 0

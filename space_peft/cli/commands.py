@@ -172,9 +172,13 @@ def build_parser() -> argparse.ArgumentParser:
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser, and those of its commands by name."""
     parser = argparse.ArgumentParser(
-        prog="space-peft", description="Make a multimodal LLM forget a concept without a picture of it."
+        prog="space-peft",
+        description="Make a multimodal LLM forget a concept without a picture of it.",
+        usage="%(prog)s COMMAND [options]",
+        epilog="space-peft COMMAND --help shows a command's options.",
+        formatter_class=Help,
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo", help="erase a concept from the embedded model and show what was forgotten and what was kept"
     )

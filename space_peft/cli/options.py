@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def short_usage(parser: argparse.ArgumentParser) -> None:
             parts.append(f"{_long(action)} {action.metavar or action.dest.upper()}")
         else:
             options = True
-    parser.usage = " ".join(["%(prog)s", *parts, *(["[options]"] if options else [])])
+    text = " ".join([parser.prog, *parts, *(["[options]"] if options else [])])
+    parser.usage = textwrap.fill(text, _WIDTH - len("usage: "), subsequent_indent=" " * 9).replace("%", "%%")
 
 
 def read_yaml(path: str) -> dict[str, Any]:
