@@ -17,8 +17,9 @@ from .config import SpaceLoraConfig
 from .data.names import check_concept
 from .erasing import erase, load_model
 from .modeling.fingerprint import fingerprint_base
-from .records.folder import LEDGER_NAME, REPORT_NAME
+from .records.folder import ADAPTER_NAME, LEDGER_NAME, REPORT_NAME
 from .records.io import write_json
+from .records.measured import remove_results, saved_digest
 from .records.safe_json import read_json
 from .trainers import ErasureLedger, SpaceConfig
 
@@ -112,7 +113,7 @@ def erase_several(
 
     Raises:
         ValueError: If a name is none or stands there twice, or the folder holds requests for other names or of another
-            model.
+            model, or an adapter of another run.
     """
     concepts = [check_concept(concept) for concept in concepts]
     if not concepts or len(set(concepts)) < len(concepts):
@@ -122,6 +123,9 @@ def erase_several(
     place = folder / REQUESTS_FOLDER
     if not resume and (place / LEDGER_NAME).is_file():
         shutil.rmtree(place)
+    if (folder / ADAPTER_NAME).is_file() and not (folder / LEDGER_NAME).is_file():
+        # Its certificate and constraint would stand beside, and be taken for those of, the one adapter.
+        raise ValueError(f"{str(folder)!r} holds an adapter of another run; choose another `output_dir`.")
     ledger = ErasureLedger(place)
     served = [(own["concept"], list(own["aliases"])) for own in ledger.requests]
     wanted = [(concept, list((aliases or {}).get(concept, ()))) for concept in concepts]
@@ -163,5 +167,6 @@ def erase_several(
         model = ledger.add(erasure.trainer)
     stacked = ledger.stack(original)
     stacked.save_pretrained(folder)
+    remove_results(folder, saved_digest(folder), None)  # What an evaluation found before another name was erased.
     write_json(folder / LEDGER_NAME, read_json(place / LEDGER_NAME, kind="ledger"))
     return Erasures(stacked, ledger, folder)

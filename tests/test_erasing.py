@@ -172,6 +172,12 @@ def test_requests_of_something_else_are_not_gone_on_with(data, tmp_path, concept
         several(tmp_path, data, concepts, **options)
 
 
+def test_an_adapter_of_another_run_is_not_written_over(data, tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="an adapter of another run"):
+        several(tmp_path, data, ["fox"])
+
+
 # The command
 
 
