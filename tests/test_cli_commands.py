@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from space_peft.cli.options import with_config
 from space_peft.data.questions import DEFAULT_QUESTIONS, questions_of
 from space_peft.demo import demo_model_path, load_demo_model
 from space_peft.evaluation.named_images import NamedImages, named_probes, split_by_name
+from space_peft.records.measured import other_weights
 
 
 COMMANDS = _parsers()[1]
@@ -205,17 +207,21 @@ def judged(command, adapter, named, output, *more):
 
 
 def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
+    other = tmp_path / "other"
+    # Beside its adapter, a report is noted as that one's.
+    adapter = folder = shutil.copytree(adapter, tmp_path / "own")
     question = ["--question", "What is this? Answer with the name only."]
-    assert judged("evaluate", adapter, named, tmp_path, *question, "--siblings", "owl", "--json", "-") == 0
+    assert judged("evaluate", adapter, named, folder, *question, "--siblings", "owl", "--json", "-") == 0
     printed = json.loads(capsys.readouterr().out)
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     assert printed == report and report["concept"] == "fox"
     assert (report["before"]["forget"]["n"], report["after"]["siblings"]["accuracy"]["n"]) == (3, 1)
     assert report["before"]["forget"]["value"] > 0.5, "the embedded model knows its foxes"
     assert report["settings"]["images"] == {"of": str(named), "target": 3, "others": 3}
-    assert len((tmp_path / "answers_after.jsonl").read_text().splitlines()) > 6
+    assert len((folder / "answers_after.jsonl").read_text().splitlines()) > 6
+    assert list(json.loads((folder / "space_measured.json").read_text())) == ["report.json"]
+    assert not other_weights(folder)
     # In a folder with another adapter it would be taken for that one's.
-    other = tmp_path / "other"
     model = get_peft_model(load_demo_model()[0], LoraConfig(r=1, target_modules=["q_proj"], init_lora_weights=False))
     model.save_pretrained(other)
     assert judged("evaluate", adapter, named, other, *question) == 2
