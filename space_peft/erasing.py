@@ -98,6 +98,16 @@ class Erasure:
         base = self.trainer.model.peft_config["default"].base_model_name_or_path
         return merge_adapter(self.save(), output, base_model=base)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What was done, as JSON values: names, folder, the report and the certificate if there are any."""
+        parts = {"report": self.report, "certificate": self.certificate}
+        return {
+            "concept": self.trainer.concept,
+            "aliases": list(self.trainer.aliases),
+            "folder": str(self.trainer.args.output_dir),
+            **{key: None if part is None else part.to_dict() for key, part in parts.items()},
+        }
+
     def summary(self) -> str:
         """What was done, and what to do next."""
         folder, report = self.trainer.args.output_dir, self.report
@@ -206,7 +216,7 @@ def erase(
         model = load_model(model, **args.init_kwargs)
     questions = questions or DEFAULT_QUESTIONS
     if anchors is None:
-        anchors = _anchors(
+        anchors = make_anchors(
             concept, pool, model, processor, aliases, questions, k, refine_steps, args, resume=resume, progress=progress
         )
     trainer = SpaceTrainer(
@@ -229,10 +239,28 @@ def erase(
     return Erasure(trainer, anchors)
 
 
-def _anchors(
-    concept, pool, model, processor, aliases, questions, k, refine_steps, args, *, resume: bool, progress: bool
+def make_anchors(
+    concept: str,
+    pool: Dataset,
+    model,
+    processor,
+    aliases: Sequence[str],
+    questions: QuestionSet,
+    k: int,
+    refine_steps: int,
+    args: SpaceConfig,
+    *,
+    resume: bool,
+    progress: bool,
 ) -> Dataset:
-    """Anchors, kept in the output folder with what they were made for."""
+    """Anchors as [`erase`] makes them, kept in its output folder with what they were made for.
+
+    Args:
+        concept, pool, model, processor, aliases, questions, k, refine_steps, args, resume, progress: See [`erase`].
+
+    Returns:
+        `datasets.Dataset`: Those of an earlier call of the same job, if there are some and `resume` is set.
+    """
     folder = Path(args.output_dir, ANCHORS_FOLDER)
     # Everything that they depend on.
     job = {
@@ -264,7 +292,8 @@ class EraseArguments:
     Args:
         model (`str`): Id or folder of the model.
         concept (`str`): The name to forget.
-        aliases (`list[str]`, *optional*): Other names.
+        more_concepts (`list[str]`, *optional*): Names to forget after it, one after another; see [`erase_several`].
+        aliases (`list[str]`, *optional*): Other names of `concept`.
         pool (`str`, *optional*): Public images: a dataset on the Hub, a folder of pictures, a Parquet file, a saved dataset.
         retain (`str`, *optional*): Retained rows in TRL's formats: the same, or a JSON file.
         statistics (`str`, *optional*): Statistics of the model: a folder or a repository.
@@ -277,7 +306,10 @@ class EraseArguments:
 
     model: str = field(metadata={"help": "Id or folder of the model."})
     concept: str = field(metadata={"help": "The name to forget."})
-    aliases: list[str] = field(default_factory=list, metadata={"help": "Other names to forget.", "nargs": "*"})
+    more_concepts: list[str] = field(
+        default_factory=list, metadata={"help": "Names to forget after it, one by one.", "nargs": "*"}
+    )
+    aliases: list[str] = field(default_factory=list, metadata={"help": "Other names of it.", "nargs": "*"})
     pool: str | None = field(default=None, metadata={"help": "Public images: Hub id, folder, Parquet file."})
     retain: str | None = field(default=None, metadata={"help": "Retained rows: Hub id, folder, Parquet or JSON file."})
     statistics: str | None = field(default=None, metadata={"help": "Statistics of the model: folder or Hub id."})

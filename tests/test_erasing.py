@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
+from peft import PeftModel
 
-from space_peft import AdapterArguments, SpaceConfig, SpaceLoraConfig, erase, get_space_config
+from space_peft import AdapterArguments, ErasureLedger, SpaceConfig, SpaceLoraConfig, erase, get_space_config
 from space_peft.anchors import anchor_info
 from space_peft.cli import main
 from space_peft.cli.erase import load_images, parse_run
@@ -15,6 +16,7 @@ from space_peft.demo import DEMO_QUESTIONS, demo_model_path, load_demo_model
 from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
 from space_peft.erasing import Erasure, load_model
 from space_peft.modeling.layers import adapted_layers, lora_weights
+from space_peft.several import erase_several
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,64 @@ def test_a_model_is_loaded_in_float32_on_a_cpu_unless_asked_otherwise():
         pytest.skip("on a GPU it is loaded as saved")
     assert load_model(demo_model_path()).dtype == torch.float32
     assert load_model(demo_model_path(), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+# Several names
+
+
+def several(folder, data, concepts, **options):
+    given = {
+        "pool": data[0], "retain_dataset": data[1][:40], "questions": DEMO_QUESTIONS, "k": 2, "refine_steps": 1,
+        "args": quick(folder, max_steps=1), "progress": False, "peft_config": SpaceLoraConfig(r=2),
+    }  # fmt: skip
+    model, processor = load_demo_model()
+    return erase_several(model, concepts, processor=processor, **{**given, **options})
+
+
+@pytest.mark.slow
+def test_several_names_are_erased_one_after_another_into_one_adapter(data, tmp_path):
+    first = several(tmp_path, data, ["fox"])
+    both = several(tmp_path, data, ["fox", "lemon"])  # goes on after the first
+    assert [own["concept"] for own in both.ledger.requests] == ["fox", "lemon"]
+    assert both.reports() == {} and "2. 'lemon': 1 steps" in both.summary() and both.to_dict()["requests"]
+    again = PeftModel.from_pretrained(load_demo_model()[0], tmp_path)
+    folded = ErasureLedger(tmp_path / "requests").fold(load_demo_model()[0])
+    merged, wanted = again.merge_and_unload().state_dict(), folded.state_dict()
+    changed = [
+        name for name, weight in load_demo_model()[0].state_dict().items() if not torch.equal(weight, wanted[name])
+    ]
+    assert changed and changed == [
+        n for n, w in load_demo_model()[0].state_dict().items() if not torch.equal(w, merged[n])
+    ]
+    for name in changed:
+        torch.testing.assert_close(merged[name], wanted[name], rtol=1e-4, atol=1e-6)
+    assert len(first.ledger) == 1 and (tmp_path / "space_ledger.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("concepts", "options", "said"),
+    [
+        (["lemon"], {}, "holds the requests \\['fox'\\].*not the first of \\['lemon'\\]"),
+        (["fox"], {"aliases": {"fox": ["vixen"]}}, "holds the requests"),
+        (["fox", "lemon"], {}, "served by another model"),
+        (["fox", "fox"], {}, "one or more different names"),
+        ([], {}, "one or more different names"),
+    ],
+)
+def test_requests_of_something_else_are_not_gone_on_with(data, tmp_path, concepts, options, said):
+    (tmp_path / "requests").mkdir()
+    request = {"concept": "fox", "aliases": [], "method": "SPACE", "steps": 1, "date": "2026-01-01"}
+    ledger = {"format": "space_peft.ledger.v1", "requests": [request]}
+    (tmp_path / "requests" / "space_ledger.json").write_text(json.dumps(ledger))
+    (tmp_path / "requests" / "space_base.json").write_text(json.dumps({"dtype": "float32", "exact": {}, "rounded": {}}))
+    with pytest.raises(ValueError, match=said):
+        several(tmp_path, data, concepts, **options)
+
+
+def test_an_adapter_of_another_run_is_not_written_over(data, tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="an adapter of another run"):
+        several(tmp_path, data, ["fox"])
 
 
 # The command

@@ -61,7 +61,7 @@ def _imports(path: Path) -> set[str]:
 ROOMS = [
     "_lazy", "_version", "records", "figures", "config", "statistics", "data", "distributed", "modeling", "losses",
     "retained", "null_space", "anchors", "evaluation", "suites", "attacks", "canary", "hub_cards", "trainers", "erasing",
-    "demo", "cli", "space_peft",
+    "several", "demo", "cli", "space_peft",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import PredictionOutput
 
 from space_peft.anchors.refine import name_probabilities
-from space_peft.modeling.layers import deployed_model, evaluating
+from space_peft.modeling.layers import evaluating
 from space_peft.modeling.prompts import to_device
 from space_peft.retained.reading import RetainedRows, retained_loader
 
@@ -162,17 +162,16 @@ class EvaluationMixin(TrainerPart):
         return metrics
 
     def _ask_probes(self, model, probes: Sequence[Probe]) -> dict[str, float]:
-        from space_peft.evaluation import evaluate_probes, judge_sentences
+        from space_peft.evaluation.before_after import evaluate_erasure
 
-        options: dict[str, Any] = {"probes": probes, "progress": not self.args.disable_tqdm}
-        if self._probe_baseline is None:
-            # What the original model knew; asked once, it does not change.
-            with deployed_model(model) as deployed:
-                known = evaluate_probes(model, self.processing_class, **options)
-                self._probe_baseline = judge_sentences(known, probes, deployed, self.processing_class)
-        result = evaluate_probes(model, self.processing_class, baseline=self._probe_baseline, **options)
-        with deployed_model(model) as deployed:
-            result = judge_sentences(result, probes, deployed, self.processing_class)
+        # What the original model knew is asked once: it does not change.
+        self._probe_baseline, result = evaluate_erasure(
+            model,
+            self.processing_class,
+            probes,
+            baseline=self._probe_baseline,
+            progress=not self.args.disable_tqdm,
+        )
         self._note_probes(self._probe_baseline, result)
         scores = {key: score["value"] for key, score in result.scores.items()}
         return {key: value for key, value in scores.items() if value is not None}

@@ -66,14 +66,19 @@ class ErasureLedger:
     def __len__(self) -> int:
         return len(self.requests)
 
-    def _place(self, number: int) -> Path:
+    def place(self, number: int) -> Path:
+        """The folder of a request's adapter.
+
+        Args:
+            number (`int`): Which, from 1 on.
+        """
         # Not from a name: a concept's name may be no file name, or one that nobody shall read in a listing.
         return self.folder / f"{number:03d}"
 
     @property
     def protect(self) -> list[dict[str, NullSpace]]:
         """What the model saw of each request's rows once it was served, for the `protect` of the next trainer."""
-        places = map(self._place, range(1, len(self) + 1))
+        places = map(self.place, range(1, len(self) + 1))
         return [load_null_spaces(place / REQUEST_STATISTICS_NAME) for place in places]
 
     def add(self, trainer: ErasureTrainer):
@@ -92,7 +97,7 @@ class ErasureLedger:
             raise ValueError("the trainer has not trained; call `train` before the request is added.")
         if trainer.args.world_size > 1:
             raise ValueError("a request is added in one process: load its adapter there and fold it in with `fold`.")
-        place = self._place(len(self) + 1)
+        place = self.place(len(self) + 1)
         trainer.save_model(str(place))
         save_null_spaces(place / REQUEST_STATISTICS_NAME, request_statistics(trainer))
         self.requests.append(
@@ -114,7 +119,7 @@ class ErasureLedger:
             model (`PreTrainedModel`): The original model.
         """
         for number in range(1, len(self) + 1):
-            model = PeftModel.from_pretrained(model, self._place(number)).merge_and_unload()
+            model = PeftModel.from_pretrained(model, self.place(number)).merge_and_unload()
         return model
 
     def stack(self, model) -> PeftModel:
@@ -140,7 +145,7 @@ class ErasureLedger:
         first: Any = None  # its config
         parts: dict[str, list[tuple]] = {}  # by layer the matrices of each request
         for number in range(1, len(self) + 1):
-            request = PeftModel.from_pretrained(model, self._place(number))
+            request = PeftModel.from_pretrained(model, self.place(number))
             first = first or request.peft_config[ADAPTER]
             for name, layer in adapted_layers(request).items():
                 a, b, scaling = lora_weights(layer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -30,10 +31,6 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
         FileNotFoundError: If there is no adapter, or no folder of images.
         ValueError: If an image does not decode, or `args.output` holds attacks on another concept.
     """
-    from transformers import AutoProcessor
-
-    from ..hub_cards import load_erased  # Stands above this package; a command may use it.
-
     output = Path(args.output)
     earlier = AttackReport.load(output) if (output / ATTACKS_NAME).exists() else None
     if earlier is not None and earlier.concept != args.concept:
@@ -41,11 +38,7 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
             f"{output} holds attacks on the erasure of {earlier.concept!r}, not {args.concept!r}; choose another folder."
         )
     images = [] if args.images is None else load_images(args.images)
-    where = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": None}
-    if args.dtype is not None:
-        where["dtype"] = args.dtype
-    model = load_erased(args.adapter, base_model=args.base_model, check_canary=False, **where)
-    processor = AutoProcessor.from_pretrained(args.base_model or model.peft_config["default"].base_model_name_or_path)
+    model, processor = load_attacked(args.adapter, args.base_model, dtype=args.dtype)
     result = audit_concept(
         model,
         processor,
@@ -60,6 +53,26 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
     report = AttackReport.from_results(args.concept, [result])
     (report if earlier is None else earlier.updated(report)).save(output)
     return report
+
+
+def load_attacked(adapter: str, base_model: str | None, dtype: str | None = None) -> tuple:
+    """An erased model with its adapter, and the processor.
+
+    Args:
+        adapter (`str`): Folder or Hub id.
+        base_model (`str`, *optional*): The original, by default the one recorded.
+        dtype (`str`, *optional*): To load it in; by default as it was saved, on a CPU float32: processors have no fast
+            arithmetic in half precision, and a search takes hundreds of passes.
+    """
+    from transformers import AutoProcessor
+
+    from ..hub_cards import load_erased  # Stands above this package; a command may use it.
+
+    where: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": None}
+    if dtype is not None:
+        where["dtype"] = dtype
+    model = load_erased(adapter, base_model=base_model, check_canary=False, **where)
+    return model, AutoProcessor.from_pretrained(base_model or model.peft_config["default"].base_model_name_or_path)
 
 
 def load_images(folder: str | Path) -> list[Image.Image]:

@@ -339,8 +339,8 @@ def bench_table(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def bench_command(args: argparse.Namespace) -> str:
-    """`space-peft bench`: returns the table.
+def bench_command(args: argparse.Namespace) -> dict[str, Any]:
+    """`space-peft bench`: returns the content of `bench.json`.
 
     Args:
         args (`argparse.Namespace`): As `space_peft.cli` parses it.
@@ -358,7 +358,7 @@ def bench_command(args: argparse.Namespace) -> str:
     settings = BenchSettings(
         steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, batch_size=args.batch_size
     )
-    content = run_bench(
+    return run_bench(
         lambda: load_pair(args.model),
         suite,
         args.methods,
@@ -368,7 +368,6 @@ def bench_command(args: argparse.Namespace) -> str:
         pool=None if args.pool is None else load_rows(args.pool),
         about={"model": args.model, "reference": args.reference, "pool": args.pool, "limit": args.limit},
     )
-    return bench_table(content)
 
 
 def load_pair(place: str) -> tuple:

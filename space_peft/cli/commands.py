@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import BadInput, bad_input
+from .judging import add_judging
+from .options import Help, add_config, add_json, check_json, quietly, short_usage, tell, with_config
 from .places import LOADING, check_places, erase_places, import_modules
+
+
+# Commands with so many options that one writes them down.
+CONFIGURABLE = ("push", "verify", "audit", "plan", "probe", "bench", "evaluate", "attack")
+# Their options are the fields of dataclasses, whose modules import torch.
+FROM_DATACLASSES = ("erase", "anchors")
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -30,11 +38,11 @@ def _demo(args: argparse.Namespace) -> int:
         )
         return 2
     report = run_demo(args.concept, args.output, seed=args.seed)
-    print(report.to_table())
-    print("\nIn sentences:")
+    lines = [report.to_table(), "", "In sentences:"]
     for question, before, after in report.sentences(4):
-        print(f"  {question}\n    before: {before}\n    after:  {after}")
-    print(f"\nIn {args.output}:\n{contents_table(args.output)}")
+        lines.append(f"  {question}\n    before: {before}\n    after:  {after}")
+    lines.append(f"\nIn {args.output}:\n{contents_table(args.output)}")
+    tell(args, "\n".join(lines), {"folder": args.output, **report.to_dict()})
     return 0
 
 
@@ -43,7 +51,7 @@ def _merge(args: argparse.Namespace) -> int:
 
     with bad_input("merge"):
         folder = merge_adapter(args.adapter, args.output, base_model=args.base_model)
-    print(f"The model with the adapter in its weights is in {folder}")
+    tell(args, f"The model with the adapter in its weights is in {folder}", {"folder": str(folder)})
     return 0
 
 
@@ -52,9 +60,9 @@ def _stats(args: argparse.Namespace) -> int:
 
     with bad_input("stats"):
         made = run_stats(args)
-    print(
-        f"Statistics of {len(made)} layers over {made.rows} rows, {made.num_bytes / 2**20:.1f} MiB, are in {args.output}"
-    )
+    size = f"{made.num_bytes / 2**20:.1f} MiB"
+    content = {"folder": args.output, "layers": len(made), "rows": made.rows, "bytes": made.num_bytes}
+    tell(args, f"Statistics of {len(made)} layers over {made.rows} rows, {size}, are in {args.output}", content)
     return 0
 
 
@@ -69,7 +77,7 @@ def _card(args: argparse.Namespace) -> int:
         return 2
     with bad_input("card"):
         path = write_card(args.folder, base_model=args.base_model, license=args.license, repo_id=args.repo_id)
-    print(f"The card is {path}")
+    tell(args, f"The card is {path}", {"card": str(path)})
     return 0
 
 
@@ -78,20 +86,21 @@ def _push(args: argparse.Namespace) -> int:
 
     from ..hub_cards import push_erasure
 
-    options = {key: value for key, value in vars(args).items() if key not in ("command", "run", "folder", "repo")}
+    own = ("command", "run", "folder", "repo", "config", "json", "out")
+    options = {key: value for key, value in vars(args).items() if key not in own}
     with bad_input("push"):
         try:
             commit = push_erasure(args.folder, args.repo, **options)
         except (HfHubHTTPError, HTTPError, ConnectionError, RuntimeError) as error:
             print(f"space-peft push: {error}", file=sys.stderr)
             return 1
-    print(commit.pr_url or commit.commit_url)
+    url = commit.pr_url or commit.commit_url
+    tell(args, url, {"url": url, "commit": commit.oid})
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
     from ..hub_cards import verify_erasure
-    from ..records.io import write_json
     from ..retained.reading import load_rows
     from .audit import load_images
 
@@ -109,9 +118,7 @@ def _verify(args: argparse.Namespace) -> int:
             steps=args.steps,
             dtype=args.dtype,
         )
-    print(report.to_text())
-    if args.json:
-        write_json(args.json, report.to_dict())
+    tell(args, report.to_text(), report.to_dict())
     return report.exit_code
 
 
@@ -120,30 +127,27 @@ def _audit(args: argparse.Namespace) -> int:
 
     with bad_input("audit"):
         report = run_audit(args)
-    print(report.to_table())
-    print(f"\nThe searches, step by step, are in {args.output}")
+    tell(args, f"{report.to_table()}\n\nThe searches, step by step, are in {args.output}", report.to_dict())
     return 0
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from .bench import bench_command
+    from .bench import bench_command, bench_table
 
     with bad_input("bench", ImportError):
-        table = bench_command(args)
-    print(table)
-    print(f"\nFigures, answers and the picture are in {args.output}")
+        content = bench_command(args)
+    tell(args, f"{bench_table(content)}\n\nFigures, answers and the picture are in {args.output}", content)
     return 0
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from .plan import plan_command
+    from .plan import plan_table, run_plan
 
     with bad_input("plan"):
-        table, refused = plan_command(args)
-    if table:
-        print(table)
-    for reason in refused:
-        print(f"\nwould be refused: {reason}")
+        plan, refused = run_plan(args)
+    parts = [] if plan is None else [plan_table(plan)]
+    text = "\n\n".join([*parts, *(f"would be refused: {reason}" for reason in refused)])
+    tell(args, text, {"refused": refused} if plan is None else plan.to_dict())
     return 1 if refused else 0
 
 
@@ -153,7 +157,7 @@ def _probe(args: argparse.Namespace) -> int:
 
     with bad_input("probe", EndpointError):
         result = run_probe(args)
-    print(probe_text(result, canary=args.adapter is not None))
+    tell(args, probe_text(result, canary=args.adapter is not None), result.to_dict())
     return 0 if result.in_force else 1
 
 
@@ -165,10 +169,19 @@ def _max_rank(text: str) -> int | str | None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command `space-peft`."""
+    return _parsers()[0]
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of its commands by name."""
     parser = argparse.ArgumentParser(
-        prog="space-peft", description="Make a multimodal LLM forget a concept without a picture of it."
+        prog="space-peft",
+        description="Make a multimodal LLM forget a concept without a picture of it.",
+        usage="%(prog)s COMMAND [options]",
+        epilog="space-peft COMMAND --help shows a command's options.",
+        formatter_class=Help,
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo", help="erase a concept from the embedded model and show what was forgotten and what was kept"
     )
@@ -176,6 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", default="outputs/demo", help="folder to write to (default: outputs/demo)")
     demo.add_argument("--seed", type=int, default=0, help="of anchors, adapter and order of the data (default: 0)")
     demo.set_defaults(run=_demo)
+    commands.add_parser("anchors", help="find and refine the images that stand in for a concept", add_help=False)
     commands.add_parser("erase", help="erase a concept from your model (--config FILE.yaml, or flags)", add_help=False)
     merge = commands.add_parser("merge", help="write the model with an adapter added to its weights")
     merge.add_argument("adapter", help="folder or Hub id of the adapter")
@@ -232,7 +246,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="retained rows to measure the certificate's change on: a saved dataset, a JSON or Parquet file, or a Hub id, "
         "optionally with :split",
     )
-    verify.add_argument("--json", metavar="FILE", help="write the report to this file, too")
     verify.add_argument("--no-canary", action="store_true", help="do not ask the canary's questions")
     verify.add_argument("--audit", action="store_true", help="search for an image that makes the model say the name")
     verify.add_argument("--concept", metavar="NAME", help="the name to search for (default: the one recorded)")
@@ -254,6 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--seed", type=int, default=0, help="of noise and shifts (default: 0)")
     audit.add_argument("--output", default="outputs/audit", help="folder to write to (default: outputs/audit)")
     audit.set_defaults(run=_audit)
+    add_judging(commands)
     plan = commands.add_parser("plan", help="say what an erasure would take; a model's config is enough")
     plan.add_argument("model", help="folder with a config.json, or Hub id; demo: the embedded model")
     where = plan.add_mutually_exclusive_group()
@@ -286,7 +300,6 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--time", action="store_true", help="load the weights, time a step, and say how long it would take"
     )
-    plan.add_argument("--json", metavar="FILE", help="write the plan to this file, too")
     plan.set_defaults(run=_plan)
     probe = commands.add_parser("probe", help="ask a served model whether an erasure is in force")
     probe.add_argument(
@@ -303,7 +316,6 @@ def build_parser() -> argparse.ArgumentParser:
     probe.add_argument("--most", type=float, default=0.1, help="share of answers that may name it (default: 0.1)")
     probe.add_argument("--timeout", type=float, default=120, help="seconds to wait for an answer (default: 120)")
     probe.add_argument("--token-env", metavar="VARIABLE", help="environment variable that holds the server's token")
-    probe.add_argument("--json", metavar="FILE", help="write every answer to this file, too")
     probe.set_defaults(run=_probe)
     bench = commands.add_parser("bench", help="unlearn the people of a suite with several methods, and compare them")
     bench.add_argument("--suite", required=True, help="mllmu, clear, fiubench, vlm_unbench, or own (your file)")
@@ -331,9 +343,18 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="MODULE",
             help="a Python module of your own that registers the model's class; may be repeated",
         )
-    for command in (verify, audit):
-        command.add_argument("--dtype", help="to load the model in (default: as it was saved; float32 on a CPU)")
-    return parser
+    for name in ("verify", "audit", "evaluate", "attack"):
+        commands.choices[name].add_argument(
+            "--dtype", help="to load the model in (default: as it was saved; float32 on a CPU)"
+        )
+    for name, command in commands.choices.items():
+        if name not in FROM_DATACLASSES:
+            if name in CONFIGURABLE:
+                add_config(command)
+            add_json(command)
+            command.formatter_class = Help
+            short_usage(command)
+    return parser, commands.choices
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -343,21 +364,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`list[str]`, *optional*): Arguments; those of the process by default.
 
     Returns:
-        `int`: Exit code: 0 for success, 2 for bad input, 1 for a push or check that failed.
+        `int`: Exit code: 0 for success, 2 for bad input, 1 for a push, check or plan that failed; see docs/cli.md.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv[0] if argv else None
     try:
-        if argv[:1] == ["erase"]:
-            # Its options are the fields of dataclasses, whose modules import torch.
-            with bad_input("erase"):
-                check_places("erase", erase_places(argv[1:]))
-            from .erase import main as erase
+        if name in FROM_DATACLASSES:
+            with bad_input(name):
+                check_places(name, erase_places(argv[1:]))
+            from .erase import main as run_from_dataclasses
 
-            return erase(argv[1:])
-        args = build_parser().parse_args(argv)
+            return run_from_dataclasses(name, argv[1:])
+        parser, commands = _parsers()
+        if name in CONFIGURABLE:
+            with bad_input(name):
+                argv[1:] = with_config(commands[name], argv[1:], name)
+        args = parser.parse_args(argv)
         with bad_input(args.command):
             check_places(args.command, vars(args))
+            check_json(args.json)
             import_modules(getattr(args, "modules", ()))
-        return args.run(args)
+        with quietly(args):
+            return args.run(args)
     except BadInput:
         return 2

@@ -1,10 +1,10 @@
-"""`space-peft erase`: the whole job from a YAML file, flags, or both."""
+"""`space-peft erase`: the whole job from a YAML file, flags, or both; and the options that `anchors` shares."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
@@ -13,24 +13,65 @@ from transformers import HfArgumentParser
 
 from ..data.questions import DEFAULT_QUESTIONS
 from ..erasing import AdapterArguments, EraseArguments, Erasure, erase, get_space_config
-from ..evaluation import build_probes
+from ..evaluation.named_images import named_probes, split_by_name
 from ..modeling.loading import load_model
 from ..retained.reading import load_rows
+from ..several import Erasures, erase_several
 from ..trainers import SpaceConfig
 from .errors import bad_input
+from .options import Help, add_json, check_json, check_keys, quietly, tell
 from .places import import_modules, read_yaml
 
 
-def parse_run(argv: Sequence[str]) -> tuple[EraseArguments, AdapterArguments, SpaceConfig]:
+# What `--help` shows of the many options: every one of these, and of the trainer's the ones that are set most.
+_SHOWN: dict[str, dict[str, str | None]] = {
+    "anchors": {
+        **dict.fromkeys(("model", "concept", "aliases", "pool", "anchors", "refine_steps", "dtype", "fresh")),
+        "output_dir": "Folder to write to: anchors/ and a picture of them.",
+        "seed": "Of all that has chance in it.",
+    },
+    "erase": {
+        **dict.fromkeys(part.name for part in fields(EraseArguments)),
+        **dict.fromkeys(("lora_r", "lora_target_modules", "constraint", "strength")),
+        "output_dir": "Folder to write to.",
+        "target": "Adapted side of the model.",
+        "max_steps": "Steps of training.",
+        "learning_rate": "Of training.",
+        "per_device_train_batch_size": "Rows of a step.",
+        "save_strategy": "When to keep checkpoints, to go on from.",
+        "use_cpu": "Train on the CPU.",
+        "seed": "Of all that has chance in it.",
+    },
+}
+_ABOUT = {
+    "anchors": "Find and refine the images that stand in for a concept; `erase` with the same options takes them from there.",
+    "erase": "Make a model forget a concept. A call that was killed goes on from where it was.",
+}
+
+
+class _ShortHelp(argparse.Action):
+    def __call__(self, parser, *unused):
+        for action in parser._actions:
+            text = _SHOWN[self.const].get(action.dest, argparse.SUPPRESS)
+            if action.dest != argparse.SUPPRESS:
+                action.help = text or (action.help if action.dest in _SHOWN[self.const] else argparse.SUPPRESS)
+            if any(name.startswith("--no_") for name in action.option_strings):
+                action.help = argparse.SUPPRESS
+        parser.print_help()
+        parser.exit()
+
+
+def parse_run(argv: Sequence[str], command: str = "erase") -> tuple[EraseArguments, AdapterArguments, SpaceConfig]:
     """Reads `--config FILE` (YAML), over which flags win, as TRL's scripts do.
 
     Args:
-        argv (`list[str]`): Arguments after "erase".
+        argv (`list[str]`): Arguments after the command's name.
+        command (`str`, defaults to `"erase"`): "anchors" has the same options, so that one file does for both.
 
     Raises:
         ValueError: If the file is no YAML mapping, or has a key that is no field; the message has the nearest one.
     """
-    first = argparse.ArgumentParser(add_help=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--import", dest="modules", action="append", default=[])
     known, rest = first.parse_known_args(argv)
@@ -39,17 +80,23 @@ def parse_run(argv: Sequence[str]) -> tuple[EraseArguments, AdapterArguments, Sp
     import_modules([*([named] if isinstance(named, str) else named), *known.modules])
     parser = HfArgumentParser(
         (EraseArguments, AdapterArguments, SpaceConfig),
-        prog="space-peft erase",
-        description="Make a model forget a concept. --config FILE reads the options below from YAML; flags win. --import MODULE "
-        "imports a module of your own first, which registers the model's class.",
+        prog=f"space-peft {command}",
+        usage="%(prog)s [--config FILE.yaml] [options]",
+        description=_ABOUT[command],
+        epilog="--config FILE.yaml reads these options from a file; flags win. --import MODULE imports a module of your own "
+        "first, which registers the model's class. --json FILE writes the result there, too; --json - prints it instead. "
+        "--help-all shows all options.",
+        formatter_class=Help,
+        add_help=False,
     )
+    parser.add_argument(
+        "--help", "-h", action=_ShortHelp, nargs=0, const=command, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+    parser.add_argument("--help-all", action="help", dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
     if values:
-        options = {action.dest: action for action in parser._actions}
+        options = {action.dest: action for action in parser._actions if action.dest != argparse.SUPPRESS}
+        check_keys(values, options, known.config, command)
         for key in values:
-            if key not in options:
-                near = difflib.get_close_matches(key, options, n=3, cutoff=0.5)
-                hint = f"; did you mean {', '.join(near)}?" if near else "; see space-peft erase --help."
-                raise ValueError(f"{known.config} sets {key!r}, which is no option{hint}")
             options[key].required = False
         parser.set_defaults(**values)
     return parser.parse_args_into_dataclasses(rest)
@@ -74,7 +121,24 @@ def load_images(place: str) -> Dataset:
     return images
 
 
-def run_erase(argv: Sequence[str]) -> Erasure:
+def model_kwargs(arguments: EraseArguments, args: SpaceConfig) -> dict:
+    """Arguments of `from_pretrained`."""
+    return {**args.init_kwargs, **({} if arguments.dtype is None else {"dtype": arguments.dtype})}
+
+
+def read_pool(arguments: EraseArguments) -> Dataset:
+    """The public images.
+
+    Raises:
+        OSError: If they are not there.
+        ValueError: If none are named.
+    """
+    if arguments.pool is None:
+        raise ValueError("--pool is missing: public images, of which some stand in for the concept.")
+    return load_images(arguments.pool)
+
+
+def run_erase(argv: Sequence[str]) -> Erasure | Erasures:
     """Parses, erases, saves.
 
     Args:
@@ -85,44 +149,43 @@ def run_erase(argv: Sequence[str]) -> Erasure:
         ValueError: If an option or a row cannot be used.
     """
     arguments, adapter, args = parse_run(argv)
-    if arguments.pool is None:
-        raise ValueError("--pool is missing: public images, of which some stand in for the concept.")
     # Whatever is mistyped shows before the model is loaded.
-    pool = load_images(arguments.pool)
+    pool = read_pool(arguments)
     retain = None if arguments.retain is None else load_rows(arguments.retain)
     pictures = None if arguments.test_images is None else load_images(arguments.test_images)
-    peft_config = get_space_config(adapter)
+    concepts = [arguments.concept, *arguments.more_concepts]
+    aliases = {arguments.concept: arguments.aliases}
     probes = None
     if pictures is not None:
-        probes = build_probes(
-            arguments.concept, questions=DEFAULT_QUESTIONS, target_images=pictures["image"], aliases=arguments.aliases
-        )
-    kwargs = args.init_kwargs
-    if arguments.dtype is not None:
-        kwargs["dtype"] = arguments.dtype
-    erasure = erase(
-        load_model(arguments.model, **kwargs),
-        arguments.concept,
-        pool=pool,
-        retain_dataset=retain,
-        statistics=arguments.statistics,
-        aliases=arguments.aliases,
-        probes=probes,
-        k=arguments.anchors,
-        refine_steps=arguments.refine_steps,
-        args=args,
-        peft_config=peft_config,
-        resume=not arguments.fresh,
-    )
+        probes = {
+            name: named_probes(
+                name,
+                split_by_name(pictures, name, aliases.get(name, ())),
+                questions=DEFAULT_QUESTIONS,
+                aliases=aliases.get(name, ()),
+            )
+            for name in concepts
+        }
+    options = {
+        "pool": pool, "retain_dataset": retain, "statistics": arguments.statistics, "k": arguments.anchors,
+        "refine_steps": arguments.refine_steps, "args": args, "peft_config": get_space_config(adapter),
+        "resume": not arguments.fresh,
+    }  # fmt: skip
+    model = load_model(arguments.model, **model_kwargs(arguments, args))
+    if arguments.more_concepts:
+        return erase_several(model, concepts, aliases=aliases, probes=probes, **options)
+    own = None if probes is None else probes[arguments.concept]
+    erasure = erase(model, arguments.concept, aliases=arguments.aliases, probes=own, **options)
     erasure.save()
     return erasure
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+def main(command: str, argv: Sequence[str]) -> int:
+    """Runs `space-peft erase` or `space-peft anchors`.
 
     Args:
-        argv (`list[str]`): Arguments after "erase".
+        command (`str`): Which.
+        argv (`list[str]`): Arguments after its name.
 
     Returns:
         `int`: 0.
@@ -130,7 +193,19 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         BadInput: If the input was bad.
     """
-    with bad_input("erase", TypeError):
-        erasure = run_erase(argv)
-    print(erasure.summary())
+    first = argparse.ArgumentParser(prog=f"space-peft {command}", add_help=False, allow_abbrev=False)
+    add_json(first)
+    shared, rest = first.parse_known_args(argv)
+    with quietly(shared):
+        with bad_input(command, TypeError):
+            check_json(shared.json)
+            if command == "anchors":
+                from .anchors import anchors_content, anchors_text, run_anchors
+
+                made, folder = run_anchors(rest)
+                text, content = anchors_text(made, folder), anchors_content(made, folder)
+            else:
+                erased = run_erase(rest)
+                text, content = erased.summary(), erased.to_dict()
+        tell(shared, text, content)
     return 0

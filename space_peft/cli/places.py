@@ -20,6 +20,8 @@ PLACES: dict[str, dict[str, Kind]] = {
     "card": {"folder": "folder"},
     "push": {"folder": "folder"},
     "verify": {"adapter": "model", "base_model": "model", "retain_data": "dataset", "images": "folder"},
+    "evaluate": {"adapter": "model", "merged": "model", "base_model": "model", "images": "dataset"},
+    "attack": {"adapter": "model", "merged": "model", "base_model": "model", "images": "dataset"},
     "audit": {"adapter": "model", "base_model": "model", "images": "folder"},
     "plan": {"model": "model"},
     "probe": {"images": "folder", "adapter": "folder"},
@@ -28,8 +30,9 @@ PLACES: dict[str, dict[str, Kind]] = {
         "model": "model", "pool": "dataset", "retain": "dataset", "statistics": "model", "test_images": "dataset",
     },
 }  # fmt: skip
+PLACES["anchors"] = PLACES["erase"]
 # Commands that load a model, and so may need a class of it.
-LOADING = ("merge", "stats", "verify", "audit", "plan", "bench")
+LOADING = ("merge", "stats", "verify", "audit", "plan", "bench", "evaluate", "attack")
 EMBEDDED = "demo"  # The embedded model, in place of an id.
 
 

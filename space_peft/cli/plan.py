@@ -22,7 +22,6 @@ from ..modeling.targets import Target
 from ..null_space.observing import visual_tokens
 from ..null_space.planning import ErasurePlan, plan_erasure
 from ..null_space.workload import Workload, picture_tokens
-from ..records.io import write_json
 from ..records.places import refuse_missing
 
 
@@ -244,15 +243,3 @@ def _seconds(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def plan_command(args: argparse.Namespace) -> tuple[str, list[str]]:
-    """`space-peft plan`: returns the table, and what would be refused.
-
-    Args:
-        args (`argparse.Namespace`): As `space_peft.cli` parses it.
-    """
-    plan, refused = run_plan(args)
-    if args.json:
-        write_json(args.json, {"refused": refused} if plan is None else plan.to_dict())
-    return "" if plan is None else plan_table(plan), refused

@@ -11,12 +11,11 @@ from ..canary.served import ServedResult, probe_served
 from ..data.questions import questions_of
 from ..evaluation.endpoint import Endpoint
 from ..records.folder import CANARY_NAME
-from ..records.io import write_json
 from .audit import load_images
 
 
 def run_probe(args: argparse.Namespace) -> ServedResult:
-    """Asks the server, and writes every answer to `args.json`.
+    """Asks the server.
 
     Args:
         args (`argparse.Namespace`): Of the command.
@@ -40,7 +39,7 @@ def run_probe(args: argparse.Namespace) -> ServedResult:
                 "without it your pictures alone are asked about."
             )
         canary = Canary.load(args.adapter)
-    result = probe_served(
+    return probe_served(
         Endpoint(args.endpoint, args.model, token, args.timeout),
         args.concept,
         images,
@@ -49,9 +48,6 @@ def run_probe(args: argparse.Namespace) -> ServedResult:
         canary=canary,
         most=args.most,
     )
-    if args.json:
-        write_json(args.json, result.to_dict())
-    return result
 
 
 def probe_text(result: ServedResult, canary: bool = False) -> str:

@@ -30,6 +30,7 @@ REPORT_NAME = "report.json"
 REPORT_TEXT_NAME = "report.md"
 ANSWERS_NAMES = ("answers_before.jsonl", "answers_after.jsonl")
 ATTACKS_NAME = "attacks.json"
+ATTACKS_RUN_NAME = "space_attacks_run.json"
 PICTURES_FOLDER = "pictures"
 ATTACKS_PICTURE_NAME = f"{PICTURES_FOLDER}/attacks.png"
 MEASURED_NAME = "space_measured.json"
@@ -100,6 +101,7 @@ FILES = (
     ),
     FolderFile(ATTACKS_NAME, "what attacks found", "always", ATTACKS_NAME, redact_values=True),
     FolderFile(ATTACKS_PICTURE_NAME, "the same, drawn", "unless redacted", ATTACKS_NAME),
+    FolderFile(ATTACKS_RUN_NAME, "what the attacks were made with, to go on with them", "never", ATTACKS_NAME),
     FolderFile("attacks.png", "the same, as earlier versions wrote it", "unless redacted", ATTACKS_NAME),
     FolderFile(f"{PICTURES_FOLDER}/*.png", "pictures of the erasure", "unless redacted"),
     FolderFile(MEASURED_NAME, "which weights the results were measured on", "never"),

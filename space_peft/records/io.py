@@ -39,8 +39,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def json_text(content: Any) -> str:
+    """Content as indented JSON; NaN and infinities are refused."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes `content` as indented UTF-8 JSON, all or nothing; NaN and infinities are refused."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json_text(content)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,90 @@
+"""`space-peft anchors`: the images that stand in for a concept, made and looked at before anything is erased."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import AutoProcessor
+
+from ..anchors import anchor_info
+from ..data.names import check_aliases, check_concept
+from ..data.questions import DEFAULT_QUESTIONS
+from ..erasing import ANCHORS_FOLDER, make_anchors
+from ..modeling.loading import load_model
+from .erase import model_kwargs, parse_run, read_pool
+
+
+SHEET_NAME = "anchors.png"
+_LISTED = 10
+
+
+def run_anchors(argv: Sequence[str]) -> tuple[Dataset, Path]:
+    """Selects and refines, and writes a dataset and a picture of them all.
+
+    Args:
+        argv (`list[str]`): Arguments after "anchors".
+
+    Returns:
+        `tuple[datasets.Dataset, pathlib.Path]`: The anchors, and the folder that they and their picture are in.
+
+    Raises:
+        OSError: If a file or folder does not exist.
+        ValueError: If an option or a picture cannot be used.
+    """
+    arguments, _, args = parse_run(argv, "anchors")
+    concept = check_concept(arguments.concept)
+    aliases = list(check_aliases(arguments.aliases, concept=concept))
+    if arguments.more_concepts:
+        raise ValueError("anchors are made for one name at a time; leave --more_concepts out.")
+    pool = read_pool(arguments)
+    model = load_model(arguments.model, **model_kwargs(arguments, args))
+    anchors = make_anchors(
+        concept, pool, model, AutoProcessor.from_pretrained(arguments.model), aliases, DEFAULT_QUESTIONS,
+        arguments.anchors, arguments.refine_steps, args, resume=not arguments.fresh, progress=True,
+    )  # fmt: skip
+    from ..evaluation.plots import plot_anchor_grid  # matplotlib
+
+    folder = Path(args.output_dir)
+    raw = anchors
+    if "raw_image" in anchors.column_names:
+        raw = anchors.select_columns(["raw_image"]).rename_column("raw_image", "image")
+    # Beside, and not under pictures/, which is published with an adapter: they are somebody's pictures.
+    plot_anchor_grid(raw, anchors, folder / SHEET_NAME, concept=concept)
+    return anchors, folder
+
+
+def anchors_content(anchors: Dataset, folder: Path) -> dict:
+    """The result as JSON values: where it is, where it came from, and all but the pictures.
+
+    Args:
+        anchors (`datasets.Dataset`): Anchors.
+        folder (`pathlib.Path`): Of the run.
+    """
+    columns = [name for name in anchors.column_names if name not in ("image", "raw_image")]
+    return {
+        "folder": str(folder / ANCHORS_FOLDER),
+        "picture": str(folder / SHEET_NAME),
+        "provenance": anchor_info(anchors),
+        "anchors": anchors.select_columns(columns).to_list(),
+    }
+
+
+def anchors_text(anchors: Dataset, folder: Path) -> str:
+    """What the command prints.
+
+    Args:
+        anchors (`datasets.Dataset`): Anchors.
+        folder (`pathlib.Path`): Of the run.
+    """
+    shown = [name for name in ("pool_row", "score", "p_name_before", "p_name_after") if name in anchors.column_names]
+    lines = ["  ".join(f"{name:>13}" for name in shown)]
+    for row in anchors.select_columns(shown).select(range(min(len(anchors), _LISTED))):
+        cells = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()]
+        lines.append("  ".join(f"{cell:>13}" for cell in cells))
+    if len(anchors) > _LISTED:
+        lines.append(f"... and {len(anchors) - _LISTED} more")
+    return "\n".join(
+        [*lines, "", f"{len(anchors)} anchors are in {folder / ANCHORS_FOLDER}, their picture is {folder / SHEET_NAME}"]
+    )

@@ -1,0 +1,109 @@
+"""`space-peft attack`: all attacks on one erasure, one after the other, in one report."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from ..attacks.report import AttackReport
+from ..attacks.run import RUNS, Material, check_attacks
+from ..data.pictures import load_rgb
+from ..data.questions import questions_of
+from ..data.seed_images import pixel_hash
+from ..evaluation.named_images import NamedImages
+from ..records.folder import ATTACKS_NAME, ATTACKS_RUN_NAME
+from ..records.io import json_text, write_json
+from ..records.safe_json import parse_json, read_json
+from .erased import ErasedModel, check_output, load_judged, named_pictures, note_result
+
+
+def run_attack(args: argparse.Namespace) -> tuple[AttackReport, dict[str, str]]:
+    """Makes the attacks that can be made, each saved as soon as it is done; what an earlier call of the same job did is kept.
+
+    Args:
+        args (`argparse.Namespace`): As `space_peft.cli` parses it.
+
+    Returns:
+        `tuple[AttackReport, dict[str, str]]`: The report, and the attacks that were left out with the reason.
+
+    Raises:
+        OSError: If there is no such model, or are no such pictures.
+        ValueError: If a picture, name or attack is none, or `args.output` holds attacks on something else.
+    """
+    names, output = check_attacks(args.attacks), Path(args.output)
+    earlier = AttackReport.load(output) if (output / ATTACKS_NAME).exists() else None
+    if earlier is not None and earlier.concept != args.concept:
+        raise ValueError(
+            f"{output} holds attacks on the erasure of {earlier.concept!r}, not {args.concept!r}; choose another folder."
+        )
+    material = Material(
+        args.concept, named_pictures(args), aliases=tuple(args.aliases), control_names=tuple(args.control_names or ()),
+        questions=questions_of(args.question), steps=args.steps, restarts=args.restarts,
+        relearn_steps=tuple(args.relearn_steps), repeats=args.repeats, seed=args.seed,
+    )  # fmt: skip
+    reasons = {name: RUNS[name].lacks(material) for name in names}
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    if len(left_out) == len(names):
+        raise ValueError("; ".join(f"{name} is left out, {why}" for name, why in left_out.items()))
+    erased = load_judged(args, original=False)
+    check_output(args.output, erased)
+    job = _job(erased, material)
+    report = None if args.fresh else _resumed(output, earlier, job)
+    done = set() if report is None else set(report.attacks)
+    for number, name in enumerate(names, start=1):
+        if name in left_out or name in done:
+            _progress(number, len(names), name, "left out" if name in left_out else "done before")
+            continue
+        _progress(number, len(names), name, "...")
+        start = time.perf_counter()
+        made = AttackReport.from_results(args.concept, [RUNS[name].attack(erased.model, erased.processor, material)])
+        report = made if report is None else report.updated(made)
+        report.save(output, picture=False)
+        # Last: what it does not list is made again, and what another job left is not taken for this one's.
+        write_json(output / ATTACKS_RUN_NAME, {"job": job, "done": sorted(report.attacks)})
+        note_result(args.output, ATTACKS_NAME, erased)
+        _progress(number, len(names), name, f"{time.perf_counter() - start:.0f} s")
+    assert report is not None  # One attack at least was made, now or before.
+    report.save(output)
+    return report, left_out
+
+
+def _progress(number: int, total: int, name: str, what: str) -> None:
+    print(f"[{number}/{total}] {name}: {what}", file=sys.stderr, flush=True)
+
+
+def _job(erased: ErasedModel, material: Material) -> dict:
+    """Everything that results depend on, as JSON gives it back."""
+    settings = {key: value for key, value in vars(material).items() if key not in ("images", "questions", "progress")}
+    job = {
+        "erased": erased.identity(),
+        "pictures": _pictures_digest(material.images),
+        "questions": {key: [str(part) for part in value] for key, value in asdict(material.questions).items()},
+        **settings,
+    }
+    return parse_json(json_text(job).encode(), where="the job")
+
+
+def _pictures_digest(images: NamedImages) -> str:
+    shown = [("", image) for image in images.target] + list(images.others)
+    parts = "\n".join(f"{pixel_hash(load_rgb(image))} {name}" for name, image in shown)
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def _resumed(output: Path, earlier: AttackReport | None, job: dict) -> AttackReport | None:
+    """What an earlier call of the same job left."""
+    path = output / ATTACKS_RUN_NAME
+    if earlier is None:
+        return None
+    noted = read_json(path, kind="job of attacks", remedy="Use --fresh.") if path.is_file() else {}
+    if noted.get("job") != job:
+        print(
+            f"The attacks in {output} were made otherwise, or on something else; they are made anew.", file=sys.stderr
+        )
+        return None
+    kept = {name: entry for name, entry in earlier.attacks.items() if name in noted.get("done", ())}
+    return AttackReport(earlier.concept, kept) if kept else None

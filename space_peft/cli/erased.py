@@ -1,0 +1,107 @@
+"""The erased model of a command: an adapter on its base model, or a merged model beside its original."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.names import check_target
+from ..evaluation.named_images import NamedImages, split_by_name
+from ..modeling.fingerprint import fingerprint_base
+from ..null_space.identity import adapter_digest
+from ..records.measured import note_measured, saved_digest
+from .audit import load_attacked
+from .bench import load_pair
+from .erase import load_images
+
+
+@dataclass(frozen=True)
+class ErasedModel:
+    """
+    A loaded erased model.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): The model.
+        processor (`ProcessorMixin`): Its processor.
+        original (`PreTrainedModel`, *optional*): The model before the erasure, if it is not `model` without its adapter.
+        adapter (`str`, *optional*): Digest of the adapter; `None` for a merged model.
+    """
+
+    model: Any
+    processor: Any
+    original: Any = None
+    adapter: str | None = None
+
+    def identity(self) -> dict:
+        """What results of it depend on; JSON values."""
+        return {"adapter": self.adapter, "weights": asdict(fingerprint_base(self.model))}
+
+
+def named_pictures(args: argparse.Namespace) -> NamedImages:
+    """The pictures of `--images`, by what they show; read before any model is loaded.
+
+    Raises:
+        ValueError: If the concept is no name, or none of the pictures is its.
+    """
+    check_target(args.concept, args.aliases)
+    return split_by_name(load_images(args.images), args.concept, args.aliases)
+
+
+def load_judged(args: argparse.Namespace, *, original: bool = True) -> ErasedModel:
+    """Loads what `--adapter`, or `--merged` and `--base-model`, name.
+
+    Args:
+        args (`argparse.Namespace`): Of the command.
+        original (`bool`, defaults to `True`): Whether the original of a merged model is needed.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If it is damaged, or there is no original to compare a merged model with.
+    """
+    if args.adapter is not None:
+        model, processor = load_attacked(args.adapter, args.base_model, args.dtype)
+        return ErasedModel(model, processor, adapter=adapter_digest(model))
+    if not original:
+        model, processor = load_pair(args.merged)
+        return ErasedModel(model, processor)
+    check_merged(args)
+    model, processor = load_pair(args.merged)
+    return ErasedModel(model, processor, original=load_pair(args.base_model)[0])
+
+
+def check_merged(args: argparse.Namespace) -> None:
+    """Refuses a merged model without its original.
+
+    Raises:
+        ValueError: If `--base-model` is missing.
+    """
+    if args.merged is not None and args.base_model is None:
+        raise ValueError(
+            "--base-model is missing: a merged model does not say what it was before, and without that nothing shows what "
+            "the erasure changed."
+        )
+
+
+def check_output(output: str, erased: ErasedModel) -> None:
+    """Refuses a folder that holds another adapter than the one that is judged.
+
+    Raises:
+        ValueError: If it does.
+    """
+    held = saved_digest(output)
+    if held is not None and held != erased.adapter:
+        raise ValueError(f"{output} holds another adapter than the one that is asked here; choose another --output.")
+
+
+def note_result(output: str, name: str, erased: ErasedModel) -> None:
+    """Notes beside an adapter, for its card, which weights a result was measured on.
+
+    Args:
+        output (`str`): Folder that the result was written to.
+        name (`str`): Its file.
+        erased ([`ErasedModel`]): What was measured.
+    """
+    if erased.adapter is not None and saved_digest(Path(output)) is not None:
+        note_measured(output, {name: erased.adapter})

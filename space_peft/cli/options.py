@@ -1,0 +1,188 @@
+"""What all commands share: options from a YAML file, results as JSON, help that fits a screen. Imports nothing slow."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..records.io import json_text, write_json
+from .places import read_yaml
+
+
+STDOUT = "-"
+"""The place of `--json` that is no file."""
+_WIDTH = 80
+
+
+class Help(argparse.HelpFormatter):
+    """Help of one line an option where that is enough; of several spellings of an option the first is shown."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26, width=_WIDTH)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        shown = [text for text in action.option_strings if not text.startswith("--")] + [_long(action)]
+        if action.nargs == 0:
+            return ", ".join(shown)
+        return ", ".join(shown) + " " + self._format_args(action, self._get_default_metavar_for_optional(action))
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return "N" if action.type is int else "X" if action.type is float else "TEXT"
+
+
+def _long(action: argparse.Action) -> str:
+    return next((text for text in action.option_strings if text.startswith("--")), action.option_strings[0])
+
+
+def short_usage(parser: argparse.ArgumentParser) -> None:
+    """Has the usage line name what is required, and not every option, which the lines below it do.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Of a command.
+    """
+    parts: list[str] = []
+    options = False
+    for group in parser._mutually_exclusive_groups:
+        if group.required:
+            parts.append(
+                "(" + " | ".join(f"{_long(a)} {a.metavar or a.dest.upper()}" for a in group._group_actions) + ")"
+            )
+    for action in parser._actions:
+        if not action.option_strings:
+            parts.append(str(action.metavar or action.dest.upper()))
+        elif action.required:
+            parts.append(f"{_long(action)} {action.metavar or action.dest.upper()}")
+        else:
+            options = True
+    text = " ".join([parser.prog, *parts, *(["[options]"] if options else [])])
+    parser.usage = textwrap.fill(text, _WIDTH - len("usage: "), subsequent_indent=" " * 9).replace("%", "%%")
+
+
+def check_keys(values: Iterable, options: Iterable[str], path: str, command: str) -> None:
+    """Refuses keys of a file that are no options.
+
+    Args:
+        values (`dict`): What the file holds.
+        options (`list[str]`): Names of options, with underscores.
+        path (`str`): Of the file.
+        command (`str`): Its name.
+
+    Raises:
+        ValueError: If there is one; the message has the nearest options.
+    """
+    options = list(options)
+    for key in values:
+        if key not in options:
+            near = difflib.get_close_matches(str(key), options, n=3, cutoff=0.5)
+            hint = f"; did you mean {', '.join(near)}?" if near else f"; see space-peft {command} --help."
+            raise ValueError(f"{path} sets {key!r}, which is no option{hint}")
+
+
+def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], command: str) -> list[str]:
+    """Arguments of a command with those of its `--config FILE` before them, so that flags win.
+
+    They go through the parser as flags do: what would be refused there is refused.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Of the command.
+        argv (`list[str]`): Arguments after the command's name.
+        command (`str`): Its name.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it is no YAML mapping, or a key or value of it cannot be used.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", metavar="FILE")
+    known, rest = first.parse_known_args(argv)
+    if known.config is None:
+        return rest
+    values = read_yaml(known.config)
+    options = {name.lstrip("-").replace("-", "_"): a for a in parser._actions for name in a.option_strings or [a.dest]}
+    options = {name: action for name, action in options.items() if action.dest not in ("help", "config")}
+    check_keys(values, options, known.config, command)
+    # Flags may be abbreviated.
+    given = tuple(token.partition("=")[0] for token in rest if token.startswith("--") and len(token) > 2)
+    spelled = [(name, action) for action in parser._actions for name in action.option_strings]
+    set_already = {action.dest for name, action in spelled if any(name.startswith(flag) for flag in given)}
+    from_file: list[str] = []
+    for key, value in values.items():
+        action = options[key]
+        if value is None or action.dest in set_already:
+            continue
+        if not action.option_strings:
+            # One that is given wins as well.
+            action.nargs, action.required, action.default = argparse.OPTIONAL, False, str(value)
+            continue
+        flag = f"--{key.replace('_', '-')}"
+        if action.nargs == 0:
+            if not isinstance(value, bool):
+                raise ValueError(f"{known.config} sets {key!r} to {value!r}; expected true or false.")
+            from_file += [flag] if value else []
+            continue
+        several = action.nargs is not None or isinstance(action, argparse._AppendAction)
+        if isinstance(value, (dict, bool)) or isinstance(value, list) and not several:
+            expected = "a list" if several else "one value"
+            raise ValueError(f"{known.config} sets {key!r} to the {type(value).__name__} {value}; expected {expected}.")
+        parts = [str(part) for part in (value if isinstance(value, list) else [value])]
+        # In one word: a value may begin with a dash.
+        from_file += [f"{flag}={part}" for part in parts] if action.nargs is None else [flag, *parts]
+    # A list takes whatever follows it, up to the next flag: what has no flag goes first.
+    positional = any(not action.option_strings for action in parser._actions)
+    return [*rest, *from_file] if positional else [*from_file, *rest]
+
+
+def tell(args: argparse.Namespace, text: str, content: Any) -> None:
+    """Prints a command's result, or writes it as JSON where `--json` says.
+
+    Args:
+        args (`argparse.Namespace`): Of the command, with `json` and with the `out` to print to.
+        text (`str`): For people.
+        content (`Any`): The same for programs: JSON values.
+    """
+    if args.json == STDOUT:
+        print(json_text(content), end="", file=args.out)
+        return
+    print(text, file=args.out)
+    if args.json is not None:
+        write_json(args.json, content)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--json`."""
+    parser.add_argument("--json", metavar="FILE", help="write the result to this file, too; - prints it instead")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--config`, for its help: `with_config` takes it out before."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file of these options; flags win")
+
+
+def check_json(place: str | None) -> None:
+    """Refuses a place for JSON that cannot be one, before anything is done.
+
+    Raises:
+        IsADirectoryError: If it is a folder.
+    """
+    if place is not None and place != STDOUT and Path(place).is_dir():
+        raise IsADirectoryError(f"--json takes a file to write, and {place!r} is a folder.")
+
+
+@contextlib.contextmanager
+def quietly(args: argparse.Namespace) -> Iterator[None]:
+    """Sends what is printed meanwhile to the error stream, if `--json -` asks for the result alone.
+
+    Args:
+        args (`argparse.Namespace`): Of the command; gets `out`, where the result goes.
+    """
+    args.out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr) if args.json == STDOUT else contextlib.nullcontext():
+        yield

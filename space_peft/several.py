@@ -1,0 +1,173 @@
+"""Several names in one call: one erasure after another, none of which brings back what an earlier one took away."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import AutoProcessor
+
+from .config import SpaceLoraConfig
+from .data.names import check_concept
+from .erasing import erase
+from .modeling.fingerprint import fingerprint_base
+from .modeling.loading import load_model
+from .records.folder import ADAPTER_NAME, LEDGER_NAME, REPORT_NAME
+from .records.io import write_json
+from .records.measured import remove_results, saved_digest
+from .records.safe_json import read_json
+from .trainers import ErasureLedger, SpaceConfig
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from .evaluation import ErasureReport, Probe
+
+
+REQUESTS_FOLDER = "requests"
+_BASE_NAME = "space_base.json"  # Beside the ledger: the model that its requests are of.
+
+
+@dataclass
+class Erasures:
+    """
+    What [`erase_several`] did.
+
+    Args:
+        model ([`~peft.PeftModel`]): The original model with one adapter for all names.
+        ledger ([`ErasureLedger`]): The requests, in order.
+        folder (`pathlib.Path`): Where the adapter is; each request's own folder is in it.
+    """
+
+    model: PeftModel
+    ledger: ErasureLedger
+    folder: Path
+
+    def reports(self) -> dict[str, ErasureReport]:
+        """By name, what was asked before and after that request; only for those with probes."""
+        from .evaluation import ErasureReport
+
+        places = {own["concept"]: self.ledger.place(number) for number, own in enumerate(self.ledger.requests, 1)}
+        return {name: ErasureReport.load(place) for name, place in places.items() if (place / REPORT_NAME).is_file()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was done, as JSON values."""
+        reports = {name: report.to_dict() for name, report in self.reports().items()}
+        return {"folder": str(self.folder), "requests": self.ledger.requests, "reports": reports}
+
+    def summary(self) -> str:
+        """What was done, and what to do next."""
+        lines = [f"{report.to_table()}\n" for report in self.reports().values()]
+        lines += [
+            f"{number}. {own['concept']!r}: {own['steps']} steps, {own['date']}, {self.ledger.place(number)}"
+            for number, own in enumerate(self.ledger.requests, 1)
+        ]
+        return "\n".join(
+            [
+                *lines,
+                f"One adapter for all of them is in {self.folder}. Next, for each name:",
+                f"  look      space-peft evaluate --adapter {self.folder} --concept NAME --images PICTURES",
+                f"  attack    space-peft attack --adapter {self.folder} --concept NAME --images PICTURES",
+            ]
+        )
+
+
+def erase_several(
+    model,
+    concepts: Sequence[str],
+    *,
+    pool: Dataset,
+    aliases: Mapping[str, Sequence[str]] | None = None,
+    probes: Mapping[str, Sequence[Probe]] | None = None,
+    processor=None,
+    args: SpaceConfig | None = None,
+    peft_config: SpaceLoraConfig | None = None,
+    resume: bool = True,
+    **options,
+) -> Erasures:
+    """Makes a model forget names one after another, none of which a later one brings back; see [`ErasureLedger`].
+
+    A call that was killed goes on with the request where it was. More names may be added to `concepts` later.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]): See [`erase`].
+        concepts (`list[str]`): The names, in order.
+        pool ([`~datasets.Dataset`]): See [`erase`].
+        aliases (`dict[str, list[str]]`, *optional*): By name, other names of it.
+        probes (`dict[str, list[Probe]]`, *optional*): By name, what to ask before and after.
+        processor ([`~transformers.ProcessorMixin`], *optional*): See [`erase`].
+        args ([`SpaceConfig`], *optional*): Of each request's training. `output_dir` gets the one adapter, a folder for each
+            request, and in `requests` what was served.
+        peft_config ([`SpaceLoraConfig`], *optional*): Of each request.
+        resume (`bool`, defaults to `True`): Whether to go on from what an earlier call left; else its requests are removed.
+        options: Other arguments of [`erase`].
+
+    Returns:
+        [`Erasures`]
+
+    Raises:
+        ValueError: If a name is none or stands there twice, or the folder holds requests for other names or of another
+            model, or an adapter of another run.
+    """
+    concepts = [check_concept(concept) for concept in concepts]
+    if not concepts or len(set(concepts)) < len(concepts):
+        raise ValueError(f"`concepts` must be one or more different names, got {concepts}.")
+    args = SpaceConfig(output_dir="space-output") if args is None else args
+    folder = Path(args.output_dir)
+    place = folder / REQUESTS_FOLDER
+    if not resume and (place / LEDGER_NAME).is_file():
+        shutil.rmtree(place)
+    if (folder / ADAPTER_NAME).is_file() and not (folder / LEDGER_NAME).is_file():
+        # Its certificate and constraint would stand beside, and be taken for those of, the one adapter.
+        raise ValueError(f"{str(folder)!r} holds an adapter of another run; choose another `output_dir`.")
+    ledger = ErasureLedger(place)
+    served = [(own["concept"], list(own["aliases"])) for own in ledger.requests]
+    wanted = [(concept, list((aliases or {}).get(concept, ()))) for concept in concepts]
+    if served != wanted[: len(served)]:
+        raise ValueError(
+            f"{str(place)!r} holds the requests {[name for name, _ in served]} (with their aliases), which are not the first of "
+            f"{concepts}. Name them first, choose another `output_dir`, or begin anew."
+        )
+    if processor is None:
+        processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
+    if isinstance(model, str):
+        model = load_model(model, **args.init_kwargs)
+    base = json.loads(json.dumps(fingerprint_base(model).__dict__))
+    if served and read_json(place / _BASE_NAME, kind="fingerprint of a model") != base:
+        raise ValueError(
+            f"the requests in {str(place)!r} were served by another model than this one; choose another `output_dir`, or load "
+            "the model that they are of."
+        )
+    write_json(place / _BASE_NAME, base)
+    original = copy.deepcopy(model)
+    model = ledger.fold(model)
+    for number, concept in enumerate(concepts[len(served) :], len(served) + 1):
+        own = copy.deepcopy(args)
+        own.output_dir = str(folder / f"{number:03d}")
+        erasure = erase(
+            model,
+            concept,
+            pool=pool,
+            processor=processor,
+            aliases=(aliases or {}).get(concept, ()),
+            probes=(probes or {}).get(concept),
+            args=own,
+            peft_config=copy.deepcopy(peft_config),
+            resume=resume,
+            protect=ledger.protect,
+            keep_model=original,
+            **options,
+        )
+        model = ledger.add(erasure.trainer)
+    stacked = ledger.stack(original)
+    stacked.save_pretrained(folder)
+    remove_results(folder, saved_digest(folder), None)  # What an evaluation found before another name was erased.
+    write_json(folder / LEDGER_NAME, read_json(place / LEDGER_NAME, kind="ledger"))
+    return Erasures(stacked, ledger, folder)
