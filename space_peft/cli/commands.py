@@ -181,7 +181,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         epilog="space-peft COMMAND --help shows a command's options.",
         formatter_class=Help,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=parser.prog)
     demo = commands.add_parser(
         "demo", help="erase a concept from the embedded model and show what was forgotten and what was kept"
     )
