@@ -49,7 +49,7 @@ def test_every_cell_runs(runner, notebook, tmp_path, monkeypatch):
     assert [cell["source"] for cell in done["cells"]] == [cell["source"] for cell in notebook["cells"]]
     texts = shown(done)
     assert "fox" in the_one(texts, "without the adapter").splitlines()[1]
-    assert "0 failed" in the_one(texts, "not checked")
+    assert "0 FAILED" in the_one(texts, "not checked")
     assert {"adapter_model.safetensors", "README.md", "report.json", "answers.png"} <= {
         path.name for path in (tmp_path / "without-fox").iterdir()
     }
