@@ -232,7 +232,7 @@ def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
     ("more", "said"),
     [
         (["--attacks", "hypnosis"], "no attacks ['hypnosis']"),
-        (["--aliases", " "], "aliases"),
+        (["--aliases", " "], "alias 0: the name"),
         (["--images", "nowhere.parquet"], "nowhere.parquet"),
         (["--concept", "wolf"], "none of the 6 pictures is named 'wolf'"),
         (["--adapter", "/nowhere/at-all"], "there is no folder '/nowhere/at-all'"),
