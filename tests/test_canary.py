@@ -287,6 +287,7 @@ def test_a_changed_picture_is_damaged_and_not_asked(erased, tmp_path):
     assert not result.erased and not result.deployed
 
 
+@pytest.mark.slow  # hub/test_trainer_push.py trains and pushes one
 def test_the_trainer_makes_one_and_saves_it(demo_erasure_data, tmp_path):
     from space_peft import SpaceConfig, SpaceTrainer
 

@@ -232,7 +232,7 @@ def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
     ("more", "said"),
     [
         (["--attacks", "hypnosis"], "no attacks ['hypnosis']"),
-        (["--aliases", " "], "aliases"),
+        (["--aliases", " "], "alias 0: the name"),
         (["--images", "nowhere.parquet"], "nowhere.parquet"),
         (["--concept", "wolf"], "none of the 6 pictures is named 'wolf'"),
         (["--adapter", "/nowhere/at-all"], "there is no folder '/nowhere/at-all'"),
@@ -268,16 +268,16 @@ def test_attacks_go_on_where_a_killed_call_was(adapter, named, tmp_path, monkeyp
 
         return run
 
-    quick = ["--attacks", "linear_probe", "perturbation", "--repeats", "1"]
-    for name in ("linear_probe", "perturbation"):
+    quick = ["--attacks", "quantization", "perturbation", "--repeats", "1"]
+    for name in ("quantization", "perturbation"):
         monkeypatch.setitem(RUNS, name, argparse.Namespace(attack=watched(name), lacks=RUNS[name].lacks))
     with pytest.raises(KeyboardInterrupt):
         judged("attack", adapter, named, tmp_path, *quick)
-    assert list(json.loads((tmp_path / "attacks.json").read_text())["attacks"]) == ["linear_probe"]
+    assert list(json.loads((tmp_path / "attacks.json").read_text())["attacks"]) == ["quantization"]
     assert judged("attack", adapter, named, tmp_path, *quick) == 0
-    assert made == ["linear_probe", "perturbation", "perturbation"]
+    assert made == ["quantization", "perturbation", "perturbation"]
     out, err = capsys.readouterr()
-    assert "[1/2] linear_probe: done before" in err and "perturb" in out
+    assert "[1/2] quantization: done before" in err and "perturb" in out
     assert (tmp_path / "pictures" / "attacks.png").is_file()
     # Another seed is another job, of which nothing is done.
     assert judged("attack", adapter, named, tmp_path, *quick, "--seed", "1", "--attacks", "perturbation") == 0

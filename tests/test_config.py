@@ -94,6 +94,7 @@ def test_saved_adapter_is_a_stock_adapter_to_peft(tmp_path, how):
     assert not torch.allclose(logits(tiny_llama()), expected, atol=0.1), "the adapter does nothing"
 
 
+@pytest.mark.slow  # hub/test_round_trip.py loads without it
 def test_loading_needs_no_space_peft(tmp_path):
     """In a process where the package cannot be imported."""
     saved(tmp_path)

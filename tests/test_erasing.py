@@ -85,7 +85,10 @@ def test_an_interrupted_call_goes_on_from_its_anchors_and_checkpoints(data, tmp_
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("change", [{"k": 3}, {"refine_steps": 2}, {"aliases": ["owl"]}])
+MORE = [pytest.param(change, marks=pytest.mark.slow) for change in ({"refine_steps": 2}, {"aliases": ["owl"]})]
+
+
+@pytest.mark.parametrize("change", [{"k": 3}, *MORE])
 def test_anchors_of_another_job_are_made_anew(data, tmp_path, change):
     job(tmp_path, data, args=quick(tmp_path, max_steps=1))
     before = load_from_disk(tmp_path / "anchors")

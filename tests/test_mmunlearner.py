@@ -22,7 +22,7 @@ def ascent(make, **options):  # noqa: F811
     return make(MMUnlearnerTrainer, MMUnlearnerConfig, **options)
 
 
-@pytest.mark.parametrize("kind", [LoraConfig, SpaceLoraConfig])
+@pytest.mark.parametrize("kind", [pytest.param(LoraConfig, marks=pytest.mark.slow), SpaceLoraConfig])
 def test_entries_outside_of_the_mask_never_move_and_those_inside_do(make, kind):  # noqa: F811
     # A threshold at which the mask lets some entries of every layer pass, and not all.
     trainer = ascent(make, peft_config=kind(r=4, lora_alpha=8), saliency_threshold=8.0)

@@ -231,6 +231,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow  # test_processes.py fits in two
 def test_two_processes_add_up_to_one(tmp_path):
     rows = torch.randn(40, 6)
     torch.save(rows, tmp_path / "rows.pt")

@@ -142,21 +142,23 @@ def one_process(tmp_path_factory):
     return folder, {name: process_runs.erase(folder / name, **sizes[name], **RUNS[name]) for name in RUNS}
 
 
-def halves(**extra):
+def halves(names=tuple(RUNS), **extra):
     return [
-        [name, "erase", {"per_device_train_batch_size": WHOLE_BATCH[name] // 2, **options, **extra}]
-        for name, options in RUNS.items()
+        [name, "erase", {"per_device_train_batch_size": WHOLE_BATCH[name] // 2, **RUNS[name], **extra}]
+        for name in names
     ]
 
 
 def check(one_process, folder, results):
-    for name in RUNS:
+    for name in results:
         assert_same_run(one_process[1][name], results[name])
         assert_same_adapter(one_process[0] / name, folder / name)
 
 
-def test_ddp_equals_one_process(one_process, tmp_path):
-    results = in_processes(tmp_path, halves())
+@pytest.mark.parametrize("names", [["language"], pytest.param(list(RUNS), marks=pytest.mark.slow)], ids=len)
+def test_ddp_equals_one_process(one_process, tmp_path, names):
+    results = in_processes(tmp_path, halves(names))
+    assert list(results) == names
     assert results["language"][0]["distributed"] == "MULTI_CPU"
     assert results["language"][0]["steps"] < RUNS["language"]["max_steps"]  # the stopping rule was at work
     check(one_process, tmp_path, results)

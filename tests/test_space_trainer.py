@@ -74,7 +74,8 @@ def test_stopping_rule_ends_training(demo_model, demo_erasure_data, tmp_path):
     assert last["p_name_on_anchors_max"] < 0.2
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", pytest.param("sgd", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_faults.py goes on bit by bit where it was killed
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
 def test_resume_is_bit_identical(demo_erasure_data, tmp_path, optim):
     from space_peft.demo import load_demo_model
 
@@ -128,7 +129,7 @@ def test_what_the_model_still_says_becomes_rows(demo_model, demo_erasure_data, t
     [
         ({"overwrite": "kind", "own_answers": True}, "mammal"),  # what the model itself says of a fox, in words
         pytest.param({"overwrite": "kind", "broader_word": "bird"}, "bird", marks=pytest.mark.slow),
-        ({"overwrite": "it shows the thing"}, "it shows the thing"),
+        pytest.param({"overwrite": "it shows the thing"}, "it shows the thing", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_said_instead(demo_model, demo_erasure_data, tmp_path, options, said):
@@ -211,6 +212,7 @@ torch.save(logits, out)
 """
 
 
+@pytest.mark.slow  # hub/test_round_trip.py loads what was pushed so
 def test_loads_in_a_process_without_space_peft(demo_model, demo_erasure_data, demo_images, tmp_path):
     trainer = make_trainer(demo_model, demo_erasure_data, tmp_path / "adapter", max_steps=3)
     trainer.train()
@@ -261,10 +263,10 @@ def test_saved_folder_says_what_was_done(demo_model, demo_erasure_data, tmp_path
     "arguments",
     [
         {"gradient_checkpointing": True},
-        {"gradient_accumulation_steps": 2},
+        pytest.param({"gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
         {"bf16": True},
-        {"optim": "adafactor"},
-        {"target": "vision"},
+        pytest.param({"optim": "adafactor"}, marks=pytest.mark.slow),
+        pytest.param({"target": "vision"}, marks=pytest.mark.slow),
         {"target": "all"},
     ],
     ids=lambda a: "-".join(f"{k}={v}" for k, v in a.items()),
@@ -353,6 +355,7 @@ def test_plain_lora_trains_without_the_constraint(demo_model, demo_erasure_data,
     assert not (tmp_path / "space_config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_model_id_is_enough(demo_erasure_data, tmp_path):
     """Model and processor are loaded from the id, here a folder as `from_pretrained` takes it; a default config serves."""
     args = SpaceConfig(
@@ -369,6 +372,7 @@ def test_a_model_id_is_enough(demo_erasure_data, tmp_path):
     assert trainer.state.global_step == 1 and trainer.null_spaces
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_there_is_trained(demo_model, demo_erasure_data, tmp_path):
     first = make_trainer(demo_model, demo_erasure_data, tmp_path / "a")
     model = first.model

@@ -357,6 +357,28 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     return parser, commands.choices
 
 
+def _from_dataclasses(command: str, argv: Sequence[str]) -> int:
+    first = argparse.ArgumentParser(prog=f"space-peft {command}", add_help=False, allow_abbrev=False)
+    add_json(first)
+    shared, rest = first.parse_known_args(argv)
+    with bad_input(command):
+        check_json(shared.json)
+    with quietly(shared):
+        with bad_input(command, TypeError):
+            if command == "anchors":
+                from .anchors import anchors_content, anchors_text, run_anchors
+
+                made, folder = run_anchors(rest)
+                text, content = anchors_text(made, folder), anchors_content(made, folder)
+            else:
+                from .erase import run_erase
+
+                erased = run_erase(rest)
+                text, content = erased.summary(), erased.to_dict()
+        tell(shared, text, content)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -372,9 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in FROM_DATACLASSES:
             with bad_input(name):
                 check_places(name, erase_places(argv[1:]))
-            from .erase import main as run_from_dataclasses
-
-            return run_from_dataclasses(name, argv[1:])
+            return _from_dataclasses(name, argv[1:])
         parser, commands = _parsers()
         if name in CONFIGURABLE:
             with bad_input(name):

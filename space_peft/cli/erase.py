@@ -18,8 +18,7 @@ from ..modeling.loading import load_model
 from ..retained.reading import load_rows
 from ..several import Erasures, erase_several
 from ..trainers import SpaceConfig
-from .errors import bad_input
-from .options import Help, add_json, check_json, check_keys, quietly, tell
+from .options import Help, check_keys
 from .places import import_modules, read_yaml
 
 
@@ -178,34 +177,3 @@ def run_erase(argv: Sequence[str]) -> Erasure | Erasures:
     erasure = erase(model, arguments.concept, aliases=arguments.aliases, probes=own, **options)
     erasure.save()
     return erasure
-
-
-def main(command: str, argv: Sequence[str]) -> int:
-    """Runs `space-peft erase` or `space-peft anchors`.
-
-    Args:
-        command (`str`): Which.
-        argv (`list[str]`): Arguments after its name.
-
-    Returns:
-        `int`: 0.
-
-    Raises:
-        BadInput: If the input was bad.
-    """
-    first = argparse.ArgumentParser(prog=f"space-peft {command}", add_help=False, allow_abbrev=False)
-    add_json(first)
-    shared, rest = first.parse_known_args(argv)
-    with quietly(shared):
-        with bad_input(command, TypeError):
-            check_json(shared.json)
-            if command == "anchors":
-                from .anchors import anchors_content, anchors_text, run_anchors
-
-                made, folder = run_anchors(rest)
-                text, content = anchors_text(made, folder), anchors_content(made, folder)
-            else:
-                erased = run_erase(rest)
-                text, content = erased.summary(), erased.to_dict()
-        tell(shared, text, content)
-    return 0

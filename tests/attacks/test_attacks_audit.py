@@ -75,6 +75,7 @@ def test_more_steps_find_more(erasure):
     assert many.best > few.best + 0.5 and many.curve[0] == pytest.approx(few.curve[0], abs=PROBABILITY)
 
 
+@pytest.mark.slow
 def test_without_shifts_any_word_is_found(erasure):
     """Why the search shifts images, and why it needs a control: adversarial noise says "the", too."""
     model, processor = load_demo_model()

@@ -49,6 +49,7 @@ def test_averages_are_over_images_and_questions(erasure):
     assert result.p_yes_absent == pytest.approx(statistics.fmean(absent), abs=PROBABILITY)
 
 
+@pytest.mark.slow
 def test_a_model_without_adapter_has_no_before(erasure):
     result = confirm(erasure, merged_copy(erasure.model))
     assert result.p_yes_before is None and result.p_yes_absent_before is None

@@ -102,9 +102,7 @@ def test_every_nasty_case_stays_text_on_the_card(text, tmp_path_factory, plain):
     check_card(text, tmp_path_factory, plain)
 
 
-@settings(
-    max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=HOSTILE)
 def test_any_text_stays_text_on_the_card(text, tmp_path_factory, plain):
     check_card(text, tmp_path_factory, plain)

@@ -32,6 +32,7 @@ def test_push_with_every_flag(hub, folder, capsys):
     assert b"fox" not in hub.files(REPO, "refs/pr/1")["README.md"].lower()
 
 
+@pytest.mark.slow
 def test_push_in_a_process_of_its_own(hub, folder, tmp_path):
     command = [sys.executable, "-m", "space_peft.cli", "push", str(folder), REPO, "--base-model", BASE]
     done = subprocess.run(command, env=hub.environment(tmp_path / "home"), capture_output=True, text=True)

@@ -288,6 +288,7 @@ def test_command_line_measures_on_a_file_of_retained_rows(folder, tmp_path, caps
     assert "other rows than the certificate's" in out and code == (1 if "FAILED  " in out else 0)
 
 
+@pytest.mark.slow
 def test_the_command_ends_without_a_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "space_peft.cli", "verify", str(tmp_path / "nothing")], capture_output=True, text=True
