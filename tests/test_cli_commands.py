@@ -111,7 +111,7 @@ def test_json_goes_to_a_file_or_alone_to_the_output(tmp_path, capsys):
     assert "is a folder" in capsys.readouterr().err
 
 
-def test_what_is_printed_meanwhile_does_not_mix_with_the_json(monkeypatch, capsys):
+def test_what_is_printed_meanwhile_does_not_mix_with_the_json(monkeypatch, capsys, tmp_path):
     import space_peft.hub_cards.merge as merging
 
     def chatty(adapter, output, base_model=None):
@@ -119,7 +119,7 @@ def test_what_is_printed_meanwhile_does_not_mix_with_the_json(monkeypatch, capsy
         return output
 
     monkeypatch.setattr(merging, "merge_adapter", chatty)
-    assert main(["merge", "a", "b", "--json", "-"]) == 0
+    assert main(["merge", str(tmp_path), "b", "--json", "-"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {"folder": "b"} and "loading" in err
 
@@ -235,7 +235,7 @@ def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
         (["--aliases", " "], "alias 0: the name"),
         (["--images", "nowhere.parquet"], "nowhere.parquet"),
         (["--concept", "wolf"], "none of the 6 pictures is named 'wolf'"),
-        (["--adapter", "/nowhere/at-all"], "there is no folder '/nowhere/at-all'"),
+        (["--adapter", "/nowhere/at-all"], "there is no file or folder '/nowhere/at-all'"),
     ],
 )
 def test_bad_input_of_an_attack_exits_with_2(adapter, named, tmp_path, capsys, more, said):

@@ -74,7 +74,7 @@ def test_the_table_of_places_is_that_of_the_parser():
     from space_peft.erasing import EraseArguments
 
     options = {name: {action.dest for action in parser._actions} for name, parser in COMMANDS.items()}
-    options["erase"] = {field.name for field in fields(EraseArguments)}
+    options["erase"] = options["anchors"] = {field.name for field in fields(EraseArguments)}
     for command, places in PLACES.items():
         assert set(places) <= options[command], command
     assert {*PLACES, "demo"} == set(COMMANDS), "which options of a new command are places?"

@@ -82,9 +82,8 @@ def parse_run(argv: Sequence[str], command: str = "erase") -> tuple[EraseArgumen
         prog=f"space-peft {command}",
         usage="%(prog)s [--config FILE.yaml] [options]",
         description=_ABOUT[command],
-        epilog="--config FILE.yaml reads these options from a file; flags win. --import MODULE imports a module of your own "
-        "first, which registers the model's class. --json FILE writes the result there, too; --json - prints it instead. "
-        "--help-all shows all options.",
+        epilog="--config FILE.yaml: these options from a file; flags win. --json FILE: the result as JSON; - prints it. "
+        "--import MODULE: has your model's class. --help-all: all options.",
         formatter_class=Help,
         add_help=False,
     )
