@@ -97,10 +97,17 @@ def _check_values(file: str, content: dict) -> None:
             pending += [(key, part, named) for part in value]
         elif isinstance(value, dict):
             # A list of templates, as older versions have it, holds objects, too.
-            if not (key in _OBJECTS or token or key == "chat_template"):
+            if not (key in _OBJECTS or token or key == "chat_template" or _numbers_alone(value)):
                 refuse(key, value)
             inner = {"name", "template"} if key == "chat_template" else set()
             pending += [(part, held, named or key in _NAMED or part in inner) for part, held in value.items()]
+
+
+def _numbers_alone(value) -> bool:
+    """Whether an object names nothing that could be loaded, at any depth, as SmolVLM2's `video_sampling`."""
+    if isinstance(value, dict):
+        return all(map(_numbers_alone, value.values()))
+    return value is None or isinstance(value, (bool, int, float))
 
 
 def own_template(folder: Path) -> str | None:

@@ -48,7 +48,7 @@ def test_every_cell_runs(runner, notebook, tmp_path, monkeypatch):
     done = runner.run_notebook(notebook, QUICK)
     assert [cell["source"] for cell in done["cells"]] == [cell["source"] for cell in notebook["cells"]]
     texts = shown(done)
-    assert "fox" in the_one(texts, "without the adapter").splitlines()[1]
+    assert "fox" in the_one(texts, "without the adapter:").splitlines()[1]
     assert "0 FAILED" in the_one(texts, "not checked")
     assert {"adapter_model.safetensors", "README.md", "report.json", "answers.png"} <= {
         path.name for path in (tmp_path / "without-fox").iterdir()
@@ -64,7 +64,7 @@ def test_what_it_shows_was_made_by_running_it_as_it_is(notebook):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     texts = shown(notebook)
-    erased, deployed = the_one(texts, "without the adapter").splitlines()
+    erased, deployed = the_one(texts, "without the adapter:").splitlines()
     assert "fox" not in erased and "fox" in deployed
     pictures = [
         Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"])))
