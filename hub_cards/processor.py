@@ -103,7 +103,7 @@ def _check_values(file: str, content: dict) -> None:
             pending += [(part, held, named or key in _NAMED or part in inner) for part, held in value.items()]
 
 
-def _numbers_alone(value) -> bool:
+def _numbers_alone(value: object) -> bool:
     """Whether an object names nothing that could be loaded, at any depth, as SmolVLM2's `video_sampling`."""
     if isinstance(value, dict):
         return all(map(_numbers_alone, value.values()))
