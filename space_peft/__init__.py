@@ -58,6 +58,8 @@ _EXPORTS = {
     "calibrate": "trainers",
     "EndToEnd": "retained.end_to_end",
     "measure_end_to_end": "retained.end_to_end",
+    "Erasures": "several",
+    "erase_several": "several",
 }
 
 
@@ -95,6 +97,8 @@ if TYPE_CHECKING:
     from .retained.end_to_end import measure_end_to_end as measure_end_to_end
     from .retained.self_distillation import retained_answers as retained_answers
     from .retained.self_distillation import retained_texts as retained_texts
+    from .several import Erasures as Erasures
+    from .several import erase_several as erase_several
     from .trainers import CVFConfig as CVFConfig
     from .trainers import CVFTrainer as CVFTrainer
     from .trainers import ErasureLedger as ErasureLedger
