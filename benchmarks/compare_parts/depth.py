@@ -33,8 +33,8 @@ def _audit_before(concept: str, seed: int, steps: int) -> float:
     return _audit(load_demo_model()[0], concept, seed, steps)
 
 
-def measure_depth(model, processor, data, seed: int, audit_steps: int) -> dict:
-    """The depth columns of one run.
+def measure_depth(model, processor, data, seed: int, audit_steps: int, *, quick: bool = False) -> dict:
+    """The depth columns of one run; `quick`: relearned once, with one name as the control.
 
     Returns:
         `dict`: `audit`, `audit_before`: largest p(name) of an image found; `relearn`, `relearn_control` (all weights of
@@ -53,9 +53,9 @@ def measure_depth(model, processor, data, seed: int, audit_steps: int) -> dict:
     target = [*data.given, *data.unseen]
     relearning = {
         weights: relearning_curve(
-            model, processor, target, None, data.concept, other_names=data.absent[:3], weights=weights,
-            learning_rate=rate, steps=RELEARN_STEPS, images_per_run=(RELEARN_IMAGES,), repeats=RELEARN_REPEATS, seed=seed,
-            progress=False, **options,
+            model, processor, target, None, data.concept, other_names=data.absent[: 1 if quick else 3], weights=weights,
+            learning_rate=rate, steps=RELEARN_STEPS, images_per_run=(RELEARN_IMAGES,), repeats=1 if quick else RELEARN_REPEATS,
+            seed=seed, progress=False, **options,
         )
         for weights, rate in (("all", None), ("adapter", 1e-3))
     }  # fmt: skip

@@ -64,7 +64,9 @@ def run(task: dict, max_steps: int) -> dict:
     if task.get("features"):
         row["entropy"] = feature_entropy(merged_copy(model), data, anchors)
     if task["depth"]:
-        row["depth"] = measure_depth(model, demo_processor(), data, task["seed"], audit_steps=max_steps)
+        row["depth"] = measure_depth(
+            model, demo_processor(), data, task["seed"], audit_steps=max_steps, quick="every" in task
+        )
     return row
 
 
