@@ -84,7 +84,13 @@ def test_refinement_reaches_the_name(name):
     assert all(width % architectures.SIDE == 0 == height % architectures.SIDE for width, height in sizes)
 
 
-@pytest.mark.parametrize("name", ALL)
+# Each is much like one that is erased always: Qwen2.5-VL, LLaVA, SmolVLM.
+RELATIVES = ("qwen2_vl", "llava_next", "idefics3")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in RELATIVES else ()) for name in ALL]
+)
 def test_erasure(name, tmp_path):
     model, processor = build(name)
     anchors = find_anchors(model, processor)

@@ -328,6 +328,7 @@ def test_trained_twice_it_is_fitted_once(demo_erasure_data, statistics, tmp_path
     assert run.null_spaces is first and len(run.null_space.retain_dataloader) == batches
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_by_bit(demo_erasure_data, statistics, tmp_path):
     whole = trainer(tmp_path / "whole", demo_erasure_data, statistics, max_steps=4)
     whole.train()

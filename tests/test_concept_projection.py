@@ -45,7 +45,7 @@ def test_the_adapter_is_stock_and_of_rank_one(demo_model, demo_images, tmp_path)
     assert both[0] == both[1]
 
 
-@pytest.mark.parametrize("concept", ["fox", "lemon"])
+@pytest.mark.parametrize("concept", ["fox", pytest.param("lemon", marks=pytest.mark.slow)])
 def test_mirroring_erases_and_projecting_weakens(demo_images, concept):
     """Without training, without an image. Full strength needs a model whose features are aligned with its words."""
     own = [row["image"] for row in demo_images if row["name"] == concept]

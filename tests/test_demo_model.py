@@ -258,6 +258,7 @@ def test_at_least_four_templates_are_likely_answers(scripts, loaded, one_of_each
         assert sum(p >= 0.02 for p in likely) >= 4, (question, likely)
 
 
+@pytest.mark.slow
 def test_loads_through_auto_classes_without_a_warning():
     code = (
         "import warnings, sys; warnings.simplefilter('error')\n"

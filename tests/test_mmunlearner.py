@@ -97,6 +97,7 @@ def test_masks_compare_gradients_of_forget_rows_and_of_what_is_preserved(make): 
         assert torch.equal(masks[name][clear], (ratio >= 1)[clear])
 
 
+@pytest.mark.slow
 def test_ascent_is_taken_every_so_many_steps(make):  # noqa: F811
     trainer = make(MMUnlearnerTrainer, MMUnlearnerConfig, forget_every=3, max_steps=7)
     trainer.train()

@@ -267,7 +267,7 @@ def test_saved_folder_says_what_was_done(demo_model, demo_erasure_data, tmp_path
         {"bf16": True},
         pytest.param({"optim": "adafactor"}, marks=pytest.mark.slow),
         pytest.param({"target": "vision"}, marks=pytest.mark.slow),
-        {"target": "all"},
+        pytest.param({"target": "all"}, marks=pytest.mark.slow),
     ],
     ids=lambda a: "-".join(f"{k}={v}" for k, v in a.items()),
 )
@@ -279,6 +279,7 @@ def test_options_of_trainer_train_every_layer(demo_model, demo_erasure_data, tmp
     assert ("loss_repulsion" in logged[0]) == (arguments.get("target") in ("vision", "all"))
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_large_batch(demo_erasure_data, tmp_path):
     """Adam's first step is the sign of the gradient, so compare SGD: equal gradients, equal weights."""
     from space_peft.demo import load_demo_model

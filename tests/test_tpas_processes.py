@@ -16,6 +16,9 @@ from word_space import WordEncoder, word_pool
 from space_peft.anchors import anchor_info, embeddings, picking, select_anchors
 
 
+# Its processes import everything anew; how embeddings are shared and merged is tested in one process always.
+pytestmark = pytest.mark.slow
+
 PROCESSES = 2
 
 

@@ -232,6 +232,7 @@ def test_an_optimiser_of_the_adapter_trains_it(make):
     assert not same(before, adapter(trainer)) and trainer.certificate is not None
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_after_running_out_of_memory(make, monkeypatch):
     trainer = make(auto_find_batch_size=True, own_answers=True, refresh_steps=1, max_steps=3, learning_rate=1e-6)
     ways = iter([True])
@@ -271,6 +272,7 @@ def test_model_init_begins_anew(make):
     assert trials == [None] * 3
 
 
+@pytest.mark.slow
 def test_model_init_may_make_another_model(make):
     """Nothing that was known of the first is used for the second: null spaces, answers, the name's embedding."""
     scale = iter([1.0, 1.0, 0.9])
@@ -293,6 +295,7 @@ def test_model_init_may_make_another_model(make):
     assert same(adapter(trainer), adapter(other)) and torch.equal(trainer.concept_embedding, other.concept_embedding)
 
 
+@pytest.mark.slow
 def test_a_search_gives_each_trial_its_settings(make, monkeypatch):
     """As `hyperparameter_search` calls `train`; its backends are no dependency."""
     monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial)

@@ -24,6 +24,18 @@ def is_path(place: str | os.PathLike) -> bool:
     return isinstance(place, os.PathLike) or marked or not is_hub_id(text, loaded=False)
 
 
+def dataset_on_hub(place: str) -> tuple[str, str | None]:
+    """Repository and configuration of "org/name/configuration"; no configuration for everything else.
+
+    Args:
+        place (`str`): Id of a dataset, without its split.
+    """
+    repository, _, configuration = place.rpartition("/")
+    if place.count("/") == 2 and is_hub_id(repository, loaded=False) and not place.lower().endswith(_FILES):
+        return repository, configuration
+    return place, None
+
+
 def refuse_missing(place: str | os.PathLike) -> None:
     """Raises `FileNotFoundError` for a path that is none here; what may be a repository passes."""
     if is_path(place) and not Path(place).exists():
@@ -36,7 +48,7 @@ def check_place(place: str, kind: Kind = "model") -> None:
     A repository is asked for once, without repeating, unless some version of it is in the cache.
 
     Args:
-        place (`str`): Folder, file or Hub id. For a dataset "id:split" is the same as "id".
+        place (`str`): Folder, file or Hub id. For a dataset "id:split" and "id/configuration" are the same as "id".
         kind (`str`, defaults to `"model"`): "model" or "dataset", for the Hub has both; "folder" for what can only be here.
 
     Raises:
@@ -47,7 +59,7 @@ def check_place(place: str, kind: Kind = "model") -> None:
         return
     if kind == "folder":
         raise FileNotFoundError(f"there is no folder {place!r}.{_hint(place)}")
-    name = place.partition(":")[0] if kind == "dataset" else place
+    name = dataset_on_hub(place.partition(":")[0])[0] if kind == "dataset" else place
     refuse_missing(name)
     _ask_hub(name, kind)
 

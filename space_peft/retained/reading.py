@@ -14,7 +14,7 @@ from ..data.names import mentions
 from ..data.pictures import open_picture
 from ..data.rows import check_rows, holds_json, holds_text, unread_media, unread_media_of
 from ..modeling.prompts import answer_text, encode_conversations
-from ..records.places import refuse_missing
+from ..records.places import dataset_on_hub, refuse_missing
 
 
 FORMATS = (
@@ -237,7 +237,7 @@ def load_rows(place: str) -> Dataset:
         ValueError: If it is none of these.
     """
     if not Path(place).exists():
-        refuse_missing(place.partition(":")[0])
+        refuse_missing(dataset_on_hub(place.partition(":")[0])[0])
     if Path(place).is_dir():
         loaded = load_from_disk(place)
         return loaded["train"] if isinstance(loaded, DatasetDict) else loaded
@@ -245,7 +245,7 @@ def load_rows(place: str) -> Dataset:
     if kind is not None:
         return load_dataset(kind, data_files=place, split="train")
     name, _, split = place.partition(":")
-    repository, _, configuration = name.rpartition("/") if name.count("/") == 2 else (name, "", None)
+    repository, configuration = dataset_on_hub(name)
     return load_dataset(repository, configuration, split=split or "train")
 
 

@@ -35,7 +35,7 @@ def erasure(demo_erasure_data, demo_images, tmp_path_factory):
 
     folder = made_once(tmp_path_factory, "attacked", make)
     model, processor = load_demo_model()
-    model = PeftModel.from_pretrained(model, folder).eval()
+    model = PeftModel.from_pretrained(model, folder, is_trainable=True).eval()  # as trained
     others = [row["image"] for row in demo_images.select(range(0, len(demo_images), 24)) if row["name"] != concept]
     return SimpleNamespace(
         model=model,

@@ -79,6 +79,7 @@ def test_more_steps_teach_more_and_results_repeat(erasure):
     assert first.points[-1].excess == first.points[-1].relearned - first.points[-1].control
 
 
+@pytest.mark.slow
 def test_controls_are_averaged(erasure):
     alone = [relearn(erasure, other_names=[name]) for name in OTHERS]
     both = relearn(erasure, other_names=OTHERS)
@@ -97,6 +98,7 @@ def test_images_are_left_out_equally_often():
     assert list(_subsets(5, 2, 3, seed=0)) != list(_subsets(5, 2, 3, seed=1))
 
 
+@pytest.mark.slow
 def test_summary_is_the_point_at_ten_steps_and_three_images(erasure):
     result = relearn(erasure, steps=(0, 5), images_per_run=(1, 3), repeats=2)
     content = result.to_dict()

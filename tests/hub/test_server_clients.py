@@ -148,6 +148,7 @@ def test_invalid_metadata_is_refused(hub, pushed, metadata, message):
 # What builds on huggingface_hub
 
 
+@pytest.mark.slow
 def test_model_adapter_and_processor_over_http(hub, demo_base, tmp_path):
     """Stock transformers and PEFT, in this process and in a fresh one: the logits are those of the local model."""
     from peft import LoraConfig, PeftModel, get_peft_model
