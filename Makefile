@@ -14,8 +14,8 @@ export TOKENIZERS_PARALLELISM ?= false
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# torch first and by its exact version: a range would pull the CUDA build.
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -26,7 +26,7 @@ test: $(VENV)/.installed
 
 # DeepSpeed is built without its kernels, which a CPU does not need; its tests are skipped where it is missing.
 $(VENV)/.deepspeed: $(VENV)/.installed
-	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-build-isolation \
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation \
 		-c constraints.txt "deepspeed>=0.19"
 	touch $@
 
@@ -39,7 +39,7 @@ test-peers: $(VENV)/.installed
 
 # The site; a link that leads nowhere is an error.
 docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/.installed types
