@@ -83,6 +83,7 @@ def test_rows_never_seen_are_asked_for(trained):
     assert trained.deployed_answers.logits("forget", [0, 10**6], 3) is None
 
 
+@pytest.mark.slow
 def test_a_model_that_rescales_its_logits_is_asked_every_time(demo_model, demo_erasure_data, tmp_path):
     """As Gemma's and Granite's final scaling do: what the output layer puts out is then not the model's logits."""
     model, _ = demo_model

@@ -79,8 +79,8 @@ PLAIN = ("GradDiff",)
 
 @pytest.mark.parametrize(
     "method, constrained",
-    # KL and GradDiff are one trainer.
-    [pytest.param(method, True, marks=pytest.mark.slow if method == "KL" else ()) for method in METHODS]
+    # KL, GA and GradDiff are one trainer.
+    [pytest.param(method, True, marks=pytest.mark.slow if method in ("KL", "GA") else ()) for method in METHODS]
     + [pytest.param(method, False, marks=() if method in PLAIN else pytest.mark.slow) for method in METHODS],
 )
 def test_forgets_and_keeps(make, method, constrained):
@@ -235,6 +235,7 @@ def test_cvf_moves_features_of_the_concept_and_holds_those_of_others(make, conce
     assert concept < 0.6 < 0.9 < other
 
 
+@pytest.mark.slow
 def test_cvf_follows_a_reference_model(make):
     """Here one whose projector is turned off but for its bias: all images have the same features there."""
     reference, _ = load_demo_model()

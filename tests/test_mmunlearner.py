@@ -39,6 +39,7 @@ def test_entries_outside_of_the_mask_never_move_and_those_inside_do(make, kind):
     assert {"vision_tower", "language_model", "multi_modal_projector"} <= {n.split(".")[1] for n in trainer.masks}
 
 
+@pytest.mark.slow
 def test_everything_else_is_frozen(make):  # noqa: F811
     """The trap of the published loop: modules that the mask does not cover were trained unmasked."""
     trainer = ascent(make)

@@ -314,6 +314,7 @@ def test_a_search_gives_each_trial_its_settings(make, monkeypatch):
         assert losses(trainer) == losses(alone) and same(adapter(trainer), adapter(alone))
 
 
+@pytest.mark.slow
 def test_a_trials_checkpoints_hold_its_null_spaces(make, monkeypatch, tmp_path):
     monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial)
     trainer = make(None, model_init=lambda: load_demo_model()[0], save_strategy="steps", save_steps=1)
@@ -336,6 +337,7 @@ def test_model_and_model_init_exclude_each_other(make):
         make(None, model_init=lambda: load_demo_model()[0], optimizers=(torch.optim.SGD([weight]), None))
 
 
+@pytest.mark.slow
 def test_methods_with_images_take_model_init_too(make):
     options = {"trainer": CVFTrainer, "config": CVFConfig, "target": "vision"}
     trainer = make(None, model_init=lambda: load_demo_model()[0], **options)
