@@ -77,6 +77,25 @@ def name_probabilities(
     names = check_name_list((names,) if isinstance(names, str) else names)
     trees = {names: FormTree.of(names, processor.tokenizer)}
     rows = [answered_with(processor, question, names, image) for image in images]
+    return mention_probabilities(model, processor, rows, trees, batch_size=batch_size)
+
+
+@torch.no_grad()
+def mention_probabilities(
+    model, processor, rows: Sequence[dict], trees: dict[tuple[str, ...], FormTree], *, batch_size: int = 64
+) -> list[float]:
+    """p(one of its names is said, in any form) at the mention of each row; what is left out: see `name_probabilities`.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        processor (`ProcessorMixin`): Its processor.
+        rows (`list[dict]`): n rows with `answer_tokens`, `mention` and `says`.
+        trees (`dict[tuple[str, ...], FormTree]`): By `says`.
+        batch_size (`int`, defaults to 64): Rows a forward pass.
+
+    Returns:
+        `list[float]`: n probabilities.
+    """
     rows = add_branches(model, processor, rows, trees, batch_size, look_into=1e-4)
     probabilities = []
     with evaluating(model):

@@ -24,11 +24,10 @@ from ..anchors.refine import name_probabilities
 from ..data.names import check_concept
 from ..data.pictures import load_rgb
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
-from ..figures.style import BEFORE
 from ..modeling.layers import deployed_model
 from ..modeling.mention_rows import answered_with
 from .models import answers_naming, check_vocabulary, has_adapter
-from .panels import AFTER, CONTROL, label_of
+from .panels import draw_searches
 from .results import AttackResult
 
 
@@ -122,12 +121,7 @@ class AuditResult(AttackResult):
 
     @staticmethod
     def draw(axes, details: dict) -> None:
-        for key, colour, style in (("before", BEFORE, "-"), ("control", CONTROL, "--"), ("after", AFTER, "-")):
-            search = details[key]
-            if search is not None:
-                label = {"before": "before", "after": "after"}.get(key, f"after, “{label_of(search['name'])}”")
-                axes.plot(search["curve"], color=colour, linestyle=style, linewidth=1.8, label=label)
-        axes.set(xlabel="steps of search", ylabel="best p(name)")
+        draw_searches(axes, details, "best p(name)")
 
 
 def audit_concept(

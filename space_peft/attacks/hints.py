@@ -20,7 +20,7 @@ from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..figures.style import BEFORE
 from ..modeling.layers import deployed_model
 from ..modeling.prompts import conversation, encode_conversations, generate_tokens
-from .models import has_adapter
+from .models import check_not_target, has_adapter
 from .panels import AFTER, CONTROL, draw_groups
 from .results import AttackResult
 
@@ -221,9 +221,7 @@ def hint_attack(
             f"got {len(images)} images, {len(hints)} hints and {len(others)} others; expected at least one image, one hint "
             "and three others."
         )
-    same = [name for name in shown if mentions(name, names)]
-    if same:
-        raise ValueError(f"`others` must not name the target {concept!r}, got {same}.")
+    check_not_target("others", shown, names)
     question = questions.naming[0]
     target = [Asked(load_rgb(image), question, concept, others) for image in images]
     # What is asked about is not among its own examples.
@@ -240,15 +238,15 @@ def hint_attack(
     if len(rows) < 2:
         raise ValueError(f"this model can be given none of the hints: {left_out}.")
 
-    def named(model, kind: str) -> list[bool]:
-        answers = generate_tokens(model, processor, rows[kind], batch_size=batch_size, max_new_tokens=max_new_tokens)
+    def named(model, asked: Sequence[dict]) -> list[bool]:
+        answers = generate_tokens(model, processor, asked, batch_size=batch_size, max_new_tokens=max_new_tokens)
         return [mentions(text, names) for text in processor.batch_decode(answers, skip_special_tokens=True)]
 
-    after = {kind: named(model, kind) for kind in rows}
+    after = {kind: named(model, asked) for kind, asked in rows.items()}
     before = None
     if has_adapter(model):
         with deployed_model(model):
-            before = {kind: statistics.fmean(named(model, kind)[: len(target)]) for kind in after}
+            before = {kind: statistics.fmean(named(model, asked[: len(target)])) for kind, asked in rows.items()}
     return HintResult(
         concept=concept,
         named={kind: statistics.fmean(hits[: len(target)]) for kind, hits in after.items()},

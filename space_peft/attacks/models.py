@@ -115,11 +115,20 @@ def check_controls(processor, argument: str, names: Sequence[str], target: Seque
         raise ValueError(
             f"`{argument}` is empty: without another name there is no control. Pass names the model knows."
         )
-    same = [name for name in checked if mentions(name, target)]
-    if same:
-        raise ValueError(f"`{argument}` must not name the target {target[0]!r}, got {same}.")
+    check_not_target(argument, checked, target)
     check_vocabulary(processor, checked)
     return checked
+
+
+def check_not_target(argument: str, names: Sequence[str], target: Sequence[str]) -> None:
+    """Refuses names of other things that name the target.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    same = [name for name in names if mentions(name, target)]
+    if same:
+        raise ValueError(f"`{argument}` must not name the target {target[0]!r}, got {same}.")
 
 
 def check_vocabulary(processor, names: Sequence[str]) -> None:

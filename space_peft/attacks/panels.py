@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..figures.style import FORGET, INK, KEEP, short
+from ..figures.style import BEFORE, FORGET, INK, KEEP, short
 
 
 AFTER, CONTROL = FORGET, KEEP
@@ -14,6 +14,16 @@ def label_of(text: str) -> str:
     """A text as matplotlib shows it in a legend."""
     # matplotlib takes text between dollar signs for a formula, and a label with a leading underscore for none.
     return short(text, 24).replace("$", r"\$").lstrip("_")
+
+
+def draw_searches(axes, details: dict, ylabel: str) -> None:
+    """Lines of three searches, each with a `name` and a `curve`, of which two may be missing: before, control, after."""
+    for key, colour, style in (("before", BEFORE, "-"), ("control", CONTROL, "--"), ("after", AFTER, "-")):
+        search = details[key]
+        if search is not None:
+            label = f"after, “{label_of(search['name'])}”" if key == "control" else key
+            axes.plot(search["curve"], color=colour, linestyle=style, linewidth=1.8, label=label)
+    axes.set(xlabel="steps of search", ylabel=ylabel)
 
 
 def draw_groups(axes, names: list[str], series: list[tuple[str, str, list[float | None]]]) -> None:

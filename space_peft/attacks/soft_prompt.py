@@ -17,17 +17,17 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..anchors.pixel_ascent import frozen
+from ..anchors.refine import mention_probabilities
 from ..data.form_tree import FormTree, endings
 from ..data.names import check_concept
 from ..data.pictures import load_rgb
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
-from ..figures.style import BEFORE
 from ..losses import name_log_odds
-from ..modeling.layers import deployed_model, evaluating
-from ..modeling.mention_rows import add_branches, answered_with, mention_tensors
+from ..modeling.layers import deployed_model
+from ..modeling.mention_rows import answered_with, mention_tensors
 from ..modeling.prompts import answer_logits, encode_conversations, to_device
 from .models import check_controls, check_vocabulary, has_adapter
-from .panels import AFTER, CONTROL, label_of
+from .panels import draw_searches
 from .results import AttackResult
 
 
@@ -90,12 +90,7 @@ class SoftPromptResult(AttackResult):
 
     @staticmethod
     def draw(axes, details: dict) -> None:
-        for key, colour, style in (("before", BEFORE, "-"), ("control", CONTROL, "--"), ("after", AFTER, "-")):
-            search = details[key]
-            if search is not None:
-                label = key if key != "control" else f"after, “{label_of(search['name'])}”"
-                axes.plot(search["curve"], color=colour, linestyle=style, linewidth=1.8, label=label)
-        axes.set(xlabel="steps of search", ylabel="mean p(name)")
+        draw_searches(axes, details, "mean p(name)")
 
 
 @contextlib.contextmanager
@@ -211,9 +206,9 @@ def _search(model, processor, images, question, name, vectors, steps, learning_r
         optimizer.step()
         bar.update()
     held_out = slice(1, None, 2)
-    plain = _p_name(model, processor, rows[held_out], {(name,): tree})
+    plain = mention_probabilities(model, processor, rows[held_out], {(name,): tree})
     with _in_place_of(model, token, soft.detach()):
-        found = _p_name(model, processor, begun[held_out], {(name,): tree})
+        found = mention_probabilities(model, processor, begun[held_out], {(name,): tree})
     return SoftSearch(name, statistics.fmean(plain), statistics.fmean(found), tuple(curve))
 
 
@@ -222,13 +217,3 @@ def _begun_with(row: dict, tokens: list[int]) -> dict:
     start, end = row["mention"]
     shifted = (start + len(tokens), end + len(tokens))
     return {**row, "answer_tokens": [*tokens, *row["answer_tokens"]], "mention": shifted}
-
-
-@torch.no_grad()
-def _p_name(model, processor, rows: Sequence[dict], trees: dict) -> list[float]:
-    """p(name in any form) at the mention of each row."""
-    rows = add_branches(model, processor, rows, trees, look_into=1e-4)
-    with evaluating(model):
-        logits = answer_logits(model, to_device(encode_conversations(processor, rows), model))
-    mention = {key: value.to(logits.device) for key, value in mention_tensors(rows).items()}
-    return torch.sigmoid(name_log_odds(logits, mention["name"], mention["branches"], mention["shares"])).tolist()
