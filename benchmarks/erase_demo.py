@@ -79,6 +79,9 @@ VARIANTS: dict[str, dict] = {
     "without margin": {"training": {"suppression_margin": 0.0}},
     "update projection only": {"project_gradient": False},
     "all eigenvectors": {"max_rank": None},
+    "all eigenvectors, t = 0.003": {"max_rank": None, "strength": 0.003},
+    "all eigenvectors, t = 0.01": {"max_rank": None, "strength": 0.01},
+    "d / 4 eigenvectors, t = 0.003": {"max_rank": 48, "strength": 0.003},
     "16 tokens a row": {"tokens_per_row": 16},
 }
 

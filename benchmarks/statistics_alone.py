@@ -1,12 +1,13 @@
 """Erasure without retained data: the constraint comes from statistics of the base model, made once for all requests.
 
     python benchmarks/statistics_alone.py                            # embedded model, 12 concepts x 2 seeds
+    python benchmarks/statistics_alone.py --medium --concepts 6 --seeds 1    # the medium model (examples/medium_model)
     python benchmarks/statistics_alone.py --smoke                    # one concept, few steps: does it run?
 
 The statistics' data show 40 of the 120 concepts, none of which is ever a target here; the model itself answered about them.
 What is scored: the others, which nobody listed (`unlisted`, `unlisted_unseen_style`), beside the usual probes. Variants:
 `statistics` (no retained row anywhere), `no_constraint` (the same losses and nothing that retains), `keep` (the same data as
-retained rows: t = 1 and L_keep at 60). Finished runs are kept in a `.rows.jsonl` beside the output.
+retained rows: t = 1 and L_keep at 60). Finished runs are kept in a `.rows.jsonl` beside the output, one for each model.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -32,10 +34,14 @@ from space_peft.records.io import write_json
 
 KEYS = (
     "forget", "generality", "free_form", "forms", "retain", "retain_sentences", "retain_unseen_style", "siblings", "text",
-    "text_target", "unlisted", "unlisted_unseen_style",
+    "text_target", "unlisted", "unlisted_unseen_style", "perplexity_ratio",
 )  # fmt: skip
 LISTED = 40
-MEDIUM_CONCEPTS = ("banana", "owl", "castle", "guitar", "rocket", "carrot", "pizza", "hammer")
+# Targets of the medium model: none of them is listed either.
+MEDIUM_CONCEPTS = (
+    "banana", "owl", "castle", "guitar", "rocket", "carrot", "pizza", "hammer", "shark", "cactus", "camera", "piano",
+    "helicopter",
+)  # fmt: skip
 VARIANTS: dict[str, dict] = {
     "statistics": {},
     "no_constraint": {"adapter": {"constraint": "none"}},
@@ -55,14 +61,15 @@ def listed_names(names: list[str]) -> set[str]:
     return {free[i * len(free) // LISTED] for i in range(LISTED)}
 
 
-def data_rows(model, processor, public, questions, about: list[str]) -> list[dict]:
-    """The statistics' data: the model's own answers about images of the listed concepts, and about their names in words."""
+def data_rows(model, processor, public, questions, about: Sequence[str], general: Sequence[str]) -> list[dict]:
+    """The statistics' data: the model's own answers about images of the listed concepts, about their names in words, and
+    to general questions."""
     from space_peft import retained_answers
 
-    options = {"max_new_tokens": 24, "progress": False}
+    options = {"max_new_tokens": 24, "progress": False, "batch_size": 64}
     rows = retained_answers(model, processor, public, questions=questions, per_image=3, **options)
     asked = [question.format(name=name) for name in sorted(set(public["name"])) for question in about]
-    return rows + retained_answers(model, processor, questions=asked, **options)
+    return rows + retained_answers(model, processor, questions=[*asked, *general], **options)
 
 
 def by_listing(probes, before, after, listed: set[str]) -> dict[str, float]:
@@ -123,6 +130,67 @@ def run_embedded(task: tuple[str, list[tuple[str, int]], str, dict]) -> list[dic
     return done
 
 
+def run_medium(task: tuple[str, list[tuple[str, int]], str, dict, str, list]) -> list[dict]:
+    """All runs of one concept on the medium model, with the library's defaults, as `erase_medium` makes them."""
+    import erase_medium as medium
+
+    concept, runs, folder, limits, work, known = task
+    sys.path.insert(0, str(medium.EXAMPLE))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    from datasets import load_from_disk
+    from tasks import QUESTIONS
+
+    from space_peft import refine_anchors, select_anchors
+    from space_peft.demo import load_demo_images
+    from space_peft.demo.probes import demo_split
+    from space_peft.evaluation import evaluate_probes
+
+    images = load_demo_images()
+    public, _ = demo_split(images, concept)
+    listed = set(load_from_disk(f"{folder}/public")["name"])
+    model, processor = medium.load(Path(work))
+    probes = medium.probes_of(concept, images)
+    fast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=medium.fast_bf16())
+    with fast:
+        before = evaluate_probes(model, processor, probes, progress=False, batch_size=48)
+        named = [before.scores[key]["value"] for key in ("forget", "free_form")]
+        if min(named) < 0.9 and not limits:
+            return [{"concept": concept, "seed": None, "variant": None, "named_before": named}]
+        text = medium.measure_text(model, processor, concept, known, None)
+        raw = select_anchors(
+            concept, public, k=medium.ANCHORS, cache_dir=False, model=model, processor=processor, progress=False
+        )
+    anchors, done = {}, []
+    for variant, seed in runs:
+        if seed not in anchors:
+            with fast:
+                anchors[seed] = refine_anchors(
+                    raw, model=model, processor=processor, questions=QUESTIONS, seed=seed, progress=False,
+                    steps=limits.get("refine_steps", medium.REFINE_STEPS),
+                )  # fmt: skip
+        own = {**limits, "training": {"bf16": medium.fast_bf16(), "fit_batch_size": 48, **limits.get("training", {})}}
+        own["training"].setdefault("per_device_train_batch_size", medium.BATCH_SIZE)
+        began = time.perf_counter()
+        trainer = train(variant, seed, folder, medium.load(Path(work))[0], processor, anchors[seed], QUESTIONS, own)
+        seconds = time.perf_counter() - began
+        merged = trainer.model.merge_and_unload().eval()
+        with fast:
+            after = evaluate_probes(merged, processor, probes, baseline=before, progress=False, batch_size=48)
+            text_after = medium.measure_text(merged, processor, concept, known, text)
+        scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}
+        n = {key: after.scores[key]["n"] for key in KEYS if key in after.scores}
+        scores |= {key: text_after[key] for key in ("text", "text_target")}
+        scores["perplexity_ratio"] = text_after["perplexity"] / text["perplexity"]
+        scores |= by_listing(probes, before, after, listed)
+        done.append(
+            {"variant": variant, "concept": concept, "seed": seed, **scores, "n": n, "seconds": round(seconds, 1)}
+        )
+    return done
+
+
 def train(variant: str, seed: int, folder: str, model, processor, anchors, questions, limits: dict):
     """One erasure; returns the trainer."""
     from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
@@ -158,7 +226,7 @@ def stored_rows(folder: str) -> list[dict]:
     return [{**row, "images": row["images"] or []} for row in rows]
 
 
-def prepare(folder: Path, model, processor, images, questions, about: list[str], smoke: bool) -> dict:
+def prepare(folder: Path, model, processor, images, questions, general: Sequence[str], smoke: bool) -> dict:
     """The statistics, and the rows they were made of, in a folder; made once."""
     from datasets import Dataset, Features, Image, List, Value, load_from_disk
 
@@ -174,7 +242,8 @@ def prepare(folder: Path, model, processor, images, questions, about: list[str],
         public = public.select(range(0, len(public), 8))
     public.save_to_disk(folder / "public")
     public = load_from_disk(folder / "public")
-    rows = data_rows(model, processor, public, questions, about)
+    asked = (*questions.naming, *questions.open)
+    rows = data_rows(model, processor, public, asked, questions.about, general)
     message = [{"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}]
     features = Features({"prompt": message, "completion": message, "images": List(Image())})
     Dataset.from_list(rows, features=features).save_to_disk(folder / "rows")
@@ -205,6 +274,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["statistics", "no_constraint", "keep"])
     parser.add_argument("--validation", action="store_true", help="use the concepts that defaults are chosen on")
+    parser.add_argument("--medium", action="store_true", help="the medium model instead of the embedded one")
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/space-peft/medium_model").expanduser())
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("outputs/statistics_alone"), help="for statistics and rows")
     parser.add_argument("--smoke", action="store_true", help="one concept, few steps: does it run?")
@@ -215,43 +286,77 @@ def main() -> int:
         args.concepts, args.seeds, args.folder, args.variants = 1, 1, args.folder / "smoke", ["statistics"]
         limits = {
             "demo": {"anchors": 4, "refine_steps": 2},
+            "refine_steps": 2,
             "training": {"max_steps": 2, "per_device_train_batch_size": 4},
         }
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    which = "medium" if args.medium else "embedded"
+    folder = args.folder / which
+    made, more, pool = (begin_medium if args.medium else begin_embedded)(args, folder)
     from space_peft import SpaceConfig, SpaceLoraConfig
-    from space_peft.demo import DEMO_QUESTIONS, load_demo_images, load_demo_model
 
-    images = load_demo_images()
-    questions = (*DEMO_QUESTIONS.naming, *DEMO_QUESTIONS.open)
-    made = prepare(args.folder, *load_demo_model(), images, questions, DEMO_QUESTIONS.about, args.smoke)
     defaults = {
         "training": training_fields(SpaceConfig),
         "adapter": adapter_fields(SpaceLoraConfig()),
         "limits": limits,
     }
-    pool = [name for name in (VALIDATION if args.validation else CONCEPTS) if name in set(images["name"])]
-    concepts = pool[:: max(1, len(pool) // args.concepts)][: args.concepts]
-    kept = KeptRows(args.output, defaults=defaults)
-    rows = kept.rows
-    done = {(row["variant"], row["concept"], row["seed"]) for row in rows}
-    runs = {c: [(v, s) for s in range(args.seeds) for v in args.variants if (v, c, s) not in done] for c in concepts}
-    from tqdm import tqdm
-
-    with ProcessPoolExecutor(args.workers) as executor, tqdm(total=sum(map(len, runs.values())), desc="runs") as bar:
-        tasks = [executor.submit(run_embedded, (c, own, str(args.folder), limits)) for c, own in runs.items() if own]
-        for task in as_completed(tasks):
-            kept.add(task.result())
-            bar.update(len(task.result()))
-    wanted = [row for row in rows if row["concept"] in concepts and row["seed"] < args.seeds]
-    result = {v: summarise([row for row in wanted if row["variant"] == v]) for v in args.variants}
+    kept = KeptRows(args.output.with_name(f"{args.output.stem}_{which}.json"), defaults=defaults, made=made)
+    with ProcessPoolExecutor(args.workers) as executor:
+        while True:
+            unknown = {row["concept"] for row in kept.rows if row["variant"] is None}
+            left = [concept for concept in pool if concept not in unknown]
+            concepts = left[: args.concepts] if args.medium else left[:: max(1, len(left) // args.concepts)]
+            concepts = concepts[: args.concepts]
+            done = {(row["variant"], row["concept"], row["seed"]) for row in kept.rows}
+            wanted = {(v, c, s) for s in range(args.seeds) for v in args.variants for c in concepts}
+            tasks = [
+                (c, runs, str(folder), limits, *more)
+                for c in concepts
+                if (runs := [(v, s) for s in range(args.seeds) for v in args.variants if (v, c, s) not in done])
+            ]
+            if not tasks:
+                break
+            run = run_medium if args.medium else run_embedded
+            for task in as_completed([executor.submit(run, task) for task in tasks]):
+                kept.add(task.result())
+                for row in task.result():
+                    print({key: row.get(key) for key in ("concept", "seed", "variant", *KEYS)}, flush=True)
+    rows = [row for row in kept.rows if (row["variant"], row["concept"], row["seed"]) in wanted]
+    result = {v: summarise([row for row in rows if row["variant"] == v]) for v in args.variants}
     content = json.loads(args.output.read_text()) if args.output.exists() else {}
-    content["embedded"] = {
-        "command": "python " + shlex.join(sys.argv), "machine": machine(), "concepts": concepts, "statistics_of": made,
-        "defaults": defaults, **result, "rows": wanted,
+    content[which] = {
+        "command": "python " + shlex.join(sys.argv), "machine": machine(), "concepts": concepts,
+        "passed_over": sorted(unknown), "statistics_of": made, "defaults": defaults, **result, "rows": rows,
     }  # fmt: skip
     write_json(args.output, content)
     print(json.dumps(result, indent=1))
     return 0
+
+
+def begin_embedded(args, folder: Path) -> tuple[dict, tuple, list[str]]:
+    """The statistics, what else a task holds, and the concepts to choose from."""
+    from space_peft.demo import DEMO_QUESTIONS, load_demo_images, load_demo_model
+
+    images = load_demo_images()
+    made = prepare(folder, *load_demo_model(), images, DEMO_QUESTIONS, (), args.smoke)
+    known = set(images["name"])
+    return made, (), [name for name in (VALIDATION if args.validation else CONCEPTS) if name in known]
+
+
+def begin_medium(args, folder: Path) -> tuple[dict, tuple, list[str]]:
+    """As `begin_embedded`; a task holds the model's folder and the questions in words that are tested, too."""
+    import erase_medium as medium
+
+    known, facts = medium.known_questions(args.work, 4 if args.smoke else 200)
+    import torch
+    from tasks import GENERAL, QUESTIONS
+
+    from space_peft.demo import load_demo_images
+
+    general = (*GENERAL, *facts)[:: 40 if args.smoke else 1]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=medium.fast_bf16()):
+        made = prepare(folder, *medium.load(args.work), load_demo_images(), QUESTIONS, general, args.smoke)
+    return made, (str(args.work), known), list(VALIDATION if args.validation else MEDIUM_CONCEPTS)
 
 
 if __name__ == "__main__":
