@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, load_from_disk
 from transformers import AutoProcessor
@@ -17,7 +17,7 @@ from transformers.utils.logging import get_logger
 from .anchors import anchor_info, refine_anchors, select_anchors
 from .anchors.info import set_anchor_info
 from .anchors.refine import known_by_anchors
-from .config import SpaceLoraConfig
+from .config import ConstraintName, SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
@@ -361,7 +361,7 @@ class AdapterArguments:
     lora_alpha: int | None = field(default=None, metadata={"help": "Its scale; twice the rank by default."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Layers that get it.", "nargs": "+"})
-    constraint: Literal["soft", "hard", "none"] = field(default="soft", metadata={"help": "How it is constrained."})
+    constraint: ConstraintName = field(default="soft", metadata={"help": "How it is constrained."})
     strength: float = field(default=0.03, metadata={"help": "t of the soft constraint; smaller is stricter."})
     energy: float = field(default=0.999, metadata={"help": "Share of the energy that the hard constraint removes."})
     tokens_per_row: int = field(default=64, metadata={"help": "Most tokens of a kind of a retained row that count."})

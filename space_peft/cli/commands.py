@@ -291,7 +291,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         "--target-modules", nargs="+", metavar="NAME", help="ends of modules' names, or one regular expression"
     )
     plan.add_argument("--rank", type=int, default=8, help="of the adapter (default: 8)")
-    plan.add_argument("--constraint", choices=("soft", "hard", "none"), default="soft", help="(default: soft)")
+    plan.add_argument("--constraint", default="soft", metavar="NAME", help="of the adapter (default: soft)")
     plan.add_argument("--strength", type=float, metavar="T", help="of the soft constraint (default: the library's)")
     plan.add_argument(
         "--max-rank",
