@@ -34,13 +34,13 @@ COMPARED = {"space": "SPACE", "cvf": "NS-CVF"}
 
 def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, ...], seed: int) -> dict:
     """Serves all requests; returns what was left of each concept and of the rest after each of them."""
+    from demo_runs import DemoSettings, make_anchors
     from transformers.trainer_callback import PrinterCallback
 
     from space_peft import CVFConfig, CVFTrainer, ErasureLedger, SpaceConfig, SpaceTrainer
     from space_peft.data.names import mentions
     from space_peft.demo import DEMO_QUESTIONS, load_demo_images, load_demo_model
     from space_peft.demo.data import UNSEEN_STYLE
-    from space_peft.demo.pipeline import DemoSettings, make_anchors
     from space_peft.demo.probes import demo_retain_rows, demo_split
     from space_peft.modeling.prompts import generate_answers
 
@@ -92,7 +92,7 @@ def run_sequence(method: str, protected: bool, keep: str, requests: tuple[str, .
                 "protect": ledger.protect if protected else (),
             }
             if method == "space":
-                _, anchors = make_anchors(concept, public, model, processor, DemoSettings(), seed, progress=False)
+                _, anchors = make_anchors(concept, public, model, processor, DemoSettings(), seed)
                 trainer = SpaceTrainer(model, SpaceConfig(**fields), anchors=anchors, **shared)
             else:
                 trainer = CVFTrainer(model, CVFConfig(**fields), forget_dataset=own[concept], **shared)

@@ -98,8 +98,9 @@ def run_concept(task: tuple[str, bool]) -> dict:
     import torch
 
     torch.set_num_threads(1)
+    from demo_runs import DemoSettings, demo_trainer, make_anchors
+
     from space_peft.demo import load_demo_images, load_demo_model
-    from space_peft.demo.pipeline import DemoSettings, demo_trainer, make_anchors
     from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
     from space_peft.evaluation import evaluate_probes
     from space_peft.modeling.layers import adapted_layers, deployed_model, lora_weights
@@ -116,11 +117,9 @@ def run_concept(task: tuple[str, bool]) -> dict:
         public = public.select(range(0, len(public), 4))
         some = demo_retain_rows(concept, public)[::3]
     began = time.perf_counter()
-    _, refined = make_anchors(concept, public, model, processor, settings, 0, progress=False)
+    _, refined = make_anchors(concept, public, model, processor, settings, 0)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = demo_trainer(
-            concept, folder, model, processor, refined, settings=settings, retained=some, progress=False
-        )
+        trainer = demo_trainer(concept, folder, model, processor, refined, settings=settings, retained=some)
         trainer.train()
         seconds = {"erase": round(time.perf_counter() - began, 1)}
         model = trainer.model

@@ -93,7 +93,7 @@ def run_concept(task: tuple[str, list[tuple[str, int]], dict]) -> list[dict]:
     import torch
 
     torch.set_num_threads(1)
-    from space_peft.demo.pipeline import DemoSettings, erase, make_anchors
+    from demo_runs import DemoSettings, erase
 
     before, anchors, rows = None, {}, []
     with tempfile.TemporaryDirectory() as folder:
@@ -110,10 +110,9 @@ def run_concept(task: tuple[str, list[tuple[str, int]], dict]) -> list[dict]:
                 seed,
             )
             if key not in anchors:
-                anchors[key] = prepare_anchors(concept, settings, seed, make_anchors)
-            run = erase(
-                concept, folder, seed=seed, settings=settings, before=before, anchors=anchors[key], progress=False
-            )
+                anchors[key] = prepare_anchors(concept, settings, seed)
+            refined = anchors[key]
+            run = erase(concept, folder, refined, seed=seed, settings=settings, before=before)
             before = run.before
             report = run.report
             entropy = [e["feature_entropy"] for e in run.trainer.state.log_history if "feature_entropy" in e]
@@ -132,7 +131,7 @@ def run_concept(task: tuple[str, list[tuple[str, int]], dict]) -> list[dict]:
                     },
                     "steps": run.trainer.state.global_step,
                     "entropy": [entropy[0], entropy[-1]],
-                    "p_name": mean(run.refined["p_name_after"]) if "p_name_after" in run.refined.column_names else None,
+                    "p_name": mean(refined["p_name_after"]) if "p_name_after" in refined.column_names else None,
                     "change": run.trainer.certificate.max_relative_change,
                     "seconds": report.seconds,
                 }
@@ -140,18 +139,21 @@ def run_concept(task: tuple[str, list[tuple[str, int]], dict]) -> list[dict]:
     return rows
 
 
-def prepare_anchors(concept, settings, seed, make_anchors):
+def prepare_anchors(concept, settings, seed):
+    from demo_runs import make_anchors
+
     from space_peft.demo import load_demo_images, load_demo_model
     from space_peft.demo.probes import demo_split
 
     public, _ = demo_split(load_demo_images(), concept)
-    return make_anchors(concept, public, *load_demo_model(), settings, seed, progress=False)
+    return make_anchors(concept, public, *load_demo_model(), settings, seed)[1]
 
 
 def library_defaults() -> dict:
     """What a variant leaves to the library."""
+    from demo_runs import DemoSettings
+
     from space_peft import SpaceConfig, SpaceLoraConfig
-    from space_peft.demo.pipeline import DemoSettings
 
     adapter = adapter_fields(SpaceLoraConfig())
     return {"training": training_fields(SpaceConfig), "adapter": adapter, "demo": asdict(DemoSettings())}

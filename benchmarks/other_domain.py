@@ -77,11 +77,11 @@ def run(task: tuple[str, int]) -> dict:
 
     torch.set_num_threads(1)
     from space_peft.demo import load_demo_model
-    from space_peft.demo.pipeline import erase
+    from space_peft.demo.pipeline import erase_demo
 
     stamps, _ = known_stamps()
     with tempfile.TemporaryDirectory() as folder:
-        result = erase(concept, folder, seed=seed, progress=False)
+        result = erase_demo(concept, folder, seed=seed, progress=False)
     named = named_stamps(result.trainer.model, load_demo_model()[1], stamps)
     target = [ok for ok, (name, _) in zip(named, stamps, strict=True) if name == concept]
     others = [ok for ok, (name, _) in zip(named, stamps, strict=True) if name != concept]

@@ -99,9 +99,9 @@ def run_embedded(task: tuple[str, list[tuple[str, int]], str, dict]) -> list[dic
 
     torch.set_num_threads(1)
     from datasets import load_from_disk
+    from demo_runs import DemoSettings, make_anchors
 
     from space_peft.demo import DEMO_QUESTIONS, load_demo_images, load_demo_model
-    from space_peft.demo.pipeline import DemoSettings, make_anchors
     from space_peft.demo.probes import demo_probes, demo_split
     from space_peft.evaluation import evaluate_probes
 
@@ -116,7 +116,7 @@ def run_embedded(task: tuple[str, list[tuple[str, int]], str, dict]) -> list[dic
     anchors, done = {}, []
     for variant, seed in runs:
         if seed not in anchors:
-            anchors[seed] = make_anchors(concept, public, model, processor, settings, seed, progress=False)[1]
+            anchors[seed] = make_anchors(concept, public, model, processor, settings, seed)[1]
         began = time.perf_counter()
         trainer = train(variant, seed, folder, load_demo_model()[0], processor, anchors[seed], DEMO_QUESTIONS, limits)
         seconds = time.perf_counter() - began

@@ -11,6 +11,7 @@ import argparse
 from datasets import load_dataset
 
 from space_peft import SpaceConfig, SpaceLoraConfig, erase
+from space_peft.data.questions import load_questions
 
 
 def main():
@@ -22,6 +23,7 @@ def main():
     parser.add_argument(
         "--retain", required=True, help="rows in TRL's formats: `messages`, or `prompt` and `completion`"
     )
+    parser.add_argument("--questions", help="a YAML file of what is asked about pictures; by default the library's")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--anchors", type=int, default=32)
     parser.add_argument("--refine_steps", type=int, default=60)
@@ -34,6 +36,7 @@ def main():
         aliases=args.aliases,
         pool=load_dataset(args.pool, split="train"),
         retain_dataset=load_dataset(args.retain, split="train"),
+        questions=None if args.questions is None else load_questions(args.questions),
         k=args.anchors,
         refine_steps=args.refine_steps,
         args=SpaceConfig(output_dir=args.output_dir, max_steps=args.max_steps, report_to="none"),

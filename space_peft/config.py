@@ -7,7 +7,7 @@ import os
 import warnings
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -18,9 +18,10 @@ from .records.io import write_json
 from .records.safe_json import read_json
 
 
-CONSTRAINTS = ("soft", "hard", "none")
+ConstraintName = Literal["soft", "hard", "none"]
+CONSTRAINTS: tuple[ConstraintName, ...] = get_args(ConstraintName)
 # The setting that says how strict a constraint is.
-KNOBS = {"soft": "strength", "hard": "energy", "none": None}
+KNOBS: dict[ConstraintName, str | None] = {"soft": "strength", "hard": "energy", "none": None}
 STATISTICS = ("token", "pooled")
 # The initialisations of PEFT that leave the base weights alone and need no data.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal")
@@ -70,7 +71,7 @@ class SpaceLoraConfig(LoraConfig):
         ValueError: For settings under which the constraint would not hold or that make no sense.
     """
 
-    constraint: Literal["soft", "hard", "none"] = field(
+    constraint: ConstraintName = field(
         default="soft", metadata={"help": "How the adapter is kept off retained knowledge: 'soft', 'hard' or 'none'."}
     )
     strength: float = field(

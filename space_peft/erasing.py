@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, load_from_disk
 from transformers import AutoProcessor
@@ -16,7 +17,7 @@ from transformers.utils.logging import get_logger
 from .anchors import anchor_info, refine_anchors, select_anchors
 from .anchors.info import set_anchor_info
 from .anchors.refine import known_by_anchors
-from .config import SpaceLoraConfig
+from .config import ConstraintName, SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 ANCHORS_FOLDER = "anchors"
+# Arguments of `select_anchors` on which its result does not depend.
+_HOW_FAST = ("batch_size", "cache_dir", "progress")
 
 
 @dataclass
@@ -160,6 +163,7 @@ def erase(
     probes: Sequence[Probe] | None = None,
     k: int = 32,
     refine_steps: int = 60,
+    selection: Mapping[str, Any] | None = None,
     args: SpaceConfig | None = None,
     peft_config: SpaceLoraConfig | None = None,
     resume: bool = True,
@@ -185,6 +189,7 @@ def erase(
         probes (`list[Probe]`, *optional*): From [`build_probes`]: what to ask before and after, of which pictures.
         k (`int`, defaults to 32): Anchors.
         refine_steps (`int`, defaults to 60): Steps of their refinement.
+        selection (`dict`, *optional*): Other arguments of [`select_anchors`], such as `caption_column`.
         args ([`SpaceConfig`], *optional*): Configuration of training; `output_dir` is "space-output" by default.
         peft_config ([`SpaceLoraConfig`], *optional*): The adapter; rank 8 by default.
         resume (`bool`, defaults to `True`): Whether to go on from what an interrupted call of the same job left.
@@ -215,10 +220,13 @@ def erase(
     if isinstance(model, str):
         model = load_model(model, **args.init_kwargs)
     questions = questions or DEFAULT_QUESTIONS
-    if anchors is None:
+    began = time.perf_counter()
+    if made := anchors is None:
         anchors = make_anchors(
-            concept, pool, model, processor, aliases, questions, k, refine_steps, args, resume=resume, progress=progress
-        )
+            concept, pool, model, processor, aliases, questions, k, refine_steps, args,
+            selection=selection, resume=resume, progress=progress,
+        )  # fmt: skip
+    seconds = {"anchors": round(time.perf_counter() - began, 1)} if made else {}
     trainer = SpaceTrainer(
         model=model,
         args=args,
@@ -233,6 +241,7 @@ def erase(
         probes=probes,
         **trainer_options,
     )
+    trainer.card_data.seconds.update(seconds)
     trainer.train(resume_from_checkpoint=True if resume and args.save_strategy != "no" else None)
     if probes:
         trainer.evaluate()
@@ -250,13 +259,15 @@ def make_anchors(
     refine_steps: int,
     args: SpaceConfig,
     *,
+    selection: Mapping[str, Any] | None = None,
     resume: bool,
     progress: bool,
 ) -> Dataset:
     """Anchors as [`erase`] makes them, kept in its output folder with what they were made for.
 
     Args:
-        concept, pool, model, processor, aliases, questions, k, refine_steps, args, resume, progress: See [`erase`].
+        concept, pool, model, processor, aliases, questions, k, refine_steps, args, selection, resume, progress: See
+            [`erase`].
 
     Returns:
         `datasets.Dataset`: Those of an earlier call of the same job, if there are some and `resume` is set.
@@ -268,13 +279,17 @@ def make_anchors(
         "model": fingerprint_base(model).__dict__, "questions": [str(part) for part in (*questions.naming, *questions.confirm)],
         "concept": concept, "aliases": aliases,
     }  # fmt: skip
+    selection = dict(selection or {})
+    if chosen := {key: _plain(value) for key, value in selection.items() if key not in _HOW_FAST}:
+        job["selection"] = chosen
     if resume and folder.is_dir():
         kept = load_from_disk(folder)
         if anchor_info(kept).get("job") == job:
             logger.info("Anchors of an earlier call are taken from %s.", folder)
             return kept
         logger.warning("The anchors in %s were made for something else; they are made anew.", folder)
-    anchors = select_anchors(concept, pool, aliases=aliases, model=model, processor=processor, k=k, progress=progress)
+    given = {"model": model, "processor": processor, "aliases": aliases, "k": k, "progress": progress, **selection}
+    anchors = select_anchors(concept, pool, **given)
     if refine_steps:
         options = {"steps": refine_steps, "seed": args.seed, "questions": questions, "progress": progress}
         anchors = refine_anchors(anchors, model=model, processor=processor, **options)
@@ -282,6 +297,12 @@ def make_anchors(
     with atomic_path(folder) as temporary:
         anchors.save_to_disk(temporary)
     return anchors
+
+
+def _plain(value: Any) -> Any:
+    """A setting of the selection as JSON has it; of an encoder, what tells it from others."""
+    value = getattr(value, "fingerprint", value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass
@@ -298,6 +319,7 @@ class EraseArguments:
         retain (`str`, *optional*): Retained rows in TRL's formats: the same, or a JSON file.
         statistics (`str`, *optional*): Statistics of the model: a folder or a repository.
         test_images (`str`, *optional*): Pictures of the concept to test with, as `pool`. They are never trained on.
+        questions (`str`, *optional*): YAML file of what is asked about pictures, see [`load_questions`].
         anchors (`int`, defaults to 32): How many.
         refine_steps (`int`, defaults to 60): Steps of their refinement.
         dtype (`str`, *optional*): To load the model in; by default as saved on a GPU, float32 on a CPU.
@@ -314,6 +336,7 @@ class EraseArguments:
     retain: str | None = field(default=None, metadata={"help": "Retained rows: Hub id, folder, Parquet or JSON file."})
     statistics: str | None = field(default=None, metadata={"help": "Statistics of the model: folder or Hub id."})
     test_images: str | None = field(default=None, metadata={"help": "Pictures of the concept, to test with alone."})
+    questions: str | None = field(default=None, metadata={"help": "Your own questions, a YAML file."})
     anchors: int = field(default=32, metadata={"help": "How many anchors."})
     refine_steps: int = field(default=60, metadata={"help": "Steps of their refinement."})
     dtype: str | None = field(default=None, metadata={"help": "To load the model in; float32 on a CPU by default."})
@@ -338,7 +361,7 @@ class AdapterArguments:
     lora_alpha: int | None = field(default=None, metadata={"help": "Its scale; twice the rank by default."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Layers that get it.", "nargs": "+"})
-    constraint: Literal["soft", "hard", "none"] = field(default="soft", metadata={"help": "How it is constrained."})
+    constraint: ConstraintName = field(default="soft", metadata={"help": "How it is constrained."})
     strength: float = field(default=0.03, metadata={"help": "t of the soft constraint; smaller is stricter."})
     energy: float = field(default=0.999, metadata={"help": "Share of the energy that the hard constraint removes."})
     tokens_per_row: int = field(default=64, metadata={"help": "Most tokens of a kind of a retained row that count."})

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -45,7 +46,8 @@ def test_demo_writes_everything(tmp_path):
         "adapter_model.safetensors", "adapter_config.json", "space_config.json", "space_certificate.json",
         "space_anchors.json", "report.json", "README.md", "pictures",
     } <= names  # fmt: skip
-    assert len(list((output / "pictures").glob("*.png"))) == 5
+    assert len(list((output / "pictures").glob("*.png"))) == 5 and "anchors" not in names
+    assert report["seconds"].keys() == {"evaluate_before", "anchors", "erase", "evaluate_after"}
     assert [path for path in tmp_path.iterdir()] == [output]
     # A second run replaces the first; a folder of something else is left alone.
     (tmp_path / "mine").mkdir()
@@ -53,3 +55,24 @@ def test_demo_writes_everything(tmp_path):
     with pytest.raises(FileExistsError, match="something else"):
         main(["demo", "--concept", "fox", "--output", str(tmp_path / "mine")])
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_what_is_said_to_developers_of_other_libraries_is_not_shown(capsys):
+    from space_peft.cli.options import without_developers_warnings
+
+    def warn(module, category):
+        warnings.warn_explicit("use another", category, "file.py", 1, module=module)
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with without_developers_warnings():
+            warn("transformers.modeling_utils", FutureWarning)
+            warn("torch", DeprecationWarning)
+            for module, category in (
+                ("space_peft.config", FutureWarning),
+                ("transformers", UserWarning),
+                ("torchure", FutureWarning),
+            ):
+                warn(module, category)
+        warn("torch", FutureWarning)
+    assert [warning.category for warning in shown] == [FutureWarning, UserWarning, FutureWarning, FutureWarning]

@@ -1,6 +1,5 @@
 """What all commands share (help, JSON, YAML, exit codes), and the commands that make anchors, ask and attack."""
 
-import argparse
 import json
 import shutil
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from space_peft.anchors import anchor_info
 from space_peft.attacks.kinds import KINDS
-from space_peft.attacks.run import RUNS, Material
+from space_peft.attacks.material import Material
 from space_peft.cli import main
 from space_peft.cli.commands import CONFIGURABLE, FROM_DATACLASSES, _parsers
 from space_peft.cli.options import with_config
@@ -162,17 +161,16 @@ def test_probes_of_named_pictures_ask_about_the_others_too():
 
 
 def test_every_attack_can_be_made_and_says_what_it_lacks():
-    assert set(RUNS) == set(KINDS), "an attack in kinds.py has no line in run.py"
     image = Image.new("RGB", (8, 8))
     poor = Material("fox", NamedImages((image,)))
-    lacking = {name: run.lacks(poor) for name, run in RUNS.items()}
+    lacking = {name: kind.needs.lacks(poor) for name, kind in KINDS.items()}
     assert lacking["audit"] is None and lacking["perturbation"] is None
     assert lacking["relearning"] == "which needs pictures of the concept: 2 or more, got 1"
     assert lacking["confirmation"] == "which needs control names: 1 or more, got 0"
     rich = Material("fox", NamedImages((image,) * 6, (("owl", image), ("hen", image), ("cow", image))))
-    assert not [name for name, run in RUNS.items() if run.lacks(rich)]
+    assert not [name for name, kind in KINDS.items() if kind.needs.lacks(rich)]
     asked = Material("fox", rich.images, questions=questions_of("What is it?"))
-    assert "no questions of the kind `confirm`" in RUNS["confirmation"].lacks(asked)
+    assert "no questions of the kind `confirm`" in KINDS["confirmation"].needs.lacks(asked)
 
 
 # Asking and attacking: an adapter of chance does for what the commands do with it
@@ -258,7 +256,7 @@ def test_attacks_go_on_where_a_killed_call_was(adapter, named, tmp_path, monkeyp
     made = []
 
     def watched(name):
-        attack = RUNS[name].attack
+        attack = KINDS[name].make
 
         def run(*given):
             made.append(name)
@@ -270,7 +268,7 @@ def test_attacks_go_on_where_a_killed_call_was(adapter, named, tmp_path, monkeyp
 
     quick = ["--attacks", "quantization", "perturbation", "--repeats", "1"]
     for name in ("quantization", "perturbation"):
-        monkeypatch.setitem(RUNS, name, argparse.Namespace(attack=watched(name), lacks=RUNS[name].lacks))
+        monkeypatch.setattr(KINDS[name], "make", staticmethod(watched(name)))
     with pytest.raises(KeyboardInterrupt):
         judged("attack", adapter, named, tmp_path, *quick)
     assert list(json.loads((tmp_path / "attacks.json").read_text())["attacks"]) == ["quantization"]
@@ -290,7 +288,7 @@ def test_all_attacks_and_a_merged_model(adapter, named, tmp_path, capsys):
     few = ["--steps", "2", "--restarts", "1", "--relearn-steps", "0", "1", "--repeats", "1"]
     assert judged("attack", adapter, named, tmp_path / "attack", *few) == 0
     report = json.loads((tmp_path / "attack" / "attacks.json").read_text())
-    assert set(report["attacks"]) == set(RUNS)
+    assert set(report["attacks"]) == set(KINDS)
     assert main(["merge", str(adapter), str(tmp_path / "merged")]) == 0
     which = ["--merged", str(tmp_path / "merged"), "--base-model", str(demo_model_path()), "--concept", "fox"]
     assert main(["evaluate", *which, "--images", str(named), "--output", str(tmp_path / "a")]) == 0

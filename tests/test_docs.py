@@ -11,6 +11,13 @@ import space_peft
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)|<img\b([^>]*)>")
+SHOWN = [
+    *PAGES,
+    ROOT / "README.md",
+    *(ROOT / "examples").rglob("README.md"),
+    ROOT / "tests" / "hub" / "golden" / "card.md",
+]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -36,3 +43,34 @@ def test_every_page_is_in_the_navigation():
 def test_links_to_files_lead_somewhere(page):
     links = [link for link in LINK.findall(page.read_text()) if "://" not in link and not link.startswith("mailto:")]
     assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def undescribed(text):
+    """Images of a page whose alt text is missing, a name, or too short to say what is seen."""
+    found = []
+    for alt, place, tag in IMAGE.findall(text):
+        if tag:
+            alt = "".join(re.findall(r"""\balt=["']([^"']*)""", tag))
+        if len(alt.split()) < 6 or Path(place).stem.lower() == alt.lower():
+            found.append(place or tag)
+    return found
+
+
+# The last is a card as it is generated: `test_card.py` compares it with the template's.
+@pytest.mark.parametrize("page", SHOWN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_picture_says_what_is_seen(page):
+    assert not undescribed(page.read_text())
+
+
+def test_pictures_without_a_description_are_found():
+    said = "A fox that is called a wolf"
+    page = (
+        f"![](a.png) ![b](b.png) ![{said}](c.png) <img src='d.png'> <img alt='{said}' src='e.png'> [![f g](f.png)](x)"
+    )
+    assert undescribed(page) == ["a.png", "b.png", " src='d.png'", "f.png"]
+    assert sum(len(IMAGE.findall(page.read_text())) for page in SHOWN) >= 15
+
+
+def test_no_picture_lies_there_unseen():
+    shown = {Path(place).name for page in SHOWN for _, place, _ in IMAGE.findall(page.read_text())}
+    assert not [path.name for path in (ROOT / "docs" / "images").iterdir() if path.name not in shown]

@@ -12,7 +12,9 @@ from peft import PeftModel
 from space_peft import AdapterArguments, ErasureLedger, SpaceConfig, SpaceLoraConfig, erase, get_space_config
 from space_peft.anchors import anchor_info
 from space_peft.cli import main
-from space_peft.cli.erase import load_images, parse_run
+from space_peft.cli.erase import parse_run
+from space_peft.cli.pictures import load_pictures
+from space_peft.cli.places import take_config
 from space_peft.demo import DEMO_QUESTIONS, demo_model_path, load_demo_model
 from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
 from space_peft.erasing import Erasure, load_model
@@ -85,7 +87,8 @@ def test_an_interrupted_call_goes_on_from_its_anchors_and_checkpoints(data, tmp_
         assert torch.equal(one, other), name
 
 
-MORE = [pytest.param(change, marks=pytest.mark.slow) for change in ({"refine_steps": 2}, {"aliases": ["owl"]})]
+CHANGES = ({"refine_steps": 2}, {"aliases": ["owl"]}, {"selection": {"threshold": 0.1}})
+MORE = [pytest.param(change, marks=pytest.mark.slow) for change in CHANGES]
 
 
 @pytest.mark.parametrize("change", [{"k": 3}, *MORE])
@@ -96,6 +99,25 @@ def test_anchors_of_another_job_are_made_anew(data, tmp_path, change):
     after = anchor_info(load_from_disk(tmp_path / "anchors"))["job"]
     assert anchor_info(before)["job"] != after
     assert {key: after[key] for key in change} == change
+
+
+def test_the_selection_can_be_told_more(data, tmp_path, monkeypatch):
+    import space_peft.erasing as erasing
+
+    given, select = [], erasing.select_anchors
+    monkeypatch.setattr(erasing, "select_anchors", lambda *a, **k: given.append(k) or select(*a, **k))
+    model, processor = load_demo_model()
+    options = {"resume": True, "progress": False}
+    places = [{"cache_dir": False}, {"cache_dir": str(tmp_path / "cache")}, {"cache_dir": False, "templates": ("{}",)}]
+    for selection in places:
+        anchors = erasing.make_anchors(
+            "fox", data[0], model, processor, [], DEMO_QUESTIONS, 2, 0, quick(tmp_path), selection=selection, **options
+        )
+    # Where embeddings are kept changes nothing, so that the second call had nothing to do.
+    assert [call["cache_dir"] for call in given] == [False, False] and given[1]["templates"] == ("{}",)
+    assert anchor_info(anchors)["job"]["selection"] == {"templates": ["{}"]} and anchor_info(anchors)["templates"] == [
+        "{}"
+    ]
 
 
 def test_what_is_missing_is_said_before_anything_is_done(data, tmp_path):
@@ -193,7 +215,8 @@ def test_flags_win_over_the_file(tmp_path):
         "model: org/model\nconcept: Eiffel Tower\naliases: [Tour Eiffel]\npool: org/pool\nlearning_rate: 1e-3\n"
         f"output_dir: {tmp_path}\nlora_r: 4\nmax_steps: 7\ntarget: all\nuse_cpu: true\n"
     )
-    arguments, adapter, args = parse_run(["--config", str(path), "--max_steps", "9", "--strength", "0.1"])
+    config, flags = take_config(["--config", str(path), "--max_steps", "9", "--strength", "0.1"])
+    arguments, adapter, args = parse_run(flags, config)
     assert (arguments.model, arguments.concept, arguments.aliases) == ("org/model", "Eiffel Tower", ["Tour Eiffel"])
     assert (args.max_steps, args.target, args.learning_rate) == (9, "all", 1e-3)
     config = get_space_config(adapter)
@@ -236,11 +259,14 @@ def test_modules_are_endings_or_one_pattern():
 def test_pictures_from_a_folder_of_files(demo_images, tmp_path):
     for i in range(3):
         demo_images[i]["image"].save(tmp_path / f"{i}.png")
-    images = load_images(str(tmp_path))
+    images = load_pictures(str(tmp_path))
     assert len(images) == 3 and images[0]["image"].size == demo_images[0]["image"].size
+    for name in ("test_1.png", "train.png"):  # Not of another split.
+        demo_images[0]["image"].save(tmp_path / name)
+    assert len(load_pictures(str(tmp_path))) == 5
     Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "texts.parquet")
     with pytest.raises(ValueError, match="expected a column `image`"):
-        load_images(str(tmp_path / "texts.parquet"))
+        load_pictures(str(tmp_path / "texts.parquet"))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from space_peft.cli import main
 from space_peft.cli.commands import build_parser
-from space_peft.cli.places import LOADING, PLACES, check_places, erase_places, import_modules
+from space_peft.cli.places import LOADING, PLACES, check_places, erase_places, import_modules, take_config
 from space_peft.records.places import check_place, is_path, refuse_missing
 
 
@@ -99,7 +99,8 @@ def test_commands_end_with_2_and_have_not_imported_torch(tmp_path):
 def test_places_of_erase_are_read_from_file_and_flags(tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text("model: ./a\nconcept: fox\npool: ./b\ntest_images: ./c\n")
-    places = erase_places(["--config", str(path), "--pool=./d", "--test-images", "./e", "--max_steps", "3"])
+    config, flags = take_config(["--pool=./d", "--config", str(path), "--test-images", "./e", "--max_steps", "3"])
+    places = erase_places(flags, config)
     assert {key: places[key] for key in ("model", "pool", "test_images")} == {
         "model": "./a",
         "pool": "./d",

@@ -215,3 +215,23 @@ def test_answer_page_of_the_embedded_model(tmp_path):
     assert not all(row["ok"] for row in page if row["forget"])
     plot_answer_page(page, tmp_path / "answers.png", concept="fox", dpi=40)
     _size(tmp_path / "answers.png")
+
+
+def test_pictures_look_the_same_whatever_the_users_style_and_stand_on_white(tmp_path):
+    import matplotlib
+
+    report = ErasureReport("fox", *({key: {"value": 0.5, "n": 4} for key in REPORT_KEYS} for _ in range(2)))
+    spectrum = (np.geomspace(100, 0.01, 32), np.linspace(0, 1, 32))
+    dark = {
+        "figure.facecolor": "black", "savefig.facecolor": "black", "savefig.transparent": True, "axes.facecolor": "black",
+        "text.color": "white", "axes.labelcolor": "white", "xtick.color": "white", "ytick.color": "white",
+    }  # fmt: skip
+    for name, settings in (("plain", {}), ("dark", dark)):
+        with matplotlib.rc_context(settings):
+            plot_probe_bars(report, tmp_path / f"{name}_bars.png")
+            plot_spectrum(spectrum, tmp_path / f"{name}_spectrum.png")
+    for kind in ("bars", "spectrum"):
+        plain, other = (np.asarray(Image.open(tmp_path / f"{name}_{kind}.png")) for name in ("plain", "dark"))
+        assert (plain == other).all() and (plain[..., 3] == 255).all()
+        edges = (plain[:10], plain[-10:], plain[:, :10], plain[:, -10:])
+        assert all((edge[..., :3] == 255).all() for edge in edges), "no margin, or not on white"

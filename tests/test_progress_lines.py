@@ -8,6 +8,7 @@ from transformers.trainer_callback import CallbackHandler, PrinterCallback, Prog
 
 from space_peft.trainers.progress import (
     LINES,
+    BarCallback,
     ReadablePrinterCallback,
     ReadableProgressCallback,
     log_line,
@@ -79,3 +80,20 @@ def test_transformers_own_is_replaced_and_what_a_user_passed_stays():
     handler = CallbackHandler([Own()], None, None, None, None)
     use_readable_progress(SimpleNamespace(args=args, callback_handler=handler, add_callback=handler.add_callback))
     assert [type(callback) for callback in handler.callbacks] == [Own]
+
+
+def test_the_bar_alone_for_a_caller_that_says_itself_what_came_out(capsys):
+    handler = CallbackHandler([BarCallback(), ProgressCallback()], None, None, None, None)
+    args = SimpleNamespace(disable_tqdm=False)
+    use_readable_progress(SimpleNamespace(args=args, callback_handler=handler, add_callback=handler.add_callback))
+    assert [type(callback) for callback in handler.callbacks] == [BarCallback]
+    callback, state = handler.callbacks[0], TrainerState(max_steps=2)
+    callback.on_train_begin(None, state, None)
+    for state.global_step in (1, 2):
+        callback.on_log(None, state, None, logs=dict(STEP))
+        callback.on_step_end(None, state, None)
+    callback.on_log(None, state, None, logs={"train_runtime": 1.0})
+    callback.on_train_end(None, state, None)
+    callback.on_log(None, state, None, logs={"eval_forget": 0.5})
+    shown = capsys.readouterr()
+    assert not shown.out and "Training: 100%" in shown.err

@@ -69,13 +69,25 @@ class ReadablePrinterCallback(_Readable, PrinterCallback):
 
 
 class ReadableProgressCallback(_Readable, ProgressCallback):
-    """Instead of transformers' [`ProgressCallback`], in a terminal."""
+    """Instead of transformers' [`ProgressCallback`], in a terminal: its bar with a name."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("Training")
 
     def show(self, line: str) -> None:
         if self.training_bar is None:  # `evaluate` alone.
             print(line)
         else:
             self.training_bar.write(line)
+
+
+class BarCallback(ReadableProgressCallback):
+    """The bar without the lines, for a caller that says itself what came out: pass it in `callbacks`."""
+
+    def show(self, line: str) -> None:
+        """Says nothing."""
 
 
 def use_readable_progress(trainer) -> None:
@@ -95,4 +107,5 @@ def use_readable_progress(trainer) -> None:
     )
     if default is not None:
         trainer.callback_handler.callbacks.remove(default)
-        trainer.add_callback(own())
+        if not any(isinstance(callback, _Readable) for callback in trainer.callback_handler.callbacks):
+            trainer.add_callback(own())

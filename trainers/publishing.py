@@ -170,7 +170,12 @@ class PublishingMixin(TrainerPart):
         step, before, after = self._evaluated.get(weights, (None, None, None))
         if step is None or not set(REPORT_KEYS) <= set(before.scores):
             return None
-        settings = {"seed": self.args.seed, "settings": {"steps": step}, "seconds": self.card_data.seconds}
+        seconds = {
+            "evaluate_before": round(before.seconds, 1),
+            **self.card_data.seconds,
+            "evaluate_after": round(after.seconds, 1),
+        }
+        settings = {"seed": self.args.seed, "settings": {"steps": step}, "seconds": seconds}
         return ErasureReport.from_results(self.concept, before, after, **settings)
 
     def _save_public(self, folder: Path, replaced: str | None) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
+from demo_runs import DemoSettings, make_anchors
 from peft.helpers import rescale_adapter_scale
 from transformers.trainer_callback import PrinterCallback
 
@@ -17,7 +18,7 @@ from space_peft import trainers
 from space_peft.anchors.info import set_anchor_info
 from space_peft.attacks.models import merged_copy
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
-from space_peft.demo.pipeline import DemoSettings, demo_retained, make_anchors
+from space_peft.demo.pipeline import demo_retained
 from space_peft.demo.probes import demo_probes, demo_split
 from space_peft.evaluation import evaluate_probes
 from space_peft.modeling.layers import adapted_layers
@@ -73,7 +74,7 @@ def run(task: dict, max_steps: int) -> dict:
 @functools.lru_cache(maxsize=2)
 def _anchors(concept: str, seed: int):
     public, _ = demo_split(demo_images(), concept)
-    return make_anchors(concept, public, *load_demo_model(), DemoSettings(), seed, progress=False)[1]
+    return make_anchors(concept, public, *load_demo_model(), DemoSettings(), seed)[1]
 
 
 @functools.lru_cache(maxsize=2)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from space_peft import NullSpaceFitter, SpaceLoraConfig
+from space_peft.figures.style import save_figure, styled
 from space_peft.null_space import NullSpace
 from space_peft.null_space.spectral import decompose
 
@@ -54,13 +57,6 @@ def measure(smoke: bool, device: str) -> dict:
 
 def draw(growth: dict, path: str) -> None:
     """Four panels, both axes logarithmic, with the slope of the last doubling."""
-    import math
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     d, rank = growth["d"], growth["default_rank"]
     titles = {
         "tokens": (f"statistics of one input, d = {d}", "tokens"),
@@ -68,17 +64,17 @@ def draw(growth: dict, path: str) -> None:
         "rank": (f"projection of one layer's A, d = {d}", "eigenvectors kept"),
         "layers": (f"projection of all layers' A, d = {d}, rank {rank}", "layers"),
     }
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), constrained_layout=True)
-    for axis, (key, (title, label)) in zip(axes, titles.items()):
-        sizes, times = zip(*growth[key])
-        axis.loglog(sizes, [1e3 * value for value in times], "o-", color="#1f77b4")
-        slope = math.log(times[-1] / times[-2]) / math.log(sizes[-1] / sizes[-2])
-        axis.set_title(f"{title}\nlast doubling: ~ {label.split()[0]}^{slope:.1f}", fontsize=9)
-        axis.set_xlabel(label)
-        axis.set_ylabel("milliseconds")
-        axis.set_xticks(sizes, [str(size) for size in sizes], rotation=45, fontsize=8)
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with styled():
+        figure = Figure(figsize=(11, 7), layout="constrained")
+        for axis, (key, (title, label)) in zip(figure.subplots(2, 2).flatten(), titles.items()):
+            sizes, times = zip(*growth[key])
+            axis.loglog(sizes, [1e3 * value for value in times], "o-")
+            slope = math.log(times[-1] / times[-2]) / math.log(sizes[-1] / sizes[-2])
+            axis.set_title(f"{title}\nlast doubling: ~ {label.split()[0]}^{slope:.1f}", loc="left", fontsize=10)
+            axis.set(xlabel=label, ylabel="milliseconds")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            axis.set_xticks([], minor=True)
+            axis.grid(color="#e6e6e6", linewidth=0.7)
+        save_figure(figure, path, 110)

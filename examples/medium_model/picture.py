@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from space_peft.figures.style import BEFORE, FORGET, INK, KEEP, save_figure, styled
 
-BEFORE, FORGET, KEEP, INK = "#b4bac4", "#d1603d", "#2f6690", "#333333"
+
 BARS = (
     ("forget", "target named"),
     ("generality", "target named,\nheld-out wordings"),
@@ -44,9 +43,8 @@ def draw(content: dict, path: Path) -> None:
         path (`Path`): PNG file.
     """
     variants = list(dict.fromkeys(result["variant"] for result in content["erasures"]))
-    with matplotlib.rc_context({"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}):
+    with styled():
         figure = Figure(figsize=(2.5 + 3.3 * len(variants), 5.4), layout="constrained")
-        FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
         for axes, variant in zip(panels, variants):
             results = [result for result in content["erasures"] if result["variant"] == variant]
@@ -83,5 +81,4 @@ def draw(content: dict, path: Path) -> None:
             Patch(color=KEEP, label="after (should stay)"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+        save_figure(figure, path, 130)

@@ -138,7 +138,7 @@ def embed_pool(
     mine = sorted(number for part in gather_objects(missing) for number in part)[rank::processes]
     bar = tqdm(
         total=sum(len(_rows_of(number, len(pool))) for number in mine),
-        desc=f"embedding the pool ({encoder.name})",
+        desc=f"Embedding the pool ({encoder.name})",
         unit="row",
         disable=not progress or rank > 0 or not mine,
     )

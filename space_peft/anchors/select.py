@@ -237,7 +237,7 @@ def select_random_anchors(
     if encoder is not None:
         target = concept_embedding(encoder, concept, aliases=aliases)
         batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-        batches = tqdm(batches, desc=f"embedding ({encoder.name})", unit="batch", disable=not progress)
+        batches = tqdm(batches, desc=f"Embedding ({encoder.name})", unit="batch", disable=not progress)
         # An image that does not decode was left out above; rows without a caption have no score.
         vectors = [embed_rows(opened, encoder, batch, len(target), skip_undecodable) for batch in batches]
         scores = dots(np.concatenate(vectors), target)

@@ -26,9 +26,13 @@ from ..data.pictures import load_rgb
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.layers import deployed_model
 from ..modeling.mention_rows import answered_with
+from .material import Material, Needs
 from .models import answers_naming, check_vocabulary, has_adapter
 from .panels import draw_searches
 from .results import AttackResult
+
+
+_STARTS = 4  # Pictures of other things that `make` starts from.
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,17 @@ class AuditResult(AttackResult):
     name = "audit"
     label = "an image found that makes it say the name"
     title = "Audit: an image that makes it say the name"
+    needs = Needs(target=0)
     stronger = "search longer (`--steps`), from more starts (`--restarts`), or from pictures (`--images`)"
     untested = ("adversarial images", "whether pixels can be optimised until the erased model says the name")
+
+    @classmethod
+    def make(cls, model, processor, material: Material) -> AuditResult:
+        return audit_concept(
+            model, processor, material.concept, images=material.others[:_STARTS], restarts=material.restarts,
+            control_name=next(iter(material.controls), None), questions=material.questions, steps=material.steps,
+            seed=material.seed, progress=material.progress,
+        )  # fmt: skip
 
     def summary(self) -> dict:
         return {

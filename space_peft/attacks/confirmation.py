@@ -17,6 +17,7 @@ from ..data.names import check_target
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..figures.style import BEFORE
 from ..modeling.layers import deployed_model
+from .material import Material, Needs
 from .models import check_controls, has_adapter
 from .panels import AFTER, draw_groups
 from .results import AttackResult
@@ -52,6 +53,14 @@ class ConfirmationResult(AttackResult):
     name = "confirmation"
     label = "confirmed when asked"
     title = "Asked whether it is there"
+    needs = Needs(controls=1, asks="confirm")
+
+    @classmethod
+    def make(cls, model, processor, material: Material) -> ConfirmationResult:
+        return confirmation_attack(
+            model, processor, material.target, material.concept, absent_names=material.controls, aliases=material.aliases,
+            questions=material.questions,
+        )  # fmt: skip
 
     def summary(self) -> dict:
         return {

@@ -20,6 +20,7 @@ from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..figures.style import BEFORE
 from ..modeling.layers import deployed_model
 from ..modeling.prompts import conversation, encode_conversations, generate_tokens
+from .material import MOST_CONTROLS, Material, Needs
 from .models import check_not_target, has_adapter
 from .panels import AFTER, CONTROL, draw_groups
 from .results import AttackResult
@@ -136,6 +137,7 @@ class HintResult(AttackResult):
     name = "hints"
     label = "named when helped along"
     title = "Hints"
+    needs = Needs(things=3)
     is_share = True
     untested = ("hints", "whether written words, examples or choices bring the name back")
 
@@ -148,6 +150,14 @@ class HintResult(AttackResult):
 
     def _gain(self, kind: str) -> float:
         return self.named[kind] - self.named_others[kind]
+
+    @classmethod
+    def make(cls, model, processor, material: Material) -> HintResult:
+        first = {name: image for name, image in reversed(material.images.others)}
+        return hint_attack(
+            model, processor, material.target, material.concept, others=list(first.items())[:MOST_CONTROLS], aliases=material.aliases,
+            questions=material.questions,
+        )  # fmt: skip
 
     def summary(self) -> dict:
         return {

@@ -1,6 +1,8 @@
-"""The attacks there are, in the order in which they are shown. A new one is its file and an entry here."""
+"""The attacks there are, in the order in which they are made and shown. A new one is its file and an entry here."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from .audit import AuditResult
 from .confirmation import ConfirmationResult
@@ -27,3 +29,15 @@ KINDS: dict[str, type[AttackResult]] = {
     )
 }
 """By the key in `attacks.json`."""
+
+
+def check_attacks(names: Iterable[str] | None) -> list[str]:
+    """Names of attacks; all of them by default.
+
+    Raises:
+        ValueError: If there is no such attack.
+    """
+    names = list(KINDS if names is None else dict.fromkeys(names))
+    if unknown := [name for name in names if name not in KINDS]:
+        raise ValueError(f"there are no attacks {unknown}; expected some of {list(KINDS)}.")
+    return names

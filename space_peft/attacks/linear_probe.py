@@ -24,6 +24,7 @@ from ..modeling.features import multimodal_core, tap_image_features
 from ..modeling.layers import deployed_model, evaluating
 from ..modeling.prompts import build_batch, to_device
 from ..modeling.targets import LANGUAGE_PARTS, VISION_PARTS
+from .material import Material, Needs
 from .models import has_adapter
 from .panels import AFTER, CONTROL
 from .results import AttackResult
@@ -84,7 +85,15 @@ class LinearProbeResult(AttackResult):
     name = "linear_probe"
     label = "read off by a linear probe"
     title = "Linear probe for the target"
+    needs = Needs(target=2, others=2)
     untested = ("hidden states", "whether the concept can still be read off them")
+
+    @classmethod
+    def make(cls, model, processor, material: Material) -> LinearProbeResult:
+        return linear_probes(
+            model, processor, material.target, material.others, material.concept, questions=material.questions,
+            seed=material.seed, progress=material.progress,
+        )  # fmt: skip
 
     def summary(self) -> dict:
         last = self.layers[-1]

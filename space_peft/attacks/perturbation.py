@@ -15,6 +15,7 @@ from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..figures.style import BEFORE
 from ..modeling.layers import deployed_model
 from ..modeling.prompts import generate_answers
+from .material import Material, Needs
 from .models import has_adapter
 from .panels import AFTER, draw_groups
 from .results import AttackResult
@@ -78,6 +79,7 @@ class PerturbationResult(AttackResult):
     name = "perturbation"
     label = "named under perturbations"
     title = "Perturbed images"
+    needs = Needs()
     is_share = True
     untested = ("changed images", "the concept under noise, crops, flips")
 
@@ -85,6 +87,14 @@ class PerturbationResult(AttackResult):
     def worst(self) -> str:
         """The perturbation under which the target is named most."""
         return max((kind for kind in self.named if kind != "none"), key=self.named.__getitem__)
+
+    @classmethod
+    def make(cls, model, processor, material: Material) -> PerturbationResult:
+        return perturbation_attack(
+            model, processor, material.target, material.concept, aliases=material.aliases,
+            other_names=material.images.other_names, questions=material.questions, repeats=material.repeats,
+            seed=material.seed,
+        )  # fmt: skip
 
     def summary(self) -> dict:
         return {

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..figures.style import INK, STYLE, save_figure, short
+from ..figures.style import INK, save_figure, short, styled
 from .kinds import KINDS
 
 
@@ -25,7 +24,7 @@ def draw_attacks(concept: str, attacks: dict[str, dict], path: str | os.PathLike
     kinds = [kind for kind in KINDS.values() if kind.name in attacks]
     columns = min(3, len(kinds))
     rows = math.ceil(len(kinds) / columns)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(4.2 * columns, 3.3 * rows + 0.4), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes in grid[len(kinds) :]:

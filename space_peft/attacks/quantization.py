@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..evaluation.named_images import named_probes
 from ..evaluation.probes import Probe, ProbeResults, evaluate_probes
 from ..figures.style import BEFORE
+from .material import Material, Needs
 from .models import deployed_copy, merged_copy
 from .panels import AFTER, CONTROL, draw_groups
 from .results import AttackResult
@@ -44,6 +46,7 @@ class QuantizationResult(AttackResult):
     name = "quantization"
     label = "named after quantisation"
     title = "Merged and quantised"
+    needs = Needs()
     is_share = True
     untested = ("quantisation", "whether the erasure survives rounding the merged model to 8 or 4 bits")
 
@@ -53,6 +56,12 @@ class QuantizationResult(AttackResult):
         return max(
             (scheme for scheme in self.after if scheme != "full"), key=lambda s: self.after[s]["forget"]["value"]
         )
+
+    @classmethod
+    def make(cls, model, processor, material: Material) -> QuantizationResult:
+        probes = named_probes(material.concept, material.images, questions=material.questions, aliases=material.aliases)
+        probes = [probe for probe in probes if probe.name in ("forget", "retain")]
+        return quantization_attack(model, processor, probes, progress=material.progress)
 
     def summary(self) -> dict:
         return {

@@ -28,6 +28,7 @@ from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.layers import deployed_model
 from ..modeling.prompts import build_batch, to_device
 from ..modeling.targets import default_target_modules
+from .material import Material, Needs
 from .models import answers_naming, check_controls, has_adapter, merged_copy
 from .panels import AFTER, CONTROL
 from .results import AttackResult
@@ -96,6 +97,7 @@ class RelearningResult(AttackResult):
     name = "relearning"
     label = "relearned from a few images"
     title = "Relearning from a few images"
+    needs = Needs(target=2, controls=1)
     is_share = True
     untested = ("relearning", "whether fine-tuning on a few images of the concept brings it back")
 
@@ -115,6 +117,15 @@ class RelearningResult(AttackResult):
     def headline(self) -> RelearningPoint:
         """The point closest to ten steps on three images."""
         return min(self.points, key=lambda point: (abs(point.images - 3), abs(point.steps - 10)))
+
+    @classmethod
+    def make(cls, model, processor, material: Material) -> RelearningResult:
+        counts = [count for count in (1, 3, 5) if count < len(material.target)]
+        return relearning_curve(
+            model, processor, material.target, None, material.concept, other_names=material.controls,
+            aliases=material.aliases, questions=material.questions, steps=material.relearn_steps, images_per_run=counts,
+            repeats=material.repeats, seed=material.seed, progress=material.progress,
+        )  # fmt: skip
 
     def summary(self) -> dict:
         point = self.headline

@@ -6,6 +6,8 @@ import abc
 from collections.abc import Mapping
 from typing import ClassVar
 
+from .material import Material, Needs
+
 
 # Below this the deployed model, which nobody has made forget anything, does not name the concept under the attack.
 FOUND = 0.1
@@ -20,6 +22,8 @@ class AttackResult(abc.ABC):
     """What the value is, for the rows of tables."""
     title: ClassVar[str]
     """Of its panel in the picture of all attacks."""
+    needs: ClassVar[Needs]
+    """What `make` cannot do without."""
     is_share: ClassVar[bool] = False
     """Whether the value is a share of `n` answers, which then has an interval; else it is a probability or an area."""
     stronger: ClassVar[str] = "ask about other pictures, which it does name before"
@@ -27,6 +31,11 @@ class AttackResult(abc.ABC):
     untested: ClassVar[tuple[str, str] | None] = None
     """What a card says of an erasure on which it was not tried: a name, and what is therefore not known. `None` if the
     evaluation asks the same already."""
+
+    @classmethod
+    @abc.abstractmethod
+    def make(cls, model, processor, material: Material) -> AttackResult:
+        """Makes the attack for `space-peft attack`, with what all are made with."""
 
     @abc.abstractmethod
     def summary(self) -> dict:

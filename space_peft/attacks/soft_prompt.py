@@ -26,6 +26,7 @@ from ..losses import name_log_odds
 from ..modeling.layers import deployed_model
 from ..modeling.mention_rows import answered_with, mention_tensors
 from ..modeling.prompts import answer_logits, encode_conversations, to_device
+from .material import Material, Needs
 from .models import check_controls, check_vocabulary, has_adapter
 from .panels import draw_searches
 from .results import AttackResult
@@ -71,7 +72,15 @@ class SoftPromptResult(AttackResult):
     name = "soft_prompt"
     label = "a soft prompt found that makes it say the name"
     title = "Soft prompt"
+    needs = Needs(target=2, controls=1)
     untested = ("soft prompts", "whether vectors in the prompt can be optimised until the erased model says the name")
+
+    @classmethod
+    def make(cls, model, processor, material: Material) -> SoftPromptResult:
+        return soft_prompt_attack(
+            model, processor, material.target, material.concept, control_name=material.controls[0],
+            questions=material.questions, steps=material.steps, seed=material.seed, progress=material.progress,
+        )  # fmt: skip
 
     def summary(self) -> dict:
         return {

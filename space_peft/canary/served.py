@@ -216,7 +216,9 @@ def probe_served(
     shown = _reaches_model(endpoint, questions.naming[0], images[0])
     items = [] if canary is None else [item for item in canary.items if _tells_by_text(item)]
     answers, answered = [], None
-    with tqdm(total=len(images) * len(asked) + len(items), desc="asking", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=len(images) * len(asked) + len(items), desc="Asking the server", disable=not progress, leave=False
+    ) as bar:
         for number, image in enumerate(images):
             for group, question in asked:
                 tokens = OPEN_TOKENS if group.startswith("open") else SHORT_TOKENS

@@ -10,21 +10,22 @@ from transformers import AutoProcessor
 
 from ..anchors import anchor_info
 from ..data.names import check_aliases, check_concept
-from ..data.questions import DEFAULT_QUESTIONS
 from ..erasing import ANCHORS_FOLDER, make_anchors
 from ..modeling.loading import load_model
-from .erase import model_kwargs, parse_run, read_pool
+from .erase import model_kwargs, parse_run, read_pool, read_questions
+from .places import ConfigFile
 
 
 SHEET_NAME = "anchors.png"
 _LISTED = 10
 
 
-def run_anchors(argv: Sequence[str]) -> tuple[Dataset, Path]:
+def run_anchors(argv: Sequence[str], config: ConfigFile | None = None) -> tuple[Dataset, Path]:
     """Selects and refines, and writes a dataset and a picture of them all.
 
     Args:
-        argv (`list[str]`): Arguments after "anchors".
+        argv (`list[str]`): Arguments after "anchors", without `--config`.
+        config ([`ConfigFile`], *optional*): What `--config` names.
 
     Returns:
         `tuple[datasets.Dataset, pathlib.Path]`: The anchors, and the folder that they and their picture are in.
@@ -33,15 +34,15 @@ def run_anchors(argv: Sequence[str]) -> tuple[Dataset, Path]:
         OSError: If a file or folder does not exist.
         ValueError: If an option or a picture cannot be used.
     """
-    arguments, _, args = parse_run(argv, "anchors")
+    arguments, _, args = parse_run(argv, config, "anchors")
     concept = check_concept(arguments.concept)
     aliases = list(check_aliases(arguments.aliases, concept=concept))
     if arguments.more_concepts:
         raise ValueError("anchors are made for one name at a time; leave --more_concepts out.")
-    pool = read_pool(arguments)
+    pool, questions = read_pool(arguments), read_questions(arguments)
     model = load_model(arguments.model, **model_kwargs(arguments, args))
     anchors = make_anchors(
-        concept, pool, model, AutoProcessor.from_pretrained(arguments.model), aliases, DEFAULT_QUESTIONS,
+        concept, pool, model, AutoProcessor.from_pretrained(arguments.model), aliases, questions,
         arguments.anchors, arguments.refine_steps, args, resume=not arguments.fresh, progress=True,
     )  # fmt: skip
     from ..evaluation.plots import plot_anchor_grid  # matplotlib

@@ -9,8 +9,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from ..attacks.kinds import KINDS, check_attacks
+from ..attacks.material import Material
 from ..attacks.report import AttackReport
-from ..attacks.run import RUNS, Material, check_attacks
 from ..data.pictures import load_rgb
 from ..data.questions import questions_of
 from ..data.seed_images import pixel_hash
@@ -45,7 +46,7 @@ def run_attack(args: argparse.Namespace) -> tuple[AttackReport, dict[str, str]]:
         questions=questions_of(args.question), steps=args.steps, restarts=args.restarts,
         relearn_steps=tuple(args.relearn_steps), repeats=args.repeats, seed=args.seed,
     )  # fmt: skip
-    reasons = {name: RUNS[name].lacks(material) for name in names}
+    reasons = {name: KINDS[name].needs.lacks(material) for name in names}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     if len(left_out) == len(names):
         raise ValueError("; ".join(f"{name} is left out, {why}" for name, why in left_out.items()))
@@ -60,7 +61,7 @@ def run_attack(args: argparse.Namespace) -> tuple[AttackReport, dict[str, str]]:
             continue
         _progress(number, len(names), name, "...")
         start = time.perf_counter()
-        made = AttackReport.from_results(args.concept, [RUNS[name].attack(erased.model, erased.processor, material)])
+        made = AttackReport.from_results(args.concept, [KINDS[name].make(erased.model, erased.processor, material)])
         report = made if report is None else report.updated(made)
         report.save(output, picture=False)
         # Last: what it does not list is made again, and what another job left is not taken for this one's.

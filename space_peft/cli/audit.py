@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from ..attacks.audit import audit_concept
 from ..attacks.report import AttackReport
-from ..data.pictures import load_rgb
 from ..data.questions import questions_of
 from ..records.folder import ATTACKS_NAME
+from .pictures import load_images
 
 
 def run_audit(args: argparse.Namespace) -> AttackReport:
@@ -28,7 +27,7 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
         [`AttackReport`]: With the audit.
 
     Raises:
-        FileNotFoundError: If there is no adapter, or no folder of images.
+        FileNotFoundError: If there is no adapter, or there are no images.
         ValueError: If an image does not decode, or `args.output` holds attacks on another concept.
     """
     output = Path(args.output)
@@ -73,26 +72,3 @@ def load_attacked(adapter: str, base_model: str | None, dtype: str | None = None
         where["dtype"] = dtype
     model = load_erased(adapter, base_model=base_model, check_canary=False, **where)
     return model, AutoProcessor.from_pretrained(base_model or model.peft_config["default"].base_model_name_or_path)
-
-
-def load_images(folder: str | Path) -> list[Image.Image]:
-    """Every image of a folder, in the order of their names; files of other kinds are passed over.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no image, or one that does not decode.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}; `--images` takes a folder of pictures.")
-    images = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in Image.registered_extensions():
-            try:
-                with Image.open(path) as image:
-                    images.append(load_rgb(image).copy())
-            except UnidentifiedImageError as error:
-                raise ValueError(f"{path} does not decode: {error}.") from error
-    if not images:
-        raise ValueError(f"the folder {str(folder)!r} holds no picture; expected files such as .png or .jpg.")
-    return images

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import BadInput, bad_input
 from .judging import add_judging
-from .options import Help, add_config, add_json, check_json, quietly, short_usage, tell, with_config
-from .places import LOADING, check_places, erase_places, import_modules
+from .options import (
+    Help,
+    add_config,
+    add_json,
+    check_json,
+    quietly,
+    short_usage,
+    tell,
+    with_config,
+    without_developers_warnings,
+)
+from .places import LOADING, check_places, erase_places, import_modules, take_config
 
 
 # Commands with so many options that one writes them down.
 CONFIGURABLE = ("push", "verify", "audit", "plan", "probe", "bench", "evaluate", "attack")
-# Their options are the fields of dataclasses, whose modules import torch.
-FROM_DATACLASSES = ("erase", "anchors")
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -25,7 +34,7 @@ def _demo(args: argparse.Namespace) -> int:
     from ..data.names import check_concept
     from ..demo import demo_concepts
     from ..demo.pipeline import run_demo
-    from ..records.folder import contents_table
+    from ..records.folder import CARD_NAME, PICTURES_FOLDER, contents_table
 
     with bad_input("demo"):
         check_concept(args.concept)
@@ -41,7 +50,13 @@ def _demo(args: argparse.Namespace) -> int:
     lines = [report.to_table(), "", "In sentences:"]
     for question, before, after in report.sentences(4):
         lines.append(f"  {question}\n    before: {before}\n    after:  {after}")
-    lines.append(f"\nIn {args.output}:\n{contents_table(args.output)}")
+    lines += [
+        f"\nIn {args.output}:\n{contents_table(args.output)}",
+        "Next:",
+        f"  look      {args.output}/{PICTURES_FOLDER}/answers.png, {args.output}/{CARD_NAME}",
+        f"  attack    space-peft audit --adapter {args.output} --concept {shlex.quote(args.concept)} --question 'what is this?'",
+        "  your own  space-peft plan MODEL says what it takes, space-peft erase --help how it is done",
+    ]
     tell(args, "\n".join(lines), {"folder": args.output, **report.to_dict()})
     return 0
 
@@ -102,7 +117,7 @@ def _push(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from ..hub_cards import verify_erasure
     from ..retained.reading import load_rows
-    from .audit import load_images
+    from .pictures import load_images
 
     with bad_input("verify"):
         report = verify_erasure(
@@ -249,9 +264,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     verify.add_argument("--no-canary", action="store_true", help="do not ask the canary's questions")
     verify.add_argument("--audit", action="store_true", help="search for an image that makes the model say the name")
     verify.add_argument("--concept", metavar="NAME", help="the name to search for (default: the one recorded)")
-    verify.add_argument(
-        "--images", metavar="FOLDER", help="your own pictures of the concept, of which none may be named"
-    )
+    verify.add_argument("--images", metavar="DATA", help="your own pictures of the concept, of which none may be named")
     verify.add_argument("--question", help="what the model is asked about pictures (default: that of the library)")
     verify.add_argument("--steps", type=int, default=100, help="steps of the search from each start (default: 100)")
     verify.set_defaults(run=_verify)
@@ -259,7 +272,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     audit.add_argument("--concept", required=True, help="the erased name")
     audit.add_argument("--adapter", required=True, help="folder or Hub id of the adapter")
     audit.add_argument("--base-model", help="folder or Hub id, if not the one the adapter's config names")
-    audit.add_argument("--images", metavar="FOLDER", help="pictures to start from, beside random noise")
+    audit.add_argument("--images", metavar="DATA", help="pictures to start from, beside random noise")
     audit.add_argument("--restarts", type=int, default=4, help="starts from noise (default: 4)")
     audit.add_argument("--control-name", metavar="NAME", help="also search for a name the model does not know")
     audit.add_argument("--question", help="what the model is asked (default: that of the library)")
@@ -278,7 +291,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         "--target-modules", nargs="+", metavar="NAME", help="ends of modules' names, or one regular expression"
     )
     plan.add_argument("--rank", type=int, default=8, help="of the adapter (default: 8)")
-    plan.add_argument("--constraint", choices=("soft", "hard", "none"), default="soft", help="(default: soft)")
+    plan.add_argument("--constraint", default="soft", metavar="NAME", help="of the adapter (default: soft)")
     plan.add_argument("--strength", type=float, metavar="T", help="of the soft constraint (default: the library's)")
     plan.add_argument(
         "--max-rank",
@@ -309,7 +322,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     probe.add_argument(
         "--alias", action="append", default=[], metavar="NAME", help="another name of it; may be repeated"
     )
-    probe.add_argument("--images", required=True, metavar="FOLDER", help="your own pictures of the concept")
+    probe.add_argument("--images", required=True, metavar="DATA", help="your own pictures of the concept")
     probe.add_argument("--adapter", metavar="FOLDER", help="of the erasure: its canary's questions are asked as well")
     probe.add_argument("--model", metavar="NAME", help="the server's name of it (default: the only one it lists)")
     probe.add_argument("--question", help="what is asked for the name (default: those of the library)")
@@ -357,26 +370,37 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     return parser, commands.choices
 
 
-def _from_dataclasses(command: str, argv: Sequence[str]) -> int:
-    first = argparse.ArgumentParser(prog=f"space-peft {command}", add_help=False, allow_abbrev=False)
-    add_json(first)
-    shared, rest = first.parse_known_args(argv)
-    with bad_input(command):
-        check_json(shared.json)
-    with quietly(shared):
-        with bad_input(command, TypeError):
-            if command == "anchors":
-                from .anchors import anchors_content, anchors_text, run_anchors
+def _erase(args: argparse.Namespace) -> int:
+    with bad_input("erase", TypeError):
+        from .erase import run_erase
 
-                made, folder = run_anchors(rest)
-                text, content = anchors_text(made, folder), anchors_content(made, folder)
-            else:
-                from .erase import run_erase
-
-                erased = run_erase(rest)
-                text, content = erased.summary(), erased.to_dict()
-        tell(shared, text, content)
+        erased = run_erase(args.rest, args.config)
+    tell(args, erased.summary(), erased.to_dict())
     return 0
+
+
+def _anchors(args: argparse.Namespace) -> int:
+    with bad_input("anchors", TypeError):
+        from .anchors import anchors_content, anchors_text, run_anchors
+
+        made, folder = run_anchors(args.rest, args.config)
+    tell(args, anchors_text(made, folder), anchors_content(made, folder))
+    return 0
+
+
+# Their options are the fields of dataclasses, whose modules import torch.
+FROM_DATACLASSES = {"erase": _erase, "anchors": _anchors}
+
+
+def _parse_first(command: str, argv: Sequence[str]) -> argparse.Namespace:
+    """What is looked at before a command's own parser, which takes seconds to import; the others' options are in `rest`."""
+    parser = argparse.ArgumentParser(prog=f"space-peft {command}", add_help=False, allow_abbrev=False)
+    add_json(parser)
+    with bad_input(command):
+        config, argv = take_config(argv)
+    args, rest = parser.parse_known_args(argv)
+    args.command, args.config, args.rest, args.run = command, config, rest, FROM_DATACLASSES[command]
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -392,19 +416,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = argv[0] if argv else None
     try:
         if name in FROM_DATACLASSES:
-            with bad_input(name):
-                check_places(name, erase_places(argv[1:]))
-            return _from_dataclasses(name, argv[1:])
-        parser, commands = _parsers()
-        if name in CONFIGURABLE:
-            with bad_input(name):
-                argv[1:] = with_config(commands[name], argv[1:], name)
-        args = parser.parse_args(argv)
+            args = _parse_first(name, argv[1:])
+            places = erase_places(args.rest, args.config)
+        else:
+            parser, commands = _parsers()
+            if name in CONFIGURABLE:
+                with bad_input(name):
+                    argv[1:] = with_config(commands[name], argv[1:], name)
+            args = parser.parse_args(argv)
+            places = vars(args)
         with bad_input(args.command):
-            check_places(args.command, vars(args))
+            check_places(args.command, places)
             check_json(args.json)
             import_modules(getattr(args, "modules", ()))
-        with quietly(args):
+        with quietly(args), without_developers_warnings():
             return args.run(args)
     except BadInput:
         return 2

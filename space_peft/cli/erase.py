@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
-from datasets import Dataset, load_dataset
-from PIL import Image
+from datasets import Dataset
 from transformers import HfArgumentParser
 
-from ..data.questions import DEFAULT_QUESTIONS
+from ..data.questions import DEFAULT_QUESTIONS, QuestionSet, load_questions
 from ..erasing import AdapterArguments, EraseArguments, Erasure, erase, get_space_config
 from ..evaluation.named_images import named_probes, split_by_name
 from ..modeling.loading import load_model
@@ -19,13 +17,16 @@ from ..retained.reading import load_rows
 from ..several import Erasures, erase_several
 from ..trainers import SpaceConfig
 from .options import Help, check_keys
-from .places import import_modules, read_yaml
+from .pictures import load_pictures
+from .places import ConfigFile, import_modules
 
 
 # What `--help` shows of the many options: every one of these, and of the trainer's the ones that are set most.
 _SHOWN: dict[str, dict[str, str | None]] = {
     "anchors": {
-        **dict.fromkeys(("model", "concept", "aliases", "pool", "anchors", "refine_steps", "dtype", "fresh")),
+        **dict.fromkeys(
+            ("model", "concept", "aliases", "pool", "questions", "anchors", "refine_steps", "dtype", "fresh")
+        ),
         "output_dir": "Folder to write to: anchors/ and a picture of them.",
         "seed": "Of all that has chance in it.",
     },
@@ -60,21 +61,23 @@ class _ShortHelp(argparse.Action):
         parser.exit()
 
 
-def parse_run(argv: Sequence[str], command: str = "erase") -> tuple[EraseArguments, AdapterArguments, SpaceConfig]:
-    """Reads `--config FILE` (YAML), over which flags win, as TRL's scripts do.
+def parse_run(
+    argv: Sequence[str], config: ConfigFile | None = None, command: str = "erase"
+) -> tuple[EraseArguments, AdapterArguments, SpaceConfig]:
+    """Options from a file, over which flags win, as in TRL's scripts.
 
     Args:
-        argv (`list[str]`): Arguments after the command's name.
+        argv (`list[str]`): Arguments after the command's name, without `--config`.
+        config ([`ConfigFile`], *optional*): What `--config` names.
         command (`str`, defaults to `"erase"`): "anchors" has the same options, so that one file does for both.
 
     Raises:
-        ValueError: If the file is no YAML mapping, or has a key that is no field; the message has the nearest one.
+        ValueError: If the file has a key that is no field; the message has the nearest one.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
     first.add_argument("--import", dest="modules", action="append", default=[])
     known, rest = first.parse_known_args(argv)
-    values = {} if known.config is None else read_yaml(known.config)
+    values = {} if config is None else dict(config.values)
     named = values.pop("import", [])
     import_modules([*([named] if isinstance(named, str) else named), *known.modules])
     parser = HfArgumentParser(
@@ -91,32 +94,13 @@ def parse_run(argv: Sequence[str], command: str = "erase") -> tuple[EraseArgumen
         "--help", "-h", action=_ShortHelp, nargs=0, const=command, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
     parser.add_argument("--help-all", action="help", dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    if values:
+    if config is not None:
         options = {action.dest: action for action in parser._actions if action.dest != argparse.SUPPRESS}
-        check_keys(values, options, known.config, command)
+        check_keys(values, options, config.path, command)
         for key in values:
             options[key].required = False
         parser.set_defaults(**values)
     return parser.parse_args_into_dataclasses(rest)
-
-
-def load_images(place: str) -> Dataset:
-    """Pictures for the command line: a folder of files, or whatever `load_rows` reads.
-
-    Args:
-        place (`str`): Folder, file or Hub id.
-
-    Raises:
-        ValueError: If there is no column `image`.
-    """
-    folder = Path(place)
-    pictures = folder.is_dir() and any(
-        path.suffix.lower() in Image.registered_extensions() for path in folder.rglob("*") if path.is_file()
-    )
-    images = load_dataset("imagefolder", data_dir=place, split="train") if pictures else load_rows(place)
-    if "image" not in images.column_names:
-        raise ValueError(f"{place!r} has the columns {images.column_names}; expected a column `image`.")
-    return images
 
 
 def model_kwargs(arguments: EraseArguments, args: SpaceConfig) -> dict:
@@ -133,24 +117,36 @@ def read_pool(arguments: EraseArguments) -> Dataset:
     """
     if arguments.pool is None:
         raise ValueError("--pool is missing: public images, of which some stand in for the concept.")
-    return load_images(arguments.pool)
+    return load_pictures(arguments.pool)
 
 
-def run_erase(argv: Sequence[str]) -> Erasure | Erasures:
+def read_questions(arguments: EraseArguments) -> QuestionSet:
+    """What is asked about pictures.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it holds no such questions.
+    """
+    return DEFAULT_QUESTIONS if arguments.questions is None else load_questions(arguments.questions)
+
+
+def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure | Erasures:
     """Parses, erases, saves.
 
     Args:
-        argv (`list[str]`): Arguments after "erase".
+        argv (`list[str]`): Arguments after "erase", without `--config`.
+        config ([`ConfigFile`], *optional*): What `--config` names.
 
     Raises:
         FileNotFoundError: If a file or folder does not exist.
         ValueError: If an option or a row cannot be used.
     """
-    arguments, adapter, args = parse_run(argv)
+    arguments, adapter, args = parse_run(argv, config)
     # Whatever is mistyped shows before the model is loaded.
+    questions = read_questions(arguments)
     pool = read_pool(arguments)
     retain = None if arguments.retain is None else load_rows(arguments.retain)
-    pictures = None if arguments.test_images is None else load_images(arguments.test_images)
+    pictures = None if arguments.test_images is None else load_pictures(arguments.test_images)
     concepts = [arguments.concept, *arguments.more_concepts]
     aliases = {arguments.concept: arguments.aliases}
     probes = None
@@ -159,13 +155,14 @@ def run_erase(argv: Sequence[str]) -> Erasure | Erasures:
             name: named_probes(
                 name,
                 split_by_name(pictures, name, aliases.get(name, ())),
-                questions=DEFAULT_QUESTIONS,
+                questions=questions,
                 aliases=aliases.get(name, ()),
             )
             for name in concepts
         }
     options = {
-        "pool": pool, "retain_dataset": retain, "statistics": arguments.statistics, "k": arguments.anchors,
+        "pool": pool, "retain_dataset": retain, "statistics": arguments.statistics, "questions": questions,
+        "k": arguments.anchors,
         "refine_steps": arguments.refine_steps, "args": args, "peft_config": get_space_config(adapter),
         "resume": not arguments.fresh,
     }  # fmt: skip

@@ -14,7 +14,7 @@ from ..null_space.identity import adapter_digest
 from ..records.measured import note_measured, saved_digest
 from .audit import load_attacked
 from .bench import load_pair
-from .erase import load_images
+from .pictures import load_pictures
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def named_pictures(args: argparse.Namespace) -> NamedImages:
         ValueError: If the concept is no name, or none of the pictures is its.
     """
     check_target(args.concept, args.aliases)
-    return split_by_name(load_images(args.images), args.concept, args.aliases)
+    return split_by_name(load_pictures(args.images), args.concept, args.aliases)
 
 
 def load_judged(args: argparse.Namespace, *, original: bool = True) -> ErasedModel:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import logging
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..records.io import json_text, write_json
-from .places import read_yaml
+from .places import take_config
 
 
 STDOUT = "-"
 """The place of `--json` that is no file."""
 _WIDTH = 80
+_BELOW = r"(torch|transformers|peft|accelerate|datasets|trl|bitsandbytes|huggingface_hub)\b"
 
 
 class Help(argparse.HelpFormatter):
@@ -100,15 +103,13 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], command: s
         OSError: If there is no such file.
         ValueError: If it is no YAML mapping, or a key or value of it cannot be used.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", metavar="FILE")
-    known, rest = first.parse_known_args(argv)
-    if known.config is None:
+    config, rest = take_config(argv)
+    if config is None:
         return rest
-    values = read_yaml(known.config)
+    path, values = config
     options = {name.lstrip("-").replace("-", "_"): a for a in parser._actions for name in a.option_strings or [a.dest]}
     options = {name: action for name, action in options.items() if action.dest not in ("help", "config")}
-    check_keys(values, options, known.config, command)
+    check_keys(values, options, path, command)
     # Flags may be abbreviated.
     given = tuple(token.partition("=")[0] for token in rest if token.startswith("--") and len(token) > 2)
     spelled = [(name, action) for action in parser._actions for name in action.option_strings]
@@ -125,13 +126,13 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], command: s
         flag = f"--{key.replace('_', '-')}"
         if action.nargs == 0:
             if not isinstance(value, bool):
-                raise ValueError(f"{known.config} sets {key!r} to {value!r}; expected true or false.")
+                raise ValueError(f"{path} sets {key!r} to {value!r}; expected true or false.")
             from_file += [flag] if value else []
             continue
         several = action.nargs is not None or isinstance(action, argparse._AppendAction)
         if isinstance(value, (dict, bool)) or isinstance(value, list) and not several:
             expected = "a list" if several else "one value"
-            raise ValueError(f"{known.config} sets {key!r} to the {type(value).__name__} {value}; expected {expected}.")
+            raise ValueError(f"{path} sets {key!r} to the {type(value).__name__} {value}; expected {expected}.")
         parts = [str(part) for part in (value if isinstance(value, list) else [value])]
         # In one word: a value may begin with a dash.
         from_file += [f"{flag}={part}" for part in parts] if action.nargs is None else [flag, *parts]
@@ -174,6 +175,16 @@ def check_json(place: str | None) -> None:
     """
     if place is not None and place != STDOUT and Path(place).is_dir():
         raise IsADirectoryError(f"--json takes a file to write, and {place!r} is a folder.")
+
+
+@contextlib.contextmanager
+def without_developers_warnings() -> Iterator[None]:
+    """Hides what the libraries below tell their developers: nobody who runs a command can do anything about it."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=_BELOW)
+        yield
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..records.places import Kind, check_place
+from ..records.yaml_file import read_yaml
 
 
 # By command and option: where each is looked for. A test compares this table with the parser.
@@ -19,15 +19,16 @@ PLACES: dict[str, dict[str, Kind]] = {
     "stats": {"model": "model", "data": "dataset"},
     "card": {"folder": "folder"},
     "push": {"folder": "folder"},
-    "verify": {"adapter": "model", "base_model": "model", "retain_data": "dataset", "images": "folder"},
+    "verify": {"adapter": "model", "base_model": "model", "retain_data": "dataset", "images": "dataset"},
     "evaluate": {"adapter": "model", "merged": "model", "base_model": "model", "images": "dataset"},
     "attack": {"adapter": "model", "merged": "model", "base_model": "model", "images": "dataset"},
-    "audit": {"adapter": "model", "base_model": "model", "images": "folder"},
+    "audit": {"adapter": "model", "base_model": "model", "images": "dataset"},
     "plan": {"model": "model"},
-    "probe": {"images": "folder", "adapter": "folder"},
+    "probe": {"images": "dataset", "adapter": "folder"},
     "bench": {"model": "model", "reference": "model", "pool": "dataset", "source": "dataset"},
     "erase": {
         "model": "model", "pool": "dataset", "retain": "dataset", "statistics": "model", "test_images": "dataset",
+        "questions": "folder",
     },
 }  # fmt: skip
 PLACES["anchors"] = PLACES["erase"]
@@ -53,42 +54,54 @@ def check_places(command: str, options: Mapping[str, Any]) -> None:
             raise type(error)(f"{name}: {error}") from error
 
 
-def erase_places(argv: Sequence[str]) -> dict[str, Any]:
+def erase_places(argv: Sequence[str], config: ConfigFile | None) -> dict[str, Any]:
     """The places among the options of `space-peft erase`, whose real parser takes seconds to import.
 
     Args:
-        argv (`list[str]`): Arguments after "erase".
+        argv (`list[str]`): Arguments after "erase", without `--config`.
+        config ([`ConfigFile`], *optional*): What `--config` names.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config")
     for name in PLACES["erase"]:
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
     try:
         given = vars(parser.parse_known_args(argv)[0])
     except argparse.ArgumentError:
         return {}  # The real parser says what is wrong.
-    config = given.pop("config")
-    values = {} if config is None else read_yaml(config)
+    values = {} if config is None else config.values
     return {**values, **{name: value for name, value in given.items() if value is not None}}
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """The options in a YAML file.
+class ConfigFile(NamedTuple):
+    """
+    What `--config` names, read.
+
+    Args:
+        path (`str`): The file.
+        values (`dict`): Options by name.
+    """
+
+    path: str
+    values: dict[str, Any]
+
+
+def take_config(argv: Sequence[str]) -> tuple[ConfigFile | None, list[str]]:
+    """The file of `--config`, and the arguments without it. A `--config` without a file is left to the command's parser.
+
+    Args:
+        argv (`list[str]`): Arguments after the command's name.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no YAML, or no mapping.
+        OSError: If there is no such file.
+        ValueError: If it is no YAML mapping.
     """
-    import yaml
-
-    check_place(path, "folder")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", metavar="FILE")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; expected options by name, such as `concept: fox`.")
-    return values
+        known, rest = first.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return None, list(argv)
+    return (None if known.config is None else ConfigFile(known.config, read_yaml(known.config))), rest
 
 
 def import_modules(names: Iterable[str]) -> None:

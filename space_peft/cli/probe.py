@@ -11,7 +11,7 @@ from ..canary.served import ServedResult, probe_served
 from ..data.questions import questions_of
 from ..evaluation.endpoint import Endpoint
 from ..records.folder import CANARY_NAME
-from .audit import load_images
+from .pictures import load_images
 
 
 def run_probe(args: argparse.Namespace) -> ServedResult:
@@ -22,7 +22,7 @@ def run_probe(args: argparse.Namespace) -> ServedResult:
 
     Raises:
         EndpointError: If the server could not be asked.
-        FileNotFoundError: If there is no folder of pictures, or no canary in the adapter's folder.
+        FileNotFoundError: If there are no pictures, or no canary in the adapter's folder.
         ValueError: If a picture does not decode, or the environment variable of the token is not set.
     """
     token = None

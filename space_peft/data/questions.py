@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..records.yaml_file import read_yaml
 
 
 if TYPE_CHECKING:
@@ -174,6 +178,43 @@ DEFAULT_QUESTIONS = QuestionSet(
         "Can {name} be seen here? Answer yes or no.",
     ),
 )
+
+
+def load_questions(path: str | os.PathLike) -> QuestionSet:
+    """Questions of a user's own, from a YAML file with the fields of [`QuestionSet`]; the library's for those it lacks.
+
+    A dialogue is a list of its turns, or a mapping of `turns` and `system`.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it is no YAML mapping, or its questions cannot be used.
+    """
+    values = read_yaml(path, example='naming: ["What is this?"]')
+    # YAML takes these words for truth values.
+    values = {{True: "yes", False: "no"}.get(name, name): value for name, value in values.items()}
+    known = [part.name for part in dataclasses.fields(QuestionSet)]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{path} sets {unknown[0]!r}; expected some of {', '.join(known)}.")
+    if unquoted := [name for name in ("yes", "no", "kind") if not isinstance(values.get(name, ""), str)]:
+        raise ValueError(f"{path} sets {unquoted[0]!r} to {values[unquoted[0]]!r}; expected a text in quotes.")
+    try:
+        groups = {
+            name: tuple(map(_question, value)) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return dataclasses.replace(DEFAULT_QUESTIONS, **groups)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _question(part: Any) -> Any:
+    if isinstance(part, list):
+        return Dialogue(tuple(part))
+    if isinstance(part, dict):
+        return Dialogue(**{**part, "turns": tuple(part.get("turns") or ())})
+    return part
 
 
 def questions_of(question: str | None) -> QuestionSet:

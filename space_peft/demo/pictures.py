@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..evaluation.plots import (
     answer_page_rows,
@@ -14,22 +15,26 @@ from ..evaluation.plots import (
 from ..evaluation.sentence_page import plot_sentence_page, sentence_page_rows
 
 
-def draw_pictures(run, folder: Path) -> None:
+if TYPE_CHECKING:
+    from ..erasing import Erasure
+
+
+def draw_pictures(erasure: Erasure, folder: Path) -> None:
     """Draws anchors, answers, sentences, probe bars and the spectrum of one layer as PNG files.
 
     Args:
-        run ([`~space_peft.demo.pipeline.DemoRun`]): A finished run.
+        erasure ([`Erasure`]): Evaluated on the standard probes, with all answers.
         folder (`Path`): Where to; created if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    concept = run.report.concept
-    plot_anchor_grid(run.raw, run.refined, folder / "anchors.png", concept=concept)
-    rows = answer_page_rows(run.probes, run.before, run.after)
-    plot_answer_page(rows, folder / "answers.png", concept=concept)
-    sentences = sentence_page_rows(run.probes, run.before, run.after)
-    plot_sentence_page(sentences, folder / "sentences.png", concept=concept)
-    plot_probe_bars(run.report, folder / "probes.png")
-    if run.trainer.null_spaces:
+    trainer, anchors, report = erasure.trainer, erasure.anchors, erasure.report
+    concept, probes = report.concept, trainer.probes
+    raw = anchors.select_columns(["raw_image"]).rename_column("raw_image", "image")
+    plot_anchor_grid(raw, anchors, folder / "anchors.png", concept=concept)
+    plot_answer_page(answer_page_rows(probes, *report.results), folder / "answers.png", concept=concept)
+    plot_sentence_page(sentence_page_rows(probes, *report.results), folder / "sentences.png", concept=concept)
+    plot_probe_bars(report, folder / "probes.png")
+    if trainer.null_spaces:
         # The layer whose retained inputs change most is the one to look at.
-        worst = run.trainer.certificate.worst(1)[0].name
-        plot_spectrum(run.trainer.null_spaces[worst], folder / "spectrum.png", layer=worst)
+        worst = erasure.certificate.worst(1)[0].name
+        plot_spectrum(trainer.null_spaces[worst], folder / "spectrum.png", layer=worst)

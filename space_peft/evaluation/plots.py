@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ..data.pictures import load_rgb
-from ..figures.style import BAD, BEFORE, ERASED, FORGET, INK, KEEP, STYLE, save_figure, short
+from ..figures.style import BAD, BEFORE, ERASED, FORGET, INK, KEEP, save_figure, short, styled
 from .keys import KEYS
 from .probes import Probe, ProbeResults
 from .report import ErasureReport
@@ -73,7 +72,7 @@ def plot_anchor_grid(
         raise ValueError(
             f"got {total} anchors before and {len(anchors_after)} after refinement; expected the same ones."
         )
-    with matplotlib.rc_context(STYLE):
+    with styled():
         if total == 0:
             return _empty(path, "no anchors", dpi)
         n = min(total, MAX_IMAGES)
@@ -167,7 +166,7 @@ def plot_answer_page(
         dpi (`int`, defaults to 150): Dots per inch.
     """
     sections = _sections(rows, concept)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         if not sections:
             return _empty(path, "no answers", dpi)
         columns = min(8, max(4, max(len(part) for _, part in sections)))
@@ -204,7 +203,7 @@ def plot_probe_bars(report: ErasureReport, path: str | os.PathLike, *, dpi: int 
         path (`str` or `os.PathLike`): PNG file to write.
         dpi (`int`, defaults to 150): Dots per inch.
     """
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(8, 7.4), layout="constrained")
         axes = figure.add_subplot()
         ticks, labels = [], []
@@ -260,7 +259,7 @@ def plot_spectrum(null_space, path: str | os.PathLike, *, layer: str = "", dpi: 
         )
     if not (np.isfinite(eigenvalues).all() and np.isfinite(filters).all()):
         raise ValueError("the spectrum holds NaN or infinities; fit the null space on finite activations.")
-    with matplotlib.rc_context({**STYLE, "axes.spines.right": True}):
+    with styled(axes__spines__right=True):
         figure = Figure(figsize=(7, 4.1), layout="constrained")
         left = figure.add_subplot()
         index = np.arange(1, len(eigenvalues) + 1)

@@ -294,7 +294,7 @@ def _generate(model, processor, probes, places, *, batch_size, progress) -> dict
     groups: dict[tuple[bool, int], list[tuple]] = {}
     for key in places:
         groups.setdefault((key[0] is not None, key[2]), []).append(key)
-    bar = tqdm(total=len(places), desc="asking", unit="answer", disable=not progress, leave=False)
+    bar = tqdm(total=len(places), desc="Evaluating", unit="answer", disable=not progress, leave=False)
     with bar:
         for (shown, longest), keys in groups.items():
             for start in range(0, len(keys), batch_size):

@@ -7,9 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-from ..figures.style import BAD, ERASED, INK, KEEP, STYLE, save_figure
+from ..figures.style import BAD, ERASED, INK, KEEP, save_figure, styled
 from ..records.escape import plain_line
 from .plots import _empty, _Page, _sections
 from .probes import Probe, ProbeResults
@@ -75,13 +73,13 @@ def plot_sentence_page(
         dpi (`int`, defaults to 150): Dots per inch.
     """
     sections = _sections(rows, concept)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         if not sections:
             return _empty(path, "no answers", dpi)
-        size, margin, header = 0.8, 0.25, 0.42
+        size, margin, header, gap = 0.8, 0.25, 0.42, 0.12
         texts = [[_sentence_lines(row) for row in part] for _, part in sections]
         heights = [[max(size, 0.2 * len(lines)) + 0.18 for lines in part] for part in texts]
-        page = _Page(8.2, 2 * margin + 0.3 + sum(header + sum(part) for part in heights))
+        page = _Page(8.2, 2 * margin + 0.3 + sum(header + sum(part) + gap for part in heights))
         y = margin
         for (title, part), lines_of, height_of in zip(sections, texts, heights, strict=True):
             page.text(margin, y, title, fontsize=12, weight="bold")
@@ -97,6 +95,7 @@ def plot_sentence_page(
                 for i, (kind, line) in enumerate(lines):
                     page.text(margin + size + 0.2, y + 0.2 * i, line, fontsize=8.5, **styles[kind])
                 y += height
+            y += gap
         page.text(margin, page.height - 0.3, "grey: before; coloured: after; ✗: not as it should be", fontsize=8.5)
         save_figure(page.figure, path, dpi)
 

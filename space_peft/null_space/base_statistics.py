@@ -25,7 +25,7 @@ from ..modeling.layers import adapted_layers, adapter_config
 from ..records.io import atomic_path, write_json
 from ..records.places import refuse_missing
 from ..records.safe_json import read_json
-from .constraints import FITTED
+from .constraints import FITTED, most_columns
 from .identity import base_checksum, same_base
 from .spectral import decompose
 
@@ -200,7 +200,7 @@ class Statistics(Mapping[str, SecondMoment]):
             moment, limit = self[name], config.rank_limit(self[name].dim) or self[name].dim
             if moment.dim != layer.in_features:
                 raise ValueError(f"layer {name!r} has {layer.in_features} inputs, but {moment.dim} in the statistics.")
-            if config.constraint == "soft" and moment.rank < min(limit, moment.dim):
+            if moment.rank < most_columns(config.constraint, limit, moment.dim):
                 raise ValueError(
                     f"`max_rank` is {config.max_rank!r}, which means {min(limit, moment.dim)} eigenvectors for layer {name!r}, "
                     f"but the statistics keep {moment.rank}; ask for fewer."

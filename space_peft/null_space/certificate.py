@@ -390,7 +390,7 @@ def _measure(model, dataloader, layers, adapter_name, image_token_id, progress) 
             meters[name].update(group, change, output)
 
     observe_inputs(
-        model, dataloader, layers, visit, image_token_id=image_token_id, progress=progress, desc="certificate"
+        model, dataloader, layers, visit, image_token_id=image_token_id, progress=progress, desc="Certifying"
     )
     _add_up_processes(meters)
     unseen = [name for name, meter in meters.items() if not any(meter.counts.values())]

@@ -82,7 +82,7 @@ def collect_statistics(
         save_every=save_every,
     )
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
-    with tqdm(total=len(unique), desc="eigenvectors", disable=not shows_progress(progress), leave=False) as bar:
+    with tqdm(total=len(unique), desc="Finding eigenvectors", disable=not shows_progress(progress), leave=False) as bar:
 
         def keep(fitter: NullSpaceFitter) -> SecondMoment:
             moment = SecondMoment.of(fitter.second_moment(), fitter.counts, kept_rank(fitter.dim, rank_share))

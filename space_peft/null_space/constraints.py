@@ -49,42 +49,39 @@ class Constraint:
     Args:
         fit (`Callable`): `(moment, limit, strength, energy) -> Filter`, of a second moment `(d, d)` of mean eigenvalue 1
             and with at most `limit` eigenvectors.
+        pairs (`Callable`): `(limit, dim) -> int or None`: how many eigenpairs it asks for; `None` for all of them.
+        columns (`Callable`): `(limit, dim) -> int`: how many eigenvectors it keeps at most, whatever the inputs are.
         made (`Callable`): Whether a stored null space has such a filter; asked of files that anybody may have written,
             whose tensors have the right shapes and are finite.
         dtype (`torch.dtype`): Of the sums that it needs.
     """
 
     fit: Callable[[torch.Tensor, int, float, float], Filter]
+    pairs: Callable[[int, int], int | None]
+    columns: Callable[[int, int], int]
     made: Callable[[NullSpace], bool]
     dtype: torch.dtype
 
 
 def computed_pairs(constraint: str, limit: int | None, dim: int) -> int | None:
     """How many eigenpairs a constraint asks for; `None` for all of them."""
-    if constraint == "soft":
-        return min(limit or dim, dim) + 1
-    return _UNCONSTRAINED if constraint == "none" else None
+    return FITTED[constraint].pairs(min(limit or dim, dim), dim)
 
 
 def most_columns(constraint: str, limit: int | None, dim: int) -> int:
     """How many eigenvectors a null space keeps at most, whatever the inputs are.
 
     Args:
-        constraint (`str`): "soft", "hard" or "none".
+        constraint (`str`): A key of `FITTED`.
         limit (`int`, *optional*): See `SpaceLoraConfig.rank_limit`.
         dim (`int`): Length of an input.
     """
-    limit = min(limit or dim, dim)
-    if constraint == "hard":
-        return min(limit, dim // 2)  # the smaller side
-    return limit if constraint == "soft" else 0
+    return FITTED[constraint].columns(min(limit or dim, dim), dim)
 
 
 def _soft(moment: torch.Tensor, limit: int, strength: float, energy: float) -> Filter:
     # One more than is used: it says what the filter does to all directions beyond.
-    spectrum = decompose(
-        moment, computed_pairs("soft", limit, len(moment)), lambda values: strength / (values + strength) ** 2
-    )
+    spectrum = decompose(moment, min(limit, len(moment)) + 1, lambda values: strength / (values + strength) ** 2)
     filters = strength / (spectrum.values + strength)  # (n,), ascending
     stop = min(int((filters < 1.0 - _FLAT).sum()), limit)
     # The filter value of the largest eigenvalue outside is the smallest one outside: with it nothing outside
@@ -127,9 +124,11 @@ def _is_none(space: NullSpace) -> bool:
 
 
 FITTED = {
-    "soft": Constraint(_soft, _is_soft, torch.float32),
-    # A direction that no input has must come out as zero, see `NullSpaceFitter`.
-    "hard": Constraint(_hard, _is_hard, torch.float64),
-    "none": Constraint(_none, _is_none, torch.float32),
+    "soft": Constraint(_soft, lambda limit, dim: limit + 1, lambda limit, dim: limit, _is_soft, torch.float32),
+    # The smaller side is kept. A direction that no input has must come out as zero, see `NullSpaceFitter`.
+    "hard": Constraint(
+        _hard, lambda limit, dim: None, lambda limit, dim: min(limit, dim // 2), _is_hard, torch.float64
+    ),
+    "none": Constraint(_none, lambda limit, dim: _UNCONSTRAINED, lambda limit, dim: 0, _is_none, torch.float32),
 }
 """By the value of `SpaceLoraConfig.constraint`."""

@@ -121,7 +121,7 @@ def fit_null_space(
     )
     owned = {id(fitter): name for name, fitter in reversed(fitters.items())}  # a layer that holds each fitter
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
-    with tqdm(total=len(unique), desc="null spaces", disable=not shows_progress(progress), leave=False) as bar:
+    with tqdm(total=len(unique), desc="Fitting null spaces", disable=not shows_progress(progress), leave=False) as bar:
 
         def decompose(fitter: NullSpaceFitter) -> NullSpace:
             for number, spaces in enumerate(protect, start=1):
@@ -248,7 +248,7 @@ def collect_moments(
         visit,
         image_token_id=image_token_id,
         progress=progress,
-        desc="retained inputs",
+        desc="Reading retained inputs",
         adapted=adapted,
         on_batch=start_forward,
         after_batch=None if saved is None else lambda: saved.end_batch(fitters, sharing.owner),

@@ -105,7 +105,7 @@ def ask(
         `list[str]`: One a prompt.
     """
     answers: dict[int, str] = {}
-    with tqdm(total=len(prompts), desc="asking", unit="answer", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(prompts), desc="Asking", unit="answer", disable=not progress, leave=False) as bar:
         for batch in _in_batches(prompts, batch_size, lambda i: len(prompts[i].text)):
             rows = [prompts[i].row() for i in batch]
             tokens = generate_tokens(model, processor, rows, batch_size=batch_size, max_new_tokens=max_new_tokens)
@@ -139,7 +139,7 @@ def score(
     was_training = model.training
     model.eval()
     try:
-        with tqdm(total=len(prompts), desc="scoring", unit="answer", disable=not progress, leave=False) as bar:
+        with tqdm(total=len(prompts), desc="Scoring", unit="answer", disable=not progress, leave=False) as bar:
             for batch in _in_batches(prompts, batch_size, lambda i: len(prompts[i].text) + len(answers[i])):
                 rows = [prompts[i].row(answers[i]) for i in batch]
                 encoded = to_device(encode_conversations(processor, rows), model)

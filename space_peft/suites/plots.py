@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from ..figures.style import FORGET, INK, KEEP, STYLE, save_figure, short
+from ..figures.style import FORGET, INK, KEEP, save_figure, short, styled
 
 
 # p-values of models that have nothing in common with a retain-only one go down to 1e-30; below this all are alike.
@@ -29,7 +28,7 @@ def plot_forget_quality(points: Mapping[str, Mapping[str, Any]], path: str | os.
     """
     tested = any(point["forget_quality"] is not None for point in points.values())
     key = "forget_quality" if tested else "truth_ratio"
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(5.6, 4.0), layout="constrained")
         axes = figure.subplots()
         shown, left_out = {}, []

@@ -19,7 +19,7 @@ from space_peft.attacks.perturbation import PerturbationResult
 from space_peft.attacks.quantization import QuantizationResult
 from space_peft.attacks.soft_prompt import SoftPromptResult, SoftSearch
 from space_peft.cli import main
-from space_peft.cli.audit import load_images
+from space_peft.cli.pictures import load_images
 from space_peft.demo import demo_model_path
 
 
@@ -252,10 +252,10 @@ def test_bad_input_exits_with_2(erasure, tmp_path, capsys):
 
 def test_images_of_a_folder(tmp_path):
     with pytest.raises(ValueError, match="holds no picture"):
-        load_images(tmp_path)
+        load_images(str(tmp_path))
     Image.new("RGB", (4, 4), "red").save(tmp_path / "b.png")
     Image.new("L", (5, 5)).save(tmp_path / "a.jpg")
-    assert [(image.size, image.mode) for image in load_images(tmp_path)] == [((5, 5), "RGB"), ((4, 4), "RGB")]
+    assert [(image.size, image.mode) for image in load_images(str(tmp_path))] == [((5, 5), "RGB"), ((4, 4), "RGB")]
     (tmp_path / "c.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="c.png does not decode"):
-        load_images(tmp_path)
+        load_images(str(tmp_path))

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText
 
 from space_peft import verify_erasure
 from space_peft.cli import main
-from space_peft.cli.erase import load_images
+from space_peft.cli.pictures import load_pictures
 from space_peft.retained.reading import load_rows
 
 
@@ -148,7 +148,7 @@ def test_scripts_and_yaml_files_say_the_same():
 
 def test_rows_of_one_configuration_of_a_data_set(hub, tmp_path):
     serve(hub, ["HuggingFaceM4/FairFace", "lmms-lab/flickr30k"], tmp_path)
-    faces = load_images("HuggingFaceM4/FairFace/0.25:validation")
+    faces = load_pictures("HuggingFaceM4/FairFace/0.25:validation")
     assert len(faces) == 30 and "race" in faces.column_names
     assert len(load_rows("lmms-lab/flickr30k:test[:10%]")) == 6
     with pytest.raises(ValueError, match="(?s)Config name is missing.*0.25"):

@@ -1,0 +1,49 @@
+"""Pictures that a command is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, load_dataset
+from PIL import Image
+
+from ..data.pictures import load_rgb, open_picture
+from ..retained.reading import load_rows
+
+
+def load_pictures(place: str) -> Dataset:
+    """Pictures with all that is said of them: a folder of files, or whatever `load_rows` reads.
+
+    Args:
+        place (`str`): Folder, file or Hub id. Of a folder with folders in it, their names are the column `label`.
+
+    Raises:
+        FileNotFoundError: If there is nothing at that place.
+        ValueError: If there is no picture, or no column `image`.
+    """
+    folder = Path(place)
+    if folder.is_dir() and not (folder / "state.json").is_file() and not (folder / "dataset_dict.json").is_file():
+        if not any(path.suffix.lower() in Image.registered_extensions() for path in folder.rglob("*")):
+            raise ValueError(f"the folder {place!r} holds no picture; expected files such as .png or .jpg.")
+        # All files: by itself it takes "test_1.png" for a picture of another split.
+        images = load_dataset("imagefolder", data_dir=place, data_files={"train": "**"}, split="train")
+    else:
+        images = load_rows(place)
+    if "image" not in images.column_names:
+        raise ValueError(f"{place!r} has the columns {images.column_names}; expected a column `image`.")
+    return images
+
+
+def load_images(place: str) -> list[Image.Image]:
+    """The pictures alone, decoded.
+
+    Args:
+        place (`str`): See [`load_pictures`].
+
+    Raises:
+        FileNotFoundError: If there is nothing at that place.
+        ValueError: If there is no picture, or one does not decode; the message names its file.
+    """
+    stored = load_pictures(place).cast_column("image", datasets.Image(decode=False))["image"]
+    return [load_rgb(open_picture(picture)) for picture in stored]
