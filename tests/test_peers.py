@@ -5,16 +5,7 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig
-from peft.tuners.lora.config import (
-    ArrowConfig,
-    BdLoraConfig,
-    CordaConfig,
-    EvaConfig,
-    KasaConfig,
-    LoraGAConfig,
-    MontecloraConfig,
-    VeloraConfig,
-)
+from peft.tuners.lora import config as lora_config
 
 from space_peft import SpaceLoraConfig
 
@@ -36,15 +27,21 @@ REFUSED = [
     ("target_parameters", ["experts.weight"]),
     ("layer_replication", [(0, 2), (1, 2)]),
     ("ensure_weight_tying", True),
-    ("corda_config", CordaConfig()),
-    ("eva_config", EvaConfig()),
-    ("lora_ga_config", LoraGAConfig()),
     ("alora_invocation_tokens", [1]),
-    ("arrow_config", ArrowConfig()),
-    ("kasa_config", KasaConfig()),
-    ("monteclora_config", MontecloraConfig()),
-    ("use_bdlora", BdLoraConfig()),
-    ("velora_config", VeloraConfig()),
+    *(
+        (option, getattr(lora_config, name)())
+        for option, name in {
+            "corda_config": "CordaConfig",
+            "eva_config": "EvaConfig",
+            "lora_ga_config": "LoraGAConfig",
+            "arrow_config": "ArrowConfig",
+            "kasa_config": "KasaConfig",
+            "monteclora_config": "MontecloraConfig",
+            "use_bdlora": "BdLoraConfig",
+            "velora_config": "VeloraConfig",
+        }.items()
+        if hasattr(lora_config, name)  # Older versions of PEFT have some of them.
+    ),
 ]
 
 
