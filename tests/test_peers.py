@@ -1,11 +1,27 @@
 """The lists of `tests/peers`: a refusal is known by its option and value, whatever is not listed counts as a failure."""
 
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
+
+
+if Version(importlib.metadata.version("peft")) < Version("0.20"):
+    pytest.skip("the lists are of what PEFT has from 0.20 on", allow_module_level=True)
+
 from peft import LoraConfig
-from peft.tuners.lora import config as lora_config
+from peft.tuners.lora.config import (
+    ArrowConfig,
+    BdLoraConfig,
+    CordaConfig,
+    EvaConfig,
+    KasaConfig,
+    LoraGAConfig,
+    MontecloraConfig,
+    VeloraConfig,
+)
 
 from space_peft import SpaceLoraConfig
 
@@ -27,21 +43,15 @@ REFUSED = [
     ("target_parameters", ["experts.weight"]),
     ("layer_replication", [(0, 2), (1, 2)]),
     ("ensure_weight_tying", True),
+    ("corda_config", CordaConfig()),
+    ("eva_config", EvaConfig()),
+    ("lora_ga_config", LoraGAConfig()),
     ("alora_invocation_tokens", [1]),
-    *(
-        (option, getattr(lora_config, name)())
-        for option, name in {
-            "corda_config": "CordaConfig",
-            "eva_config": "EvaConfig",
-            "lora_ga_config": "LoraGAConfig",
-            "arrow_config": "ArrowConfig",
-            "kasa_config": "KasaConfig",
-            "monteclora_config": "MontecloraConfig",
-            "use_bdlora": "BdLoraConfig",
-            "velora_config": "VeloraConfig",
-        }.items()
-        if hasattr(lora_config, name)  # Older versions of PEFT have some of them.
-    ),
+    ("arrow_config", ArrowConfig()),
+    ("kasa_config", KasaConfig()),
+    ("monteclora_config", MontecloraConfig()),
+    ("use_bdlora", BdLoraConfig()),
+    ("velora_config", VeloraConfig()),
 ]
 
 
