@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 TEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all test-peers docs lint types format bench clean
+.PHONY: demo test test-all test-oldest test-peers release-check docs lint types format bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,21 @@ $(VENV)/.deepspeed: $(VENV)/.installed
 
 test-all: $(VENV)/.installed $(VENV)/.deepspeed
 	$(TEST)
+
+# The fast tests with the oldest versions that pyproject.toml allows, in an environment of their own.
+OLDEST := .venv-oldest
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt torch
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[test]"
+	touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(subst $(BIN),$(OLDEST)/bin,$(TEST)) -m "not slow"
+
+# Wheel and sdist: built, their contents looked through, each installed in an empty environment and tried there.
+release-check:
+	$(PYTHON) tests/release_check.py
 
 # PEFT's own LoRA tests with our config; the first time needs the package registry.
 test-peers: $(VENV)/.installed
@@ -62,4 +77,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/engine.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info outputs
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info outputs

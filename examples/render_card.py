@@ -1,6 +1,6 @@
 """Renders a model card to a picture, to look at it before it is published.
 
-    pip install markdown-it-py "weasyprint>=70" pypdfium2 pillow     # WeasyPrint needs Pango: apt install libpango-1.0-0
+    pip install -e ".[card]"     # WeasyPrint needs Pango: apt install libpango-1.0-0
     python examples/render_card.py FOLDER card.png [--height 1800]
 
 The style is close to the Hub's; the YAML header is left out, as there. Pictures are read from the folder only.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 import transformers
+from run_unchanged import VIDEO_BASE, base_of_video_processors
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -24,7 +25,7 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.video_processing_utils import BaseVideoProcessor, VideoProcessorMixin
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from space_peft.data.questions import DEFAULT_QUESTIONS
 
@@ -32,7 +33,7 @@ from space_peft.data.questions import DEFAULT_QUESTIONS
 # Without torchvision transformers does not export the base class that processors with a video part check it against, and
 # such a processor could not even be made to look at images. No video is processed here.
 if not transformers.utils.is_torchvision_available():
-    transformers.processing_utils.transformers_module.VideoProcessorMixin = VideoProcessorMixin
+    setattr(transformers.processing_utils.transformers_module, VIDEO_BASE, base_of_video_processors())
 
 NAMES = ("red fox", "wolf", "owl", "apple")
 SIDE, PATCH = 16, 4  # of a tile, in pixels

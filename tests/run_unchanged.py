@@ -9,7 +9,16 @@ import runpy
 import sys
 
 import transformers
-from transformers.video_processing_utils import BaseVideoProcessor, VideoProcessorMixin
+from transformers.video_processing_utils import BaseVideoProcessor
+
+
+# What processors check their video part against: `BaseVideoProcessor` itself in older versions of transformers.
+VIDEO_BASE = transformers.processing_utils.MODALITY_TO_BASE_CLASS_MAPPING["video_processor"]
+
+
+def base_of_video_processors() -> type:
+    """Returns that class, which transformers does not export where torchvision is missing."""
+    return getattr(importlib.import_module("transformers.video_processing_utils"), VIDEO_BASE)
 
 
 def allow_pictures_without_torchvision(setattr=setattr) -> None:
@@ -28,7 +37,7 @@ def allow_pictures_without_torchvision(setattr=setattr) -> None:
         from_pretrained = staticmethod(lambda *args, **kwargs: BaseVideoProcessor())
 
     setattr(video_processing_auto, "AutoVideoProcessor", NoVideos)
-    setattr(transformers.processing_utils.transformers_module, "VideoProcessorMixin", VideoProcessorMixin)
+    setattr(transformers.processing_utils.transformers_module, VIDEO_BASE, base_of_video_processors())
 
 
 if __name__ == "__main__":

@@ -144,3 +144,31 @@ def test_trainers_and_cards_do_not_depend_on_each_other():
 def test_files_stay_readable(folder):
     long = {p.name: n for p in (ROOT / folder).rglob("*.py") if (n := len(p.read_text().splitlines())) > 460}
     assert not long
+
+
+def _versions(pairs: list[tuple[str, str]]) -> dict[str, tuple[int, ...]]:
+    """Versions by package, without zeros at the end: 5.6 is 5.6.0."""
+    found = {}
+    for name, version in pairs:
+        numbers = [int(number) for number in version.split(".")]
+        while numbers[-1] == 0:
+            numbers.pop()
+        found[name] = tuple(numbers)
+    return found
+
+
+def test_lower_bounds_are_the_versions_that_test_oldest_installs():
+    project = (ROOT / "pyproject.toml").read_text()
+    dependencies = re.search(r"^dependencies = \[(.*?)^\]", project, re.DOTALL | re.MULTILINE).group(1)
+    bounds = _versions(re.findall(r'^ *"([\w-]+)>=([\d.]+)",$', dependencies, re.MULTILINE))
+    assert len(bounds) == len(re.findall(r'^ *"', dependencies, re.MULTILINE)), (
+        "a dependency without a plain lower bound"
+    )
+    bounds |= _versions(re.findall(r'"(trl)>=([\d.]+)"', project))
+    oldest = _versions(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE))
+    # torch's bound is of a version that could not be installed here: see the file.
+    assert bounds.pop("torch") == (2, 9) and oldest.pop("torch") >= (2, 9)
+    assert oldest == bounds
+    # What is developed with is not older than what is allowed.
+    newest = _versions(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    assert not [name for name in newest if name in bounds and newest[name] < bounds[name]]

@@ -24,7 +24,7 @@ def require(module: str):
         if error.name is None or error.name.partition(".")[0] != package:
             raise  # One of its own dependencies is missing.
         raise ImportError(
-            f"the metrics of suites need {_PACKAGES[package]}: `pip install space-peft[suites]`.", name=package
+            f"the metrics of suites need {_PACKAGES[package]}: `pip install space-peft[bench]`.", name=package
         ) from error
 
 

@@ -1,10 +1,10 @@
 """Every fault of the local Hub does what it says, and huggingface_hub meets it as it would meet a real one."""
 
+import importlib
 import os
 import time
 from pathlib import Path
 
-import httpx2
 import pytest
 from huggingface_hub import (
     CommitOperationAdd,
@@ -20,11 +20,16 @@ from huggingface_hub import (
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from samples import REPO, contents
+
+
+# What huggingface_hub speaks HTTP with: httpx2, and httpx in older versions.
+httpx = importlib.import_module(HTTPError.__module__.partition(".")[0])
 
 
 @pytest.fixture
@@ -149,14 +154,14 @@ def test_an_upload_cut_off_is_sent_again(hub, folder, repository, waits):
 
 def test_a_commit_cut_off_is_not_made(hub, folder, repository):
     hub.faults.add("commit", cut_request_after=20)
-    with pytest.raises((httpx2.NetworkError, httpx2.RemoteProtocolError)):
+    with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)):
         upload_folder(repo_id=REPO, folder_path=folder)
     assert hub.files(REPO) == {} and len(repository.history()) == 1
 
 
 def test_a_commit_whose_reply_is_lost_is_made(hub, folder, repository):
     hub.faults.add("commit", lose_reply=True)
-    with pytest.raises(httpx2.RemoteProtocolError):
+    with pytest.raises(httpx.RemoteProtocolError):
         upload_folder(repo_id=REPO, folder_path=folder)
     assert hub.files(REPO) == contents(folder) and len(repository.history()) == 2
     # Sent again, it changes nothing and makes no second commit.
@@ -193,7 +198,7 @@ def test_a_truncated_download_goes_on_where_whole_chunks_ended(hub, folder, push
 
 def test_a_download_that_never_arrives_leaves_nothing_in_the_cache(hub, pushed, waits, tmp_path):
     hub.faults.add("download", cut_reply_after=0, times=None)
-    with pytest.raises(httpx2.RemoteProtocolError):
+    with pytest.raises(httpx.RemoteProtocolError):
         hf_hub_download(REPO, "adapter_model.safetensors", cache_dir=tmp_path / "cache")
     assert len(waits) == 5 and no_partial_files(tmp_path / "cache")
     with pytest.raises(LocalEntryNotFoundError):
@@ -218,7 +223,7 @@ def test_a_slow_download_takes_its_time_and_arrives(hub, folder, pushed):
 
 def test_an_answer_too_late_is_no_answer(hub, pushed):
     hub.faults.add("info", delay=0.6)
-    with pytest.raises(httpx2.ReadTimeout):
+    with pytest.raises(httpx.ReadTimeout):
         model_info(REPO, timeout=0.2)
     start = time.monotonic()
     hub.faults.add("info", delay=0.3)
