@@ -21,7 +21,7 @@ from .records.safe_json import read_json
 ConstraintName = Literal["soft", "hard", "none"]
 CONSTRAINTS: tuple[ConstraintName, ...] = get_args(ConstraintName)
 # The setting that says how strict a constraint is.
-KNOBS: dict[ConstraintName, str | None] = {"soft": "strength", "hard": "energy", "none": None}
+KNOBS: dict[str, str | None] = {"soft": "strength", "hard": "energy", "none": None}
 STATISTICS = ("token", "pooled")
 # The initialisations of PEFT that leave the base weights alone and need no data.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal")

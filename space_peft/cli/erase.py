@@ -85,8 +85,8 @@ def parse_run(
         prog=f"space-peft {command}",
         usage="%(prog)s [--config FILE.yaml] [options]",
         description=_ABOUT[command],
-        epilog="--config FILE.yaml: these options from a file; flags win. --json FILE: the result as JSON; - prints it. "
-        "--import MODULE: has your model's class. --help-all: all options.",
+        epilog="--config FILE.yaml: options from a file; flags win. --json FILE: the result; - "
+        "prints it. --import MODULE: your model's class. --help-all: all options.",
         formatter_class=Help,
         add_help=False,
     )

@@ -192,16 +192,17 @@ def load_questions(path: str | os.PathLike) -> QuestionSet:
         OSError: If there is no such file.
         ValueError: If it is no YAML mapping, or its questions cannot be used.
     """
-    values = read_yaml(path, example='naming: ["What is this?"]')
+    given: dict[Any, Any] = read_yaml(path, example='naming: ["What is this?"]')
     # YAML takes these words for truth values.
-    values = {{True: "yes", False: "no"}.get(name, name): value for name, value in values.items()}
+    words: dict[Any, str] = {True: "yes", False: "no"}
+    values: dict[str, Any] = {words.get(name, name): value for name, value in given.items()}
     known = [part.name for part in dataclasses.fields(QuestionSet)]
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"{path} sets {unknown[0]!r}; expected some of {', '.join(known)}.")
     if unquoted := [name for name in ("yes", "no", "kind") if not isinstance(values.get(name, ""), str)]:
         raise ValueError(f"{path} sets {unquoted[0]!r} to {values[unquoted[0]]!r}; expected a text in quotes.")
     try:
-        groups = {
+        groups: dict[str, Any] = {
             name: tuple(map(_question, value)) if isinstance(value, list) else value for name, value in values.items()
         }
         return dataclasses.replace(DEFAULT_QUESTIONS, **groups)

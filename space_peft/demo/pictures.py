@@ -28,13 +28,14 @@ def draw_pictures(erasure: Erasure, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     trainer, anchors, report = erasure.trainer, erasure.anchors, erasure.report
-    concept, probes = report.concept, trainer.probes
+    assert report is not None and report.results is not None and trainer.probes is not None
+    concept, probes, (before, after) = report.concept, trainer.probes, report.results
     raw = anchors.select_columns(["raw_image"]).rename_column("raw_image", "image")
     plot_anchor_grid(raw, anchors, folder / "anchors.png", concept=concept)
-    plot_answer_page(answer_page_rows(probes, *report.results), folder / "answers.png", concept=concept)
-    plot_sentence_page(sentence_page_rows(probes, *report.results), folder / "sentences.png", concept=concept)
+    plot_answer_page(answer_page_rows(probes, before, after), folder / "answers.png", concept=concept)
+    plot_sentence_page(sentence_page_rows(probes, before, after), folder / "sentences.png", concept=concept)
     plot_probe_bars(report, folder / "probes.png")
-    if trainer.null_spaces:
+    if trainer.null_spaces and erasure.certificate is not None:
         # The layer whose retained inputs change most is the one to look at.
         worst = erasure.certificate.worst(1)[0].name
         plot_spectrum(trainer.null_spaces[worst], folder / "spectrum.png", layer=worst)

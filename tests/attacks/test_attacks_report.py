@@ -240,7 +240,7 @@ def test_bad_input_exits_with_2(erasure, tmp_path, capsys):
     AttackReport.from_results("owl", results("owl")[:1]).save(tmp_path / "owl", picture=False)
     where = ["--adapter", erasure.folder, "--base-model", demo_model_path()]
     for arguments, message in (
-        ([*where, "--images", tmp_path / "none"], "there is no folder"),
+        ([*where, "--images", tmp_path / "none"], "there is no file or folder"),
         ([*where, "--output", tmp_path / "owl"], "attacks on the erasure of 'owl'"),
         ([*where, "--control-name", "zyzzyva"], "does not know 'zyzzyva'"),
         (["--adapter", tmp_path / "nothing"], "nothing"),
@@ -257,5 +257,5 @@ def test_images_of_a_folder(tmp_path):
     Image.new("L", (5, 5)).save(tmp_path / "a.jpg")
     assert [(image.size, image.mode) for image in load_images(str(tmp_path))] == [((5, 5), "RGB"), ((4, 4), "RGB")]
     (tmp_path / "c.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="c.png does not decode"):
+    with pytest.raises(ValueError, match="c.png' is none that Pillow opens"):
         load_images(str(tmp_path))
