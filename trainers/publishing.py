@@ -240,7 +240,13 @@ class PublishingMixin(TrainerPart):
                 )
             if data.redact:
                 self._check_redaction(self.args)
-        super().init_hf_repo(token=token, private=private)
+        # By the argument of the trainer, not of the method, which older versions of transformers do not have (5.6).
+        given = self.args.hub_private_repo
+        self.args.hub_private_repo = given if private is None else private
+        try:
+            super().init_hf_repo(token=token)
+        finally:
+            self.args.hub_private_repo = given
 
     def create_model_card(
         self,
