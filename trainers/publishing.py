@@ -402,7 +402,9 @@ def _defaults(args) -> SimpleNamespace:
     """Defaults of the arguments, without making an instance: that would set up devices and processes once more."""
     defaults = {}
     for option in dataclasses.fields(args):
-        if option.name in _NOT_METHOD:
+        # Older versions of transformers (5.6) fill in `fsdp_config` where no FSDP is used.
+        unused = option.name == "fsdp_config" and not args.fsdp
+        if option.name in _NOT_METHOD or unused:
             defaults[option.name] = getattr(args, option.name)  # Equal, so left out.
         elif option.default is not dataclasses.MISSING:
             defaults[option.name] = option.default
