@@ -44,7 +44,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 test-oldest: $(OLDEST)/.installed
 	$(subst $(BIN),$(OLDEST)/bin,$(TEST)) -m "not slow"
 
-# Wheel and sdist: built, their contents looked through, each installed in an empty environment and tried there.
+# Wheel and sdist: built, their contents looked through, installed in an empty environment and tried there.
 release-check:
 	$(PYTHON) tests/release_check.py
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from space_peft._version import __version__
 from space_peft.null_space.base_statistics import Statistics, load_statistics
 from space_peft.records.escape import code_span
 from space_peft.records.folder import CARD_NAME
 from space_peft.records.licenses import check_license
+from space_peft.records.repository_ids import validate_repo_id
 
 from .card import GENERATED
 from .commit import commit_folder

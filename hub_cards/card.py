@@ -11,7 +11,6 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import ModelCard
-from huggingface_hub.utils import validate_repo_id
 
 from space_peft._version import __version__
 from space_peft.attacks.report import AttackReport
@@ -21,6 +20,7 @@ from space_peft.records.card_data import ErasureCardData
 from space_peft.records.escape import code_span, markdown_text, plain_line
 from space_peft.records.folder import CARD_NAME, contents, known
 from space_peft.records.io import atomic_path
+from space_peft.records.repository_ids import validate_repo_id
 from space_peft.statistics.intervals import share_interval
 
 from . import sections

@@ -250,6 +250,7 @@ def _idefics(name: str, image_processor, *parts):
         vision_config={**TOWER, "image_size": SIDE, "patch_size": PATCH},
         text_config={**text_config(tokenizer), "model_type": "llama"},
         image_token_id=tokenizer.image_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # Older versions of transformers generate with the default, 128,002.
         scale_factor=2,
     )
     return getattr(transformers, f"{name}ForConditionalGeneration")(config), processor

@@ -1,4 +1,4 @@
-"""Builds wheel and sdist, looks through them, and tries each in an empty environment: `make release-check`.
+"""Builds wheel and sdist, looks through them, and tries them in an empty environment: `make release-check`.
 
 Needs a package index for build tools and dependencies, which come in the versions of constraints.txt (`--newest`: the newest that
 the index has; torch is that of constraints.txt all the same).
@@ -98,7 +98,7 @@ def main() -> None:
             subprocess.run([str(part) for part in command], cwd=work, check=True)
 
         def install(programs: Path, *what) -> None:
-            run(programs / "pip", "install", "--quiet", "--disable-pip-version-check", *what)
+            run(programs / "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", *what)
 
         # A copy of what git knows: files left over from earlier builds do not get in.
         source = work / "source"
@@ -116,14 +116,18 @@ def main() -> None:
         (wheel,), (sdist,) = options.output.glob("*.whl"), options.output.glob("*.tar.gz")
         check_wheel(wheel)
         check_sdist(sdist)
-        for artefact in (wheel, sdist):
-            programs = fresh(work / f"with-{artefact.suffix[1:]}")
-            install(programs, *pinned, "torch")  # First and by its exact version: a range would pull the CUDA build.
-            install(programs, *([] if options.newest else pinned), artefact.resolve())
-            run(programs / "space-peft", "--help")
-            run(programs / "python", "-c", PUBLIC_NAMES)
-            if artefact == wheel and not options.skip_demo:
-                run(programs / "space-peft", "demo", "--output", work / "demo")
+        programs = fresh(work / "empty")
+        install(programs, *pinned, "torch")  # First and by its exact version: a range would pull the CUDA build.
+        install(programs, *([] if options.newest else pinned), wheel.resolve())
+        run(programs / "space-peft", "--help")
+        run(programs / "python", "-c", PUBLIC_NAMES)
+        if not options.skip_demo:
+            run(programs / "space-peft", "demo", "--output", work / "demo")
+        # What it depends on is there by now, and the same.
+        run(programs / "pip", "uninstall", "--quiet", "--yes", "space-peft")
+        install(programs, sdist.resolve())
+        run(programs / "space-peft", "--help")
+        run(programs / "python", "-c", PUBLIC_NAMES)
     print("wheel and sdist are fine")
 
 

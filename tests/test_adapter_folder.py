@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HFValidationError
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import trainer
 
@@ -24,6 +25,7 @@ from space_peft.records.folder import (
     to_publish,
 )
 from space_peft.records.measured import note_measured, remove_results
+from space_peft.records.repository_ids import validate_repo_id
 
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +131,14 @@ def test_the_first_that_is_told_counts(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["/home/someone/model", "~/model", "a/b/c", "org/my model", "", None, 3])
 def test_a_path_is_no_id(name):
     assert not is_hub_id(name) and not is_hub_id(name, loaded=False)
+
+
+def test_ids_are_checked_as_by_todays_huggingface_hub():
+    validate_repo_id(None)
+    validate_repo_id("org/given")
+    for name in ("org/given\n", "org/given/more", "org/--"):
+        with pytest.raises(HFValidationError):
+            validate_repo_id(name)
     with pytest.raises(ValueError, match="which is no id on the Hub"):
         base_model_id(None, None, {"base_model_name_or_path": name})
 

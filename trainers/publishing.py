@@ -245,7 +245,13 @@ class PublishingMixin(TrainerPart):
                 )
             if data.redact:
                 self._check_redaction(self.args)
-        super().init_hf_repo(token=token, private=private)
+        # By the argument of the trainer, not of the method, which older versions of transformers do not have (5.6).
+        given = self.args.hub_private_repo
+        self.args.hub_private_repo = given if private is None else private
+        try:
+            super().init_hf_repo(token=token)
+        finally:
+            self.args.hub_private_repo = given
 
     def create_model_card(
         self,
@@ -401,7 +407,9 @@ def _defaults(args) -> SimpleNamespace:
     """Defaults of the arguments, without making an instance: that would set up devices and processes once more."""
     defaults = {}
     for option in dataclasses.fields(args):
-        if option.name in _NOT_METHOD:
+        # Older versions of transformers (5.6) fill in `fsdp_config` where no FSDP is used.
+        unused = option.name == "fsdp_config" and not args.fsdp
+        if option.name in _NOT_METHOD or unused:
             defaults[option.name] = getattr(args, option.name)  # Equal, so left out.
         elif option.default is not dataclasses.MISSING:
             defaults[option.name] = option.default

@@ -8,7 +8,8 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import validate_repo_id
+
+from .repository_ids import validate_repo_id
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

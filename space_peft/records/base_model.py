@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal, TypeGuard, overload
 
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from .card_data import ErasureCardData, is_local_path
+from .repository_ids import validate_repo_id
 
 
 def is_hub_id(name: object, *, loaded: bool = True) -> TypeGuard[str]:

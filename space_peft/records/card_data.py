@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from .folder import CARD_DATA_NAME
 from .io import write_json
 from .licenses import check_license
+from .repository_ids import validate_repo_id
 from .safe_json import read_json
 
 

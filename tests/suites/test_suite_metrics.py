@@ -207,5 +207,5 @@ def test_refusals_are_not_forgetting():
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "nltk", None)
-    with pytest.raises(ImportError, match=r"need nltk: `pip install space-peft\[suites\]`"):
+    with pytest.raises(ImportError, match=r"need nltk: `pip install space-peft\[bench\]`"):
         require_all()
