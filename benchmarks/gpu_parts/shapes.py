@@ -81,10 +81,12 @@ class Shape:
         return processor
 
 
-# Widths and depths of Qwen2.5-7B, -3B, -1.5B and -0.5B, and of something for a smoke test.
+# Widths and depths of Qwen2.5-72B, -32B, -7B, -3B, -1.5B and -0.5B, and of something for a smoke test.
 SHAPES = {
     shape.name: shape
     for shape in (
+        Shape("72B", 8192, 29568, 80, 64, 8, 152064),
+        Shape("32B", 5120, 27648, 64, 40, 8, 152064),
         Shape("7B", 3584, 18944, 28, 28, 4, 152064),
         Shape("3B", 2048, 11008, 36, 16, 2, 151936),
         Shape("1.5B", 1536, 8960, 28, 12, 2, 151936),
