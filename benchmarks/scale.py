@@ -113,13 +113,13 @@ class Stage:
     Args:
         flops (`float`): Floating-point operations; a product and a sum are two.
         bytes (`float`): What is read from and written to the device's memory at least.
-        exact (`bool`): Whether in float32 without TF32; else in the model's precision.
+        precision (`str`): "half" (the model's), "tf32" (float32 sums of the model's numbers), or "single".
         shared (`int`, *optional*): Over how many cards it can be divided; `None` for any number.
     """
 
     flops: float
     bytes: float
-    exact: bool = False
+    precision: str = "half"
     shared: int | None = None
 
 
@@ -183,7 +183,7 @@ def costs(m: Model, plan: ErasurePlan, job: Job = Job()) -> dict[str, Stage]:
     evaluated = 2 * job.probes
     return {
         "pool: embedding": Stage(job.pool * picture(m, *sizes[:2]), job.pool * 4.0 * job.embedding + m.bytes),
-        "pool: best scores": Stage(2.0 * job.pool * job.embedding, 4.0 * job.pool * job.embedding, exact=True),
+        "pool: best scores": Stage(2.0 * job.pool * job.embedding, 4.0 * job.pool * job.embedding, "single"),
         "refinement": Stage(
             job.anchors * job.refine_steps * refinement_row(m, work, job.columns),
             2.0 * m.bytes * job.refine_steps * math.ceil(job.anchors / 32),
@@ -192,14 +192,14 @@ def costs(m: Model, plan: ErasurePlan, job: Job = Job()) -> dict[str, Stage]:
         # Every token of an answer reads all weights, once for a batch of 64.
         "asking": Stage(answers * generation(m, *sizes, job.answer), batches * job.answer * m.bytes, shared=1),
         "statistics: passes": Stage(work.rows * forward(m, *sizes, columns=1), fit_batches * m.bytes),
-        "statistics: second moments": Stage(plan.flops["sums"], 2.0 * fit_batches * plan.sums, exact=True),
-        "decomposition": Stage(plan.flops["decomposition"], 12.0 * plan.sums, exact=True, shared=len(plan.unique)),
+        "statistics: second moments": Stage(plan.flops["sums"], 2.0 * fit_batches * plan.sums, "tf32"),
+        "decomposition": Stage(plan.flops["decomposition"], 12.0 * plan.sums, "single", shared=len(plan.unique)),
         "steps": Stage(
             work.steps * work.batch_size * step_row(m, plan, job.columns),
             2.0 * work.steps * m.bytes,
             shared=work.batch_size,
         ),
-        "projections": Stage(work.steps * projection(plan), 4.0 * work.steps * plan.null_spaces, exact=True, shared=1),
+        "projections": Stage(work.steps * projection(plan), 4.0 * work.steps * plan.null_spaces, "single", shared=1),
         "evaluation": Stage(evaluated * generation(m, *sizes, 12), math.ceil(evaluated / 64) * 12 * m.bytes),
     }
 
@@ -211,7 +211,7 @@ class Card:
 
     Args:
         name (`str`): What it is called.
-        half, single (`float`): FLOP/s of its peak in bfloat16 and in float32 without TF32.
+        half, tf32, single (`float`): FLOP/s of its peak, dense, in bfloat16, in TF32 and in float32.
         bandwidth (`float`): Bytes/s of its memory.
         memory (`float`): Bytes.
         reached (`float`): Share of the peak FLOP/s.
@@ -220,6 +220,7 @@ class Card:
 
     name: str
     half: float
+    tf32: float
     single: float
     bandwidth: float
     memory: float
@@ -227,12 +228,12 @@ class Card:
     read: float = 0.6
 
 
-H100 = Card("H100 SXM", 989e12, 67e12, 3.35e12, 80e9)
+H100 = Card("H100 SXM", 989e12, 494e12, 67e12, 3.35e12, 80e9)
 
 
 def seconds(stage: Stage, card: Card, cards: int = 1) -> float:
     """The longer of computing and reading; several cards divide it as far as it can be divided."""
-    rate = card.reached * (card.single if stage.exact else card.half)
+    rate = card.reached * getattr(card, stage.precision)
     alone = max(stage.flops / rate, stage.bytes / (card.read * card.bandwidth))
     return alone / min(cards, stage.shared or cards)
 
@@ -290,7 +291,7 @@ def pool_table(m: Model, card: Card, work, sizes=(10**6, 10**7, 10**8)) -> list[
 
 def _time(value: float) -> str:
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if value >= 2 * size:
+        if value >= (1 if unit == "s" else 2) * size:
             return f"{value / size:.3g} {unit}"
     return f"{1000 * value:.3g} ms"
 

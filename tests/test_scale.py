@@ -170,4 +170,4 @@ def test_cards_divide_what_can_be_divided():
     assert scale.seconds(alone, scale.H100, 64) == scale.seconds(alone, scale.H100)
     reading = scale.Stage(flops=1.0, bytes=3.35e12)
     assert scale.seconds(reading, scale.H100) == pytest.approx(1 / 0.6)
-    assert scale.seconds(scale.Stage(1e15, 0.0, exact=True), scale.H100) > 10 * scale.seconds(stage, scale.H100)
+    assert scale.seconds(scale.Stage(1e15, 0.0, "single"), scale.H100) > 10 * scale.seconds(stage, scale.H100)
