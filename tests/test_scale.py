@@ -171,3 +171,9 @@ def test_cards_divide_what_can_be_divided():
     reading = scale.Stage(flops=1.0, bytes=3.35e12)
     assert scale.seconds(reading, scale.H100) == pytest.approx(1 / 0.6)
     assert scale.seconds(scale.Stage(1e15, 0.0, "single"), scale.H100) > 10 * scale.seconds(stage, scale.H100)
+
+
+@pytest.mark.slow
+def test_the_page_has_the_tables_of_today():
+    """`python benchmarks/scale.py` writes them."""
+    assert scale.tables() in scale.PAGE.read_text(encoding="utf-8")
