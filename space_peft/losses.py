@@ -18,9 +18,10 @@ from .modeling.prompts import IGNORE_INDEX, answer_columns
 _NEVER = -1e4
 
 
-def answer_labels(labels: torch.Tensor) -> torch.Tensor:
-    """The labels aligned with the trailing logits: `(n, length)` -> `(n, answer_columns - 1)`."""
-    return labels[:, labels.shape[1] - answer_columns(labels) + 1 :]
+def answer_labels(labels: torch.Tensor, columns: int | None = None) -> torch.Tensor:
+    """The labels aligned with the trailing logits: `(n, length)` -> `(n, answer_columns - 1)`; `columns` if it is known."""
+    columns = answer_columns(labels) if columns is None else columns
+    return labels[:, labels.shape[1] - columns + 1 :]
 
 
 def token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -244,6 +245,8 @@ def keep_loss(logits: torch.Tensor, base_logits: torch.Tensor, targets: torch.Te
         targets (`torch.Tensor`): `(n, t)`; tokens of -100 do not count.
     """
     mask = targets != IGNORE_INDEX
-    base = base_logits[:, : targets.shape[1]].float().log_softmax(dim=-1)[mask]
-    adapted = logits[:, : targets.shape[1]].float().log_softmax(dim=-1)[mask]
-    return (base.exp() * (base - adapted)).sum(dim=-1).mean()
+    base = base_logits[:, : targets.shape[1]].float().log_softmax(dim=-1)
+    adapted = logits[:, : targets.shape[1]].float().log_softmax(dim=-1)
+    # Not those under the mask alone: how many they are a card would have to tell the host first.
+    divergence = (base.exp() * (base - adapted)).sum(dim=-1)
+    return divergence.masked_fill(~mask, 0.0).sum() / mask.sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -35,24 +36,24 @@ class ForgottenStoppingCallback(TrainerCallback, ExportableState):
         self.threshold = threshold
         self.smoothing = smoothing
         self.value = 1.0
-        self._largest: float | None = None
+        self._seen: list[torch.Tensor] = []  # of this step, where they were computed
 
     def on_train_begin(self, args, state, control, **kwargs):
         # A resumed run must stop at the step the uninterrupted one stops at; Trainer restores callbacks only on request.
-        self.value, self._largest = 1.0, None
+        self.value, self._seen = 1.0, []
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step > 0 else None
         if saved:
             saved = saved[-1] if isinstance(saved, list) else saved  # the latest
             self.value = saved["attributes"]["value"]
 
-    def observe(self, probability: float) -> None:
+    def observe(self, probability: torch.Tensor) -> None:
         """Takes the largest p(name) of a micro-batch; `SpaceTrainer` calls it once per forward pass."""
-        self._largest = probability if self._largest is None else max(self._largest, probability)
+        self._seen.append(probability)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._largest is not None:
-            self.value = self.smoothing * self.value + (1 - self.smoothing) * self._largest
-            self._largest = None
+        if self._seen:
+            self.value = self.smoothing * self.value + (1 - self.smoothing) * max(map(float, self._seen))
+            self._seen = []
             if self.value < self.threshold:
                 control.should_training_stop = True
         return control
@@ -92,13 +93,18 @@ class GradientHealthCallback(TrainerCallback):
 
     def __init__(self, patience: int = 3):
         self.patience = patience
-        self.norms: dict[str, float] = {}
-        self._largest: dict[str, float] = {}
+        self._names: list[str] = []
+        self._norms = self._largest = torch.zeros(0)  # By layer, where they were computed.
         self._seen = 0
         self._handle = None
 
+    @property
+    def norms(self) -> dict[str, float]:
+        """Of every layer's gradient in the latest step; reading it makes the host wait."""
+        return dict(zip(self._names, self._norms.tolist()))
+
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
-        self.norms, self._largest, self._seen = {}, {}, 0
+        self._norms, self._largest, self._seen = torch.zeros(0), torch.zeros(0), 0
         self._remove()
         if (zero := zero_optimizer(optimizer)) is not None:
             # DeepSpeed makes the step as part of backward, and has no gradients before or after.
@@ -111,10 +117,10 @@ class GradientHealthCallback(TrainerCallback):
     def _observe(self, model, zero=None):
         layers = adapted_layers(model, ADAPTER)
         weights = [layer.lora_B[ADAPTER].weight for layer in layers.values()]
-        norms = gradient_norms(weights) if zero is None else partitioned_gradient_norms(zero, weights)
-        self.norms = dict(zip(layers, norms))
-        for name, norm in self.norms.items():
-            self._largest[name] = max(self._largest.get(name, 0.0), norm)
+        norms = gradient_norms(weights) if zero is None else torch.tensor(partitioned_gradient_norms(zero, weights))
+        self._names, self._norms = list(layers), norms
+        if self._seen < self.patience:
+            self._largest = torch.maximum(self._largest, norms) if self._seen else norms
         self._seen += 1
         if self._seen == self.patience:
             self._check()
@@ -130,10 +136,10 @@ class GradientHealthCallback(TrainerCallback):
             self._handle = None
 
     def _check(self):
-        dead = [name for name, norm in self._largest.items() if norm == 0.0]
+        dead = [name for name, norm in zip(self._names, self._largest.tolist()) if norm == 0.0]
         if dead:
             raise ValueError(
-                f"{len(dead)} of {len(self._largest)} adapted layers got no gradient in {self._seen} steps: "
+                f"{len(dead)} of {len(self._names)} adapted layers got no gradient in {self._seen} steps: "
                 f"{', '.join(dead[:8])}{', ...' if len(dead) > 8 else ''}. Leave them out of `target_modules` if the "
                 "model does not use their output; otherwise check gradient checkpointing and frozen adapters."
             )

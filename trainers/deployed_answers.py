@@ -110,8 +110,11 @@ class DeployedAnswers:
         for row, states in enumerate(kept):
             hidden[row, : len(states)] = states
         adapted = isinstance(self._head, LoraLayer)
+        device = next(self._model.parameters()).device
+        if device.type == "cuda":  # From pageable memory the host would wait for the copy, and all before it.
+            hidden = hidden.pin_memory()
         with torch.no_grad(), deployed_model(self._model) if adapted else contextlib.nullcontext():
-            return self._head(hidden.to(next(self._model.parameters()).device))
+            return self._head(hidden.to(device, non_blocking=True))
 
     def _faithful(self, logits: torch.Tensor) -> bool:
         """Whether the output layer's last output is what the model put out."""
@@ -161,24 +164,27 @@ class DeployedAnswersMixin(TrainerPart):
             self.null_space.retain_dataloader = answers.watch_retained(self.fit_loader, data.retained_rows())
         return answers
 
-    def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int]) -> torch.Tensor:
+    def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int], columns: int | None = None) -> torch.Tensor:
         """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass.
 
-        Retained rows are asked of the `keep_model`, if there is one.
+        Retained rows are asked of the `keep_model`, if there is one. `columns` is `answer_columns` where it is known.
         """
+        columns = answer_columns(batch["labels"]) if columns is None else columns
         if kind == "retain" and self.keep_model is not None:
             with torch.no_grad():
-                return answer_logits(self.keep_model, batch)
-        kept = self.deployed_answers and self.deployed_answers.logits(kind, rows, answer_columns(batch["labels"]))
+                return answer_logits(self.keep_model, batch, columns)
+        kept = self.deployed_answers and self.deployed_answers.logits(kind, rows, columns)
         if kept is not None:
             return kept
         with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
-            return answer_logits(deployed, batch)
+            return answer_logits(deployed, batch, columns)
 
     def _keep_loss(self, model, inputs: dict) -> torch.Tensor:
         """L_keep of a batch's retained rows, weighted for a mean over the tokens of all processes."""
-        base = self._deployed_logits("retain", inputs["retain"], inputs["retain_rows"])
-        logits, targets = answer_logits(model, inputs["retain"]), answer_labels(inputs["retain"]["labels"])
+        columns = inputs["retain_columns"]
+        base = self._deployed_logits("retain", inputs["retain"], inputs["retain_rows"], columns)
+        logits = answer_logits(model, inputs["retain"], columns)
+        targets = answer_labels(inputs["retain"]["labels"], columns)
         return processes.mean_weight((targets != IGNORE_INDEX).sum()) * keep_loss(logits, base, targets)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType
@@ -21,7 +20,7 @@ from space_peft.config import SpaceLoraConfig
 from space_peft.data.names import check_target
 from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.distributed import processes
-from space_peft.modeling.features import multimodal_core
+from space_peft.modeling.features import image_token_id, multimodal_core
 from space_peft.modeling.loading import load_model
 from space_peft.null_space.base_statistics import Statistics, load_statistics
 from space_peft.null_space.callback import NullSpaceCallback
@@ -45,6 +44,7 @@ from .given_adapter import ADAPTER, add_adapter
 from .pairs import Chained, PairCollator, PairedRows
 from .progress import use_readable_progress
 from .publishing import PublishingMixin
+from .running_metrics import RunningMetrics
 
 
 logger = get_logger(__name__)
@@ -229,7 +229,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         super().__init__(
             model=adapted,
             args=args,
-            data_collator=PairCollator(processing_class),
+            data_collator=PairCollator(processing_class, image_token_id(adapted)),
             train_dataset=train_dataset,
             eval_dataset=self.retained if eval_dataset is None else retained_sets(eval_dataset),
             processing_class=processing_class,
@@ -254,7 +254,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         self.forget = ForgetRows(self, train_dataset.rows)
         self.deployed_answers: DeployedAnswers | None = None
         self._probe_baseline = None
-        self._metrics: dict[str, list[float]] = defaultdict(list)  # Of training, since the last log.
+        self._metrics = RunningMetrics()  # Of training, since the last log.
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
 
@@ -326,27 +326,26 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             log_prob (`torch.Tensor`, *optional*): `(n,)`, log p of each row's answer to forget, if there were such rows.
         """
         values = self.accelerator.gather(torch.stack([term.detach() for term in terms.values()])[None]).mean(dim=0)
-        for key, value in zip(terms, values.tolist()):
-            self._metrics[f"loss_{key}"].append(value)
+        for key, value in zip(terms, values):
+            self._metrics.add(f"loss_{key}", value)
         if log_prob is None:
             return
         probability = self.accelerator.gather(log_prob.detach().exp())
-        self._metrics[self._p_name].append(probability.mean().item())
-        self._metrics[f"{self._p_name}_max"].append(probability.max().item())
+        self._metrics.add(self._p_name, probability.mean())
+        self._metrics.add(f"{self._p_name}_max", probability.max())
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ForgottenStoppingCallback):
-                callback.observe(probability.max().item())
+                callback.observe(probability.max())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = {}
         if self.model.training:
-            metrics = {key: sum(values) / len(values) for key, values in self._metrics.items()}
-            self._metrics.clear()
+            metrics = self._metrics.take()
         if self.model.training and "loss" in logs:
             for callback in self.callback_handler.callbacks:
-                if isinstance(callback, GradientHealthCallback) and callback.norms:
-                    metrics["lora_b_grad_min"] = min(callback.norms.values())
-                    metrics["lora_b_grad_max"] = max(callback.norms.values())
+                if isinstance(callback, GradientHealthCallback) and (norms := callback.norms):
+                    metrics["lora_b_grad_min"] = min(norms.values())
+                    metrics["lora_b_grad_max"] = max(norms.values())
             if leaks := self.leaks():
                 metrics["leak_max"], metrics["leak_mean"] = max(leaks.values()), sum(leaks.values()) / len(leaks)
         super().log({**logs, **metrics}, start_time)

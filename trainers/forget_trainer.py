@@ -172,7 +172,7 @@ class ForgetTrainer(ErasureTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         terms, log_prob = {}, None
         if "forget" in inputs:
-            logits = answer_logits(model, inputs["forget"])
+            logits = answer_logits(model, inputs["forget"], inputs["forget_columns"])
             log_prob = self._said(logits, inputs)
             terms["forget"] = self.args.forget_weight * self.forget_loss(logits, log_prob, inputs)
         if "retain" in inputs and self.args.retain_loss != "none":
@@ -183,7 +183,9 @@ class ForgetTrainer(ErasureTrainer):
     def _retain_loss(self, model, inputs: dict) -> torch.Tensor:
         if self.args.retain_loss == "kl":
             return self._keep_loss(model, inputs)
-        return self._nll(answer_logits(model, inputs["retain"]), answer_labels(inputs["retain"]["labels"]))
+        columns = inputs["retain_columns"]
+        logits = answer_logits(model, inputs["retain"], columns)
+        return self._nll(logits, answer_labels(inputs["retain"]["labels"], columns))
 
     @staticmethod
     def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -159,7 +159,7 @@ class MMUnlearnerTrainer(ForgetTrainer):
             earlier = {name: b.grad for name, (_, b) in weights.items()}
             for _, b in weights.values():
                 b.grad = None
-            part = {key: inputs[key] for key in ("forget", "forget_rows", "forget_mentions")}
+            part = {key: value for key, value in inputs.items() if key.startswith("forget")}
             loss = loss + super().training_step(model, part, num_items_in_batch)
             for name, (_, b) in weights.items():
                 if b.grad is None:
@@ -169,7 +169,7 @@ class MMUnlearnerTrainer(ForgetTrainer):
                 if earlier[name] is not None:
                     b.grad.add_(earlier[name])
         if self.args.retain_loss != "none":
-            part = {key: inputs[key] for key in ("retain", "retain_rows")}
+            part = {key: value for key, value in inputs.items() if key.startswith("retain")}
             loss = loss + super().training_step(model, part, num_items_in_batch)
         for a, _ in weights.values():
             a.grad = None

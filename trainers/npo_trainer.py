@@ -50,5 +50,6 @@ class NPOTrainer(ForgetTrainer):
         return True
 
     def forget_loss(self, logits: torch.Tensor, log_prob: torch.Tensor, inputs: dict) -> torch.Tensor:
-        reference = self._said(self._deployed_logits("forget", inputs["forget"], inputs["forget_rows"]), inputs)
+        rows, columns = inputs["forget_rows"], inputs["forget_columns"]
+        reference = self._said(self._deployed_logits("forget", inputs["forget"], rows, columns), inputs)
         return npo_loss(log_prob, reference, self.args.beta)

@@ -12,7 +12,7 @@ from PIL import Image
 from space_peft.data.pictures import load_rgb
 from space_peft.data.questions import QuestionSet
 from space_peft.modeling.mention_rows import mention_tensors
-from space_peft.modeling.prompts import conversation, encode_conversations
+from space_peft.modeling.prompts import answer_columns, conversation, encode_conversations
 from space_peft.retained.reading import RetainedRows
 
 
@@ -125,17 +125,21 @@ class PairCollator:
     left out where the items hold no retained row.
 
     `forget_rows` and `retain_rows` beside them say which rows these are, `forget_mentions` what is said in the former.
+    `..._columns` is each batch's `answer_columns`, `forget_image_tokens` how many image tokens each row has: what a step
+    would otherwise have to ask the device for.
     Rows with `instead` (another row, of what to say) are put into a batch of that as well; `forget_own` marks the others.
 
     Args:
         processor (`ProcessorMixin`): The model's processor.
+        image_token_id (`int`, *optional*): The model's, see `modeling.features.image_token_id`.
         always_image (`bool`, defaults to `False`): Whether a batch of text-only retained rows gets an image, with a
             question and no answer, so that it counts in no loss. FSDP2 needs it: without an image one process would
             leave out the vision tower while the others wait for its part of the tower's weights.
     """
 
-    def __init__(self, processor, always_image: bool = False):
+    def __init__(self, processor, image_token_id: int | None = None, always_image: bool = False):
         self.processor = processor
+        self.image_token_id = image_token_id
         self.always_image = always_image
 
     def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
@@ -151,9 +155,15 @@ class PairCollator:
         if retain:
             batch["retain"] = encode_conversations(self.processor, retain)
             batch["retain_rows"] = [row for item in items for row in item["retain_rows"]]
+        batch["forget"] = encode_conversations(self.processor, forget)
+        for kind in ("instead", "retain", "forget"):
+            if kind in batch:
+                batch[f"{kind}_columns"] = answer_columns(batch[kind]["labels"])
+        if self.image_token_id is not None:
+            tokens = batch["forget"]["input_ids"] == self.image_token_id
+            batch["forget_image_tokens"] = tokens.sum(dim=1).tolist()
         return {
             **batch,
-            "forget": encode_conversations(self.processor, forget),
             "forget_own": torch.tensor([row.get("instead") is None for row in forget]),
             "forget_mentions": mention_tensors(forget),
             "forget_rows": [item["forget_row"] for item in items],

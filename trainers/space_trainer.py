@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from datasets import Dataset
@@ -171,9 +172,10 @@ class SpaceTrainer(ErasureTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args, forget, mention = self.args, inputs["forget"], inputs["forget_mentions"]
-        forget_base = self._deployed_logits("forget", forget, inputs["forget_rows"])
-        with tap_image_features(self.accelerator.unwrap_model(model)) as features:
-            logits = answer_logits(model, forget)
+        columns, counts = inputs["forget_columns"], inputs.get("forget_image_tokens")
+        forget_base = self._deployed_logits("forget", forget, inputs["forget_rows"], columns)
+        with tap_image_features(self.accelerator.unwrap_model(model), counts) as features:
+            logits = answer_logits(model, forget, columns)
         name, kept = mention["name"], mention["kept"]
         forms = {key: mention[key] for key in ("branches", "shares")}
         overwriting = losses.overwriting_log_probs(forget_base, name, **forms)
@@ -184,7 +186,8 @@ class SpaceTrainer(ErasureTrainer):
             "suppression": args.suppression_weight * losses.suppression_loss(log_odds, args.suppression_margin),
         }
         if "instead" in inputs:
-            said = losses.name_log_prob(answer_logits(model, inputs["instead"]), inputs["instead_tokens"])
+            instead = answer_logits(model, inputs["instead"], inputs["instead_columns"])
+            said = losses.name_log_prob(instead, inputs["instead_tokens"])
             # A mean over all rows, those included whose answer is left to the model.
             terms["task"] = terms["task"] - args.task_weight * said.sum() / len(own)
         anchors = processes.gather_rows(features[0])
@@ -195,7 +198,7 @@ class SpaceTrainer(ErasureTrainer):
         if args.keep_weight:
             terms["keep"] = args.keep_weight * self._keep_loss(model, inputs)
         self._record(terms, F.logsigmoid(log_odds))
-        self._metrics["feature_entropy"].append(losses.spectral_entropy(anchors.detach()).item())
+        self._metrics.add("feature_entropy", partial(losses.spectral_entropy, anchors.detach()))
         return sum(terms.values())
 
     def said_instead(self) -> tuple[str, bool] | None:

@@ -271,8 +271,8 @@ def whole(matrix: torch.Tensor) -> torch.Tensor:
     return matrix.detach().full_tensor() if _is_dtensor(matrix) else matrix
 
 
-def gradient_norms(weights: list[nn.Parameter]) -> list[float]:
-    """The norm of each weight's gradient, 0 where it has none. Must be called by all processes."""
+def gradient_norms(weights: list[nn.Parameter]) -> torch.Tensor:
+    """The norm of each weight's gradient, 0 where it has none, `(n,)`. Must be called by all processes."""
     squares, copies = [], 1
     for weight in weights:
         gradient = weight.grad
@@ -284,7 +284,7 @@ def gradient_norms(weights: list[nn.Parameter]) -> list[float]:
     total = torch.stack([square.to(squares[0].device) for square in squares])
     if any(_is_dtensor(weight) for weight in weights):
         dist.all_reduce(total)
-    return (total / copies).sqrt().tolist()
+    return (total / copies).sqrt()
 
 
 def _is_dtensor(tensor: torch.Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -36,6 +36,11 @@ def attends_to_images(core) -> bool:
     """
     parts = ("vision_model", "multi_modal_projector")
     return not hasattr(core, "get_image_features") and all(hasattr(core, part) for part in parts)
+
+
+def image_token_id(model) -> int | None:
+    """The token that stands for a piece of an image in `input_ids`, as the model's config has it."""
+    return getattr(model.config, "image_token_id", None)
 
 
 def image_features(model, inputs: Mapping) -> torch.Tensor:
@@ -81,15 +86,17 @@ def pool_features(features) -> torch.Tensor:
     return torch.stack([tokens.float().reshape(-1, tokens.shape[-1]).mean(dim=0) for tokens in features])
 
 
-def _pool_rows(output, input_ids: torch.Tensor | None, core) -> torch.Tensor:
+def _pool_rows(output, input_ids: torch.Tensor | None, core, image_tokens: Sequence[int] | None = None) -> torch.Tensor:
     """Mean over the visual tokens of each row that has any: an image may have been cut into several tiles, which only
     the image tokens in its prompt keep together."""
     pooled = getattr(output, "pooler_output", output)
-    token = getattr(core.config, "image_token_id", None)
+    token = image_token_id(core)
     if input_ids is None or token is None:
         return pool_features(output)
+    if image_tokens is None:
+        image_tokens = (input_ids == token).sum(dim=1).tolist()
     tokens = torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])  # (all visual tokens, d)
-    counts = [count for count in (input_ids == token).sum(dim=1).tolist() if count]
+    counts = [count for count in image_tokens if count]
     if sum(counts) != len(tokens):
         return pool_features(output)
     return torch.stack([part.float().mean(dim=0) for part in tokens.split(counts)])
@@ -106,7 +113,7 @@ def _pool_tiles(states: torch.Tensor, inputs: Mapping) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def tap_image_features(model) -> Iterator[list]:
+def tap_image_features(model, image_tokens: Sequence[int] | None = None) -> Iterator[list]:
     """Collects the image features of every forward pass inside the block, gradients attached.
 
     The representation losses need them, and computing them a second time would double the cost of the vision tower.
@@ -114,6 +121,8 @@ def tap_image_features(model) -> Iterator[list]:
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): A multimodal model.
+        image_tokens (`list[int]`, *optional*): How many image tokens each row of the one batch has that is going to be run,
+            where that is known: counting them waits for the device.
 
     Yields:
         `list[torch.Tensor]`: Grows by one `(n, d)` tensor per forward pass with images: the features of each row that
@@ -145,7 +154,7 @@ def tap_image_features(model) -> Iterator[list]:
 
             def tapped(*args, **kwargs):
                 output = original(*args, **kwargs)
-                collected.append(_pool_rows(output, inputs.get("input_ids"), core))
+                collected.append(_pool_rows(output, inputs.get("input_ids"), core, image_tokens))
                 return output
 
             core.get_image_features = tapped

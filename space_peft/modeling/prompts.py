@@ -240,20 +240,21 @@ def answer_columns(labels: torch.Tensor) -> int:
     return labels.shape[1] - int(has_label.int().argmax()) + 1
 
 
-def answer_logits(model, batch: dict) -> torch.Tensor:
+def answer_logits(model, batch: dict, columns: int | None = None) -> torch.Tensor:
     """The logits that predict a batch's answers, from one forward pass.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model, also as `DistributedDataParallel` or another wrapper with a
             `module` holds it.
         batch (`dict[str, torch.Tensor]`): As `encode_conversations` makes it, with `labels`, on the model's device.
+        columns (`int`, *optional*): `answer_columns` of the labels, where it is known: finding it waits for the device.
 
     Returns:
         `torch.Tensor`: `(n, answer_columns(labels), vocabulary)`; column j predicts column j of
         `losses.answer_labels(labels)`, and the last one nothing.
     """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    columns = answer_columns(batch["labels"])
+    columns = answer_columns(batch["labels"]) if columns is None else columns
     if takes_logits_to_keep(model):
         inputs["logits_to_keep"] = columns
     return model(**inputs).logits[:, -columns:]

@@ -111,7 +111,9 @@ class NullSpaceFitter:
             self._sums[group] = rows.new_zeros(self.dim, self.dim)
             self._counts[group] = 0
         total = self._sums[group] = self._sums[group].to(rows.device)  # a loaded state comes on the CPU
-        with exact_products({rows.device.type}):
+        # A mean has more digits than what it is of.
+        half = h.dtype in (torch.bfloat16, torch.float16) and self.statistics == "token"
+        with exact_products({rows.device.type}, half=half):
             for start in range(0, self.dim, _PANEL):
                 panel = rows[:, start : start + _PANEL]
                 total[start : start + _PANEL, start:].addmm_(panel.T, rows[:, start:])

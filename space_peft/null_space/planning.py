@@ -303,7 +303,8 @@ def _published_bytes(model: nn.Module, attends: bool) -> int | None:
     return sum(kept_rank(dims[name]) * (2 * dims[name] + 4) for name in set(sources.values()))
 
 
-def _linear_by_part(model: nn.Module, value: Callable[[nn.Linear], int]) -> dict[str, int]:
+def linear_by_part(model: nn.Module, value: Callable[[nn.Linear], int]) -> dict[str, int]:
+    """The sum over the linear layers of each part of a model, of what `value` says of a layer."""
     total = dict.fromkeys(PARTS, 0)
     for name, module in linear_modules(model).items():
         total[part_of(name)] += value(module)
@@ -318,7 +319,7 @@ def _recorded(layers: Iterable[PlannedLayer]) -> tuple[str, ...]:
 
 def _activations(model: nn.Module, layers: list[PlannedLayer], workload: Workload) -> int:
     """Inputs and outputs of the linear layers that gradients flow through; what lies between them is of that order."""
-    widths = _linear_by_part(model, lambda module: module.in_features + module.out_features)
+    widths = linear_by_part(model, lambda module: module.in_features + module.out_features)
     size = model.dtype.itemsize
     kept = sum(size * widths[part] * workload.tokens(part) for part in _recorded(layers))
     if size < 4:  # PEFT keeps a half-precision model's adapter, and a copy of its inputs, in float32.
@@ -327,7 +328,7 @@ def _activations(model: nn.Module, layers: list[PlannedLayer], workload: Workloa
 
 
 def _flops(model: nn.Module, layers: list[PlannedLayer], workload: Workload, config, counted: dict[str, int]) -> dict:
-    weights = _linear_by_part(model, lambda module: module.weight.numel())
+    weights = linear_by_part(model, lambda module: module.weight.numel())
     forward = {part: 2.0 * count * workload.tokens(part) for part, count in weights.items()}
     adapter = sum(2.0 * layer.parameters * workload.tokens(layer.part) for layer in layers)
     # Frozen weights get no gradient, their inputs do; an adapter's gets both.

@@ -215,15 +215,25 @@ class NullSpace:
         Args:
             weight (`torch.Tensor`): `W` `(n, d)`, e.g. `s B A` as it is saved.
         """
+        return self.change_of(self.lengths(weight))
+
+    def lengths(self, weight: torch.Tensor) -> torch.Tensor:
+        """What `change` needs of a weight: `||W u_i||`, the norm of what is outside of `U`, and `||W||`; `(k + 2,)`, on
+        the weight's device, where those of many layers can wait to be read together."""
         basis = self.eigenvectors.to(weight.device)  # (d, k)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         weight, basis = weight.detach().to(dtype), basis.to(dtype)
         along = weight @ basis  # (n, k)
-        rest = float((weight - along @ basis.T).norm())
-        lengths = along.norm(dim=0).cpu().double()  # (k,)
+        rest = (weight - along @ basis.T).norm()
+        return torch.cat([along.norm(dim=0), rest[None], weight.norm()[None]])
+
+    def change_of(self, lengths: torch.Tensor) -> float:
+        """`change` of the weight whose `lengths` these are."""
+        *_, rest, norm = lengths.tolist()
+        lengths = lengths[:-2].cpu().double()  # (k,)
         inside = float((lengths**2 * self._own_eigenvalues).sum())
         shared = 2 * rest * float((lengths * self.residuals).sum())
-        unknown = self.uncertainty * float(weight.norm()) ** 2
+        unknown = self.uncertainty * norm**2
         return math.sqrt(self.scale * (inside + shared + unknown + rest**2 * self._largest_outside))
 
     def second_moment(self) -> torch.Tensor:
