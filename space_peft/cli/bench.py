@@ -348,7 +348,7 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
     from ..retained.reading import load_rows
 
     options = {} if args.split is None else {"split": args.split}
-    if args.suite == "mllmu":
+    if args.suite in ("mllmu", "people"):
         options["training"] = True
     suite = load_suite(args.suite, args.source, **options)
     if args.limit is not None:

@@ -20,6 +20,8 @@ _EXPORTS = {
     "load_fiubench": "fiubench",
     "load_mllmu": "mllmu",
     "load_own": "own",
+    "load_people": "people",
+    "people_tables": "people",
     "load_vlm_unbench": "vlm_unbench",
     "SuiteReport": "report",
     "evaluate_suite": "runner",
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from .load import load_suite as load_suite
     from .mllmu import load_mllmu as load_mllmu
     from .own import load_own as load_own
+    from .people import load_people as load_people
+    from .people import people_tables as people_tables
     from .report import SuiteReport as SuiteReport
     from .runner import evaluate_suite as evaluate_suite
     from .schema import Protocol as Protocol
