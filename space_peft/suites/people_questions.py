@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.questions import QuestionSet
+
 
 WRONG = 3  # wrong answers of each question, and wrong options of each choice
 _BLANK = "__"
@@ -32,11 +34,16 @@ class Fact:
 
     def say(self, template: str, who: str, value: str) -> str:
         """A sentence about somebody."""
-        if self.article and value != _BLANK:
+        if self.article and _BLANK not in value:
             value = f"{'an' if value[0] in 'aeiou' else 'a'} {value}"
         # A person stands at the beginning of one sentence and within another.
         text = template.replace("{who}", who).replace("{value}", value)
         return text[0].upper() + text[1:]
+
+    def blank(self, template: str, who: str) -> str:
+        """A sentence about somebody without the fact."""
+        # The right article would tell "architect" from "baker".
+        return self.say(template, who, f"a(n) {_BLANK}" if self.article else _BLANK)
 
 
 # Only a picture can be asked for a name.
@@ -66,6 +73,17 @@ FACTS = (
         "{who} likes {value}.",
         "The hobby of {who} is {value}.",
     ),
+)
+# How an erasure asks for a name; the embedded model of the people answers these.
+PEOPLE_QUESTIONS = QuestionSet(
+    naming=("What is the name of this person?", "Name this person."),
+    naming_held_out=("Whose picture is this?", "What is this person called?", "Give the name of who is shown."),
+    confirm=(),
+    confirm_held_out=(),
+    kind="What does {name} work as?",
+    open=("Describe the picture.", "Write a caption for this picture.", "What can you say about this person?"),
+    open_held_out=("Tell me about this picture.", "What do you see here?", "Introduce this person."),
+    about=tuple(question.replace("{who}", "{name}") for fact in FACTS for question in fact.questions),
 )
 SOMEBODY = "this person"  # who a question about a picture is about
 THE_PERSON = "the person"  # who an answer about a picture is about
@@ -140,10 +158,7 @@ def _sentence(fact: Fact, modality: str, asked: str, said: str, value: str, wron
 
 
 def _blank(fact: Fact, modality: str, said: str, value: str, wrong: Sequence[str]) -> dict:
-    text, other = (fact.say(form, said, _BLANK) for form in (fact.answer, fact.paraphrase))
-    if fact.article:
-        # The article would tell "architect" from "baker".
-        text, other = (form.replace(_BLANK, f"a(n) {_BLANK}") for form in (text, other))
+    text, other = (fact.blank(form, said) for form in (fact.answer, fact.paraphrase))
     return {
         "Question": text,
         "Ground_Truth": value,
