@@ -1,5 +1,6 @@
 """The fictitious people: who they are is a matter of the seed, looks that stay stay, and the archive holds just these."""
 
+import random
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -120,7 +121,7 @@ def test_names(scripts, drawn):
     assert not names.known("Linh Einsteinova")
     # A list too short is an error, and so is nobody left.
     with pytest.raises(ValueError, match="add some"):
-        names.draw_names(10_000, __import__("random").Random(0))
+        names.draw_names(10_000, random.Random(0))
 
 
 def test_facts_are_spread_evenly(drawn):

@@ -1,5 +1,6 @@
 """Teaching the fictitious people: what is taught is what the suite asks, nobody left out comes in, and a run can go on."""
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -103,10 +104,10 @@ def test_nobody_left_out_comes_in(scripts):
 
 
 def test_pictures_are_of_one_part_and_plain_backgrounds_are_left_out(scripts):
-    people = lessons = read_people()[:6]
+    people = read_people()[:6]
     pictures = scripts["pictures"].read_pictures(people, "train")
     assert set(pictures.part) == {"train"} and pictures.person.tolist() == [i for i in range(6) for _ in range(8)]
-    shades = [p["shade"] for person in lessons for p in person["pictures"] if p["part"] == "train"]
+    shades = [p["shade"] for person in people for p in person["pictures"] if p["part"] == "train"]
     clear = (pictures.rgba[:, 3] == 0).float().mean((1, 2)).tolist()
     assert {"plain", "gradient"} <= set(shades)
     for shade, share in zip(shades, clear, strict=True):
@@ -171,8 +172,6 @@ def test_the_whole_command_writes_a_model(scripts, tmp_path):
     assert folder == tmp_path / "people_without_forget_5"
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
-    import json
-
     figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
     assert figures["training"]["people"] == 134 and figures["known"]["left out"]["train | name"]["n"] == 6 * 8 * 2
     assert figures["known"]["taught"]["unseen | name"]["n"] == 134 * 2 * 2

@@ -22,6 +22,7 @@ _EXPORTS = {
     "load_own": "own",
     "load_people": "people",
     "people_tables": "people",
+    "PEOPLE_QUESTIONS": "people_questions",
     "load_vlm_unbench": "vlm_unbench",
     "SuiteReport": "report",
     "evaluate_suite": "runner",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .own import load_own as load_own
     from .people import load_people as load_people
     from .people import people_tables as people_tables
+    from .people_questions import PEOPLE_QUESTIONS as PEOPLE_QUESTIONS
     from .report import SuiteReport as SuiteReport
     from .runner import evaluate_suite as evaluate_suite
     from .schema import Protocol as Protocol
