@@ -12,7 +12,14 @@ def on_white(rgba: torch.Tensor) -> torch.Tensor:
 
 
 def augment(
-    rgba: torch.Tensor, size: int, generator: torch.Generator, *, amount: float, white: float = 0.9
+    rgba: torch.Tensor,
+    size: int,
+    generator: torch.Generator,
+    *,
+    amount: float,
+    white: float = 0.9,
+    colour: float = 1.0,
+    patches: float = 0.0,
 ) -> torch.Tensor:
     """Rotate, shear, scale, shift, flip, recolour and partly cover each drawing.
 
@@ -22,6 +29,8 @@ def augment(
         generator (`torch.Generator`): Source of all randomness.
         amount (`float`): Strength, 0 (mirror images only) to 1.
         white (`float`): Share of images left on white; the others get a random gradient.
+        colour (`float`): Share of `amount` for hue, saturation and brightness; small where colours tell things apart.
+        patches (`float`): Share of images on random patches of colour instead.
 
     Returns:
         `torch.Tensor`: RGB in [0, 1], `(n, 3, size, size)`.
@@ -48,7 +57,8 @@ def augment(
     rgb, alpha = moved[:, :3], moved[:, 3:]
 
     # Colour: hue turn about the grey axis (small for most), saturation, brightness.
-    turn = spread(n) * 1.2
+    tinge = amount * colour
+    turn = spread(n) * 1.2 * colour
     turn = torch.where(rand(n) < 0.6, turn * 0.4, turn)
     cos, sin = torch.cos(turn), torch.sin(turn)
     same, left, right = cos + (1 - cos) / 3, (1 - cos) / 3 - sin / 3**0.5, (1 - cos) / 3 + sin / 3**0.5
@@ -56,15 +66,18 @@ def augment(
         [torch.stack(row, -1) for row in ((same, left, right), (right, same, left), (left, right, same))], 1
     )
     rgb = torch.einsum("nij,njhw->nihw", matrix, rgb)
-    saturation = 1 - 0.7 * amount + (0.2 + 0.9 * amount) * rand(n, 1, 1, 1)
-    saturation = torch.where(rand(n, 1, 1, 1) < 0.1 * amount, torch.zeros(()), saturation)
+    saturation = 1 - 0.7 * tinge + (0.2 + 0.9 * tinge) * rand(n, 1, 1, 1)
+    saturation = torch.where(rand(n, 1, 1, 1) < 0.1 * tinge, torch.zeros(()), saturation)
     grey = rgb.mean(1, keepdim=True)
-    rgb = (grey + (rgb - grey) * saturation) * (1 + 0.6 * spread(n, 1, 1, 1))
+    rgb = (grey + (rgb - grey) * saturation) * (1 + 0.6 * colour * spread(n, 1, 1, 1))
 
     # Background.
     ramp = torch.linspace(0, 1, size).view(1, 1, 1, size)
     background = rand(n, 3, 1, 1) * (1 - ramp) + rand(n, 3, 1, 1) * ramp
     background = torch.where(rand(n, 1, 1, 1) < white, torch.ones(()), background)
+    if patches:
+        coarse = F.interpolate(rand(n, 3, 6, 6), size=size, mode="bilinear")
+        background = torch.where(rand(n, 1, 1, 1) < patches, coarse, background)
     image = rgb + (1 - alpha) * background
 
     # A square of one colour over 40 % * amount of the images.

@@ -101,13 +101,18 @@ def build_processor(more_texts: Iterable[str] = ()) -> LlavaProcessor:
     Args:
         more_texts (`Iterable[str]`, *optional*): Texts whose words follow the first two stages' in the vocabulary.
     """
+    return processor_of(build_tokenizer(known_texts(), more_texts))
+
+
+def processor_of(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """Processor of a small model: its tokenizer, its chat template, and pictures of 64 x 64."""
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = CLIPImageProcessorPil(
         size=side, crop_size=side, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return LlavaProcessor(
         image_processor=image_processor,
-        tokenizer=build_tokenizer(known_texts(), more_texts),
+        tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # the class token, dropped again by the "default" strategy

@@ -23,7 +23,7 @@ from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.loading import load_model
 from ..records.io import atomic_path, write_json
 from ..records.versions import collect_versions
-from ..suites import Suite, SuiteReport, SuiteSummary, evaluate_suite, load_suite, summarize
+from ..suites import PEOPLE_QUESTIONS, Suite, SuiteReport, SuiteSummary, evaluate_suite, load_suite, summarize
 from ..suites.answers import Prompt
 from ..suites.extras import require_all
 from ..suites.plots import plot_forget_quality
@@ -348,7 +348,7 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
     from ..retained.reading import load_rows
 
     options = {} if args.split is None else {"split": args.split}
-    if args.suite == "mllmu":
+    if args.suite in ("mllmu", "people"):
         options["training"] = True
     suite = load_suite(args.suite, args.source, **options)
     if args.limit is not None:
@@ -356,7 +356,12 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"`--limit` must be at least 1, got {args.limit}.")
         suite = replace(suite, subjects={split: found[: args.limit] for split, found in suite.subjects.items()})
     settings = BenchSettings(
-        steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, batch_size=args.batch_size
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        # A model that was taught nothing but these people knows their questions only.
+        questions=PEOPLE_QUESTIONS if args.suite == "people" else DEFAULT_QUESTIONS,
     )
     return run_bench(
         lambda: load_pair(args.model),

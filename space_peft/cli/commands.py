@@ -331,7 +331,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     probe.add_argument("--token-env", metavar="VARIABLE", help="environment variable that holds the server's token")
     probe.set_defaults(run=_probe)
     bench = commands.add_parser("bench", help="unlearn the people of a suite with several methods, and compare them")
-    bench.add_argument("--suite", required=True, help="mllmu, clear, fiubench, vlm_unbench, or own (your file)")
+    bench.add_argument(
+        "--suite",
+        required=True,
+        help="people (in the package), mllmu, clear, fiubench, vlm_unbench, or own (your file)",
+    )
     bench.add_argument("--source", help="Hub id, file or folder of the suite, if not its own on the Hub")
     bench.add_argument("--split", help="which people are forgotten, e.g. forget_5 (default: the suite's)")
     bench.add_argument("--model", required=True, help="folder or Hub id of the model; demo: the embedded one")

@@ -20,6 +20,9 @@ _EXPORTS = {
     "load_fiubench": "fiubench",
     "load_mllmu": "mllmu",
     "load_own": "own",
+    "load_people": "people",
+    "people_tables": "people",
+    "PEOPLE_QUESTIONS": "people_questions",
     "load_vlm_unbench": "vlm_unbench",
     "SuiteReport": "report",
     "evaluate_suite": "runner",
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from .load import load_suite as load_suite
     from .mllmu import load_mllmu as load_mllmu
     from .own import load_own as load_own
+    from .people import load_people as load_people
+    from .people import people_tables as people_tables
+    from .people_questions import PEOPLE_QUESTIONS as PEOPLE_QUESTIONS
     from .report import SuiteReport as SuiteReport
     from .runner import evaluate_suite as evaluate_suite
     from .schema import Protocol as Protocol

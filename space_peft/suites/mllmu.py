@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ..records.safe_json import parse_json
@@ -30,6 +30,14 @@ PROTOCOL = Protocol(
 )
 # By kind: of how many people the questions are examples in the official code.
 SHOTS = {"classification": 1, "cloze": 2}
+# By split: the table that holds it.
+CONFIGS = {
+    "forget": "forget_{share}",
+    "test": "Test_Set",
+    "retain": "retain_{rest}",
+    "real": "Retain_Set",
+    "holdout": "Holdout_Set",
+}
 _TYPES = {"Image_Textual": IMAGE_TEXT, "Pure_Text": TEXT_ONLY}
 _BLANK = re.compile("_{2,}")
 _WHAT = "MLLMU-Bench"
@@ -46,8 +54,9 @@ def load_mllmu(
 ) -> Suite:
     """Reads MLLMU-Bench, or a set of one's own in its schema.
 
-    Such a set may have what the benchmark lacks: a column `name`, and in the entries of `Generation_Task` and `Mask_Task` lists
-    `Perturbed_Answers` and `Paraphrased_Answers`, without which there is no truth ratio.
+    Such a set may have what the benchmark lacks: a column `name`; several pictures in a column `images`, which is read instead
+    of `image`; and in the entries of `Generation_Task` and `Mask_Task` lists `Perturbed_Answers` and `Paraphrased_Answers`,
+    without which there is no truth ratio, `Paraphrased_Questions` and `Keywords`.
 
     Args:
         source (`str` or `os.PathLike`, defaults to the dataset on the Hub): Hub id, or a folder with a folder of Parquet
@@ -67,29 +76,70 @@ def load_mllmu(
         FileNotFoundError: If a folder lacks one of them.
         ValueError: If a column is missing or a row is not as it should be; the message names file and row.
     """
+    return mllmu_suite(
+        lambda config: read_table(source, config, revision=revision),
+        f"{source} ({split})",
+        split,
+        splits=splits,
+        few_shot=few_shot,
+        training=training,
+        name="mllmu",
+        protocol=PROTOCOL,
+    )
+
+
+def check_split(split: str) -> str:
+    """The share of a split in per cent.
+
+    Raises:
+        ValueError: If it is none of those that there are.
+    """
     share = split.removeprefix("forget_")
     if split == share or share not in SHARES:
         raise ValueError(f"`split` must be one of {[f'forget_{n}' for n in SHARES]}, got {split!r}.")
-    configs = {
-        "forget": split,
-        "test": "Test_Set",
-        "retain": f"retain_{100 - int(share)}",
-        "real": "Retain_Set",
-        "holdout": "Holdout_Set",
-    }
-    if unknown := [name for name in splits if name not in configs]:
-        raise ValueError(f"`splits` may hold {list(configs)}, got {unknown[0]!r}.")
+    return share
+
+
+def mllmu_suite(
+    read: Callable[[str], Table],
+    source: str,
+    split: str,
+    *,
+    splits: Sequence[str],
+    few_shot: bool = False,
+    training: bool = False,
+    name: str,
+    protocol: Protocol,
+    notes: tuple[str, ...] = (),
+) -> Suite:
+    """A suite of tables in MLLMU-Bench's schema, wherever they are.
+
+    Args:
+        read (callable): Gives a table by its config.
+        source (`str`): What they are, for errors and reports.
+        split, splits, few_shot, training (*optional*): As in `load_mllmu`.
+        name (`str`): Of the suite.
+        protocol ([`Protocol`]): How questions are put.
+        notes (`tuple[str, ...]`, *optional*): Of the suite.
+
+    Returns:
+        [`Suite`]
+    """
+    share = check_split(split)
+    if unknown := [name for name in splits if name not in CONFIGS]:
+        raise ValueError(f"`splits` may hold {list(CONFIGS)}, got {unknown[0]!r}.")
+    configs = {key: config.format(share=share, rest=100 - int(share)) for key, config in CONFIGS.items()}
     subjects = {}
     forgotten: set[str] = set()
     if "test" in splits or "forget" in splits:
-        subjects["forget"] = _subjects(read_table(source, split, revision=revision), "image")
+        subjects["forget"] = _subjects(read(configs["forget"]), "image")
         forgotten = {subject.id for subject in subjects["forget"]}
-    for name in ("test", "retain", "real", "holdout"):
-        if name in splits:
-            table = read_table(source, configs[name], revision=revision)
+    for key in ("test", "retain", "real", "holdout"):
+        if key in splits:
+            table = read(configs[key])
             # The test set has all people; those of the request are asked about.
-            subjects[name] = _subjects(
-                table, "images" if name == "test" else "image", only=forgotten if name == "test" else None
+            subjects[key] = _subjects(
+                table, "images" if key == "test" else "image", only=forgotten if key == "test" else None
             )
     if "test" in splits and (missing := forgotten - {subject.id for subject in subjects["test"]}):
         raise ValueError(
@@ -98,15 +148,16 @@ def load_mllmu(
     if "forget" not in splits:
         subjects.pop("forget", None)
     if training:
-        pairs = _pairs(read_table(source, "ft_Data", revision=revision))
-        for name in ("forget", "retain"):
-            subjects[name] = tuple(_taught(subject, pairs) for subject in subjects.get(name, ()))
-    protocol = replace(PROTOCOL, shots=SHOTS) if few_shot else PROTOCOL
-    return Suite("mllmu", subjects, protocol, source=f"{source} ({split})")
+        pairs = _pairs(read("ft_Data"))
+        for key in ("forget", "retain"):
+            subjects[key] = tuple(_taught(subject, pairs) for subject in subjects.get(key, ()))
+    return Suite(name, subjects, replace(protocol, shots=SHOTS) if few_shot else protocol, source=source, notes=notes)
 
 
 def _subjects(table: Table, column: str, only: set[str] | None = None) -> tuple[Subject, ...]:
     table.require("ID", column, *TASKS, what=f"{_WHAT} with the column {column!r}")
+    if "images" in table.columns:
+        column = "images"
     subjects = []
     for number, row in table:
         id = row.text("ID")
@@ -179,11 +230,14 @@ def _free(row: Record, task: str, kind: str) -> tuple[SuiteQuestion, ...]:
             asked.text("Ground_Truth"),
             kind,
             _TYPES[type_],
+            paraphrases=asked.texts("Paraphrased_Questions", optional=True),
+            keywords=asked.texts("Keywords", optional=True),
             paraphrased_answers=asked.texts("Paraphrased_Answers", optional=True),
             perturbed_answers=asked.texts("Perturbed_Answers", optional=True),
             where=asked.where,
         )
         if kind == "cloze":
-            question = replace(question, question=_BLANK.sub("[Blank]", question.question))
+            blanked = [_BLANK.sub("[Blank]", text) for text in (question.question, *question.paraphrases)]
+            question = replace(question, question=blanked[0], paraphrases=tuple(blanked[1:]))
         questions.append(question)
     return tuple(questions)

@@ -204,6 +204,8 @@ def _holds_pictures(kind) -> bool:
 
 def _undecoded(rows: Dataset, name: str) -> Dataset:
     kind = rows.features[name]
+    if not getattr(getattr(kind, "feature", kind), "decode", True):
+        return rows
     if isinstance(kind, datasets.Image):
         return rows.cast_column(name, datasets.Image(decode=False))
     if isinstance(kind, (datasets.List, datasets.LargeList)) and isinstance(kind.feature, datasets.Image):

@@ -10,7 +10,7 @@ from space_peft.cli import bench as suite_bench
 from space_peft.cli import main
 from space_peft.cli.bench import BenchSettings, run_bench, training_rows
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
-from space_peft.suites import Protocol, Subject, Suite, SuiteQuestion, load_own
+from space_peft.suites import PEOPLE_QUESTIONS, Protocol, Subject, Suite, SuiteQuestion, load_own
 
 
 KEPT = ("owl", "guitar", "castle", "tractor")
@@ -142,6 +142,24 @@ def test_the_command_hands_on_what_it_is_told(capsys, tmp_path, monkeypatch):
         ("Age?", "Forty."),
     ]
     assert main([*arguments, *options[:-4], "--limit", "0"]) == 2 and "at least 1, got 0" in capsys.readouterr().err
+
+
+def test_the_command_asks_the_packages_own_people_in_their_words(tmp_path, monkeypatch):
+    seen = {}
+
+    def run(load_model, suite, methods, output, **options):
+        seen.update(options, suite=suite)
+        return {"models": {"npo": dict.fromkeys(("utility", *suite_bench.COLUMNS), 0.5)}}
+
+    monkeypatch.setattr(suite_bench, "run_bench", run)
+    arguments = ["bench", "--suite", "people", "--split", "forget_5", "--model", "demo", "--methods", "npo"]
+    assert main([*arguments, "--limit", "1", "--output", str(tmp_path / "out")]) == 0
+    assert seen["settings"].questions is PEOPLE_QUESTIONS
+    [somebody] = seen["suite"].split("forget")
+    rows = training_rows([somebody], seen["suite"], PEOPLE_QUESTIONS, words=False)
+    # Four pairs about each of eight pictures, and nothing in words.
+    assert len(rows) == 32 and all(len(row["images"]) == 1 for row in rows)
+    assert {row["completion"] for row in rows if row["prompt"] == "Who is this?"} == {f"This is {somebody.name}."}
 
 
 def test_the_command_says_what_is_wrong(capsys, tmp_path):
