@@ -161,3 +161,24 @@ def test_pictures_are_drawn_as_they_are_stored(scripts):
     # The control: somebody else under the same view is another picture.
     view = next(iter(views))
     assert np.sqrt(((np.asarray(portrait(looks[1], view), dtype=float) - views[view]) ** 2).mean()) > 20
+
+
+def test_a_pool_shows_nobody_of_the_suite(scripts, drawn, tmp_path, monkeypatch):
+    pytest.importorskip("resvg_py")
+    pytest.importorskip("dicebear_styles")
+    import archive
+    from datasets import load_dataset
+
+    looks, portrait = [], archive.portrait
+
+    def small(who, view):
+        looks.append(who)
+        return portrait(who, view, 8)
+
+    monkeypatch.setattr(archive, "portrait", small)
+    monkeypatch.setattr(archive, "draw_people", lambda seed: [*drawn[:2], *scripts["people"].draw_people(seed)[:6]])
+    count = archive.write_pool(drawn, tmp_path / "pool.parquet", seeds=1)
+    known = {person.looks for person in drawn}
+    assert count == len(looks) == 6 and not known & set(looks)
+    pool = load_dataset("parquet", data_files=str(tmp_path / "pool.parquet"), split="train", cache_dir=str(tmp_path))
+    assert pool.column_names == ["image"] and len(pool) == count and pool[0]["image"].size == (8, 8)
