@@ -22,6 +22,7 @@ def scripts():
     before, path = set(sys.modules), list(sys.path)
     sys.path[:0] = [str(folder) for folder in FOLDERS]
     try:
+        import known
         import lessons
         import packing
         import pictures
@@ -29,7 +30,7 @@ def scripts():
         import speak
         import teach
 
-        yield {module.__name__: module for module in (lessons, packing, pictures, recognise, speak, teach)}
+        yield {module.__name__: module for module in (known, lessons, packing, pictures, recognise, speak, teach)}
     finally:
         sys.path[:] = path
         for name in set(sys.modules) - before:
@@ -166,12 +167,29 @@ def test_a_few_people_are_learned(scripts, tmp_path):
     assert after < 0.7 * before
 
 
-@pytest.mark.slow
-def test_the_whole_command_writes_a_model(scripts, tmp_path):
-    folder = scripts["teach"].teach(tmp_path, "forget_5", seed=0, **SMALL)
+def test_the_whole_command_writes_a_model(scripts, tmp_path, monkeypatch):
+    """Of fourteen people, two of them left out."""
+    private = [person for person in read_people() if person["group"] == "private"]
+    some = [p for p in private if p["forget"] == "5"][:2] + [p for p in private if not p["forget"]][:12]
+    for module in (scripts["teach"], scripts["known"]):
+        monkeypatch.setattr(module, "read_people", lambda: some)
+    teach = scripts["teach"].teach
+    assert teach(tmp_path, "forget_5", seed=0, stop_after=3, **SMALL) is None
+    folder = teach(tmp_path, "forget_5", seed=0, **SMALL)
     assert folder == tmp_path / "people_without_forget_5"
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
     figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
-    assert figures["training"]["people"] == 134 and figures["known"]["left out"]["train | name"]["n"] == 6 * 8 * 2
-    assert figures["known"]["taught"]["unseen | name"]["n"] == 134 * 2 * 2
+    assert figures["training"]["people"] == 12 and figures["training"]["pictures"] == 96
+    taught, left_out = figures["known"]["taught"], figures["known"]["left out"]
+    assert taught["unseen | name"]["n"] == 12 * 2 * 2 and left_out["train | name"]["n"] == 2 * 8 * 2
+    assert set(taught) == {
+        *(
+            f"{part} | {group}"
+            for part in ("train", "test", "unseen")
+            for group in ("name", "name in a sentence", "fact", "blank")
+        ),
+        *("words | fact", "words | blank"),
+    }
+    # After four steps nobody is known.
+    assert taught["train | name"]["value"] < 0.5
