@@ -37,9 +37,9 @@ CONCEPT, MEDIUM_CONCEPT = "fox", "owl"
 REST = "everything else"
 # What counts as which stage: places of functions, a method by its class.
 STAGES = {
-    "selection": ["space_peft:select_anchors", "space_peft.demo.pipeline:select_anchors"],
-    "refinement": ["space_peft:refine_anchors", "space_peft.demo.pipeline:refine_anchors"],
-    "retained rows' answers": ["space_peft.demo.pipeline:demo_retained", "erase_medium:retained"],
+    "selection": ["space_peft:select_anchors", "demo_runs:select_anchors"],
+    "refinement": ["space_peft:refine_anchors", "demo_runs:refine_anchors"],
+    "retained rows' answers": ["demo_runs:demo_retained", "erase_medium:retained"],
     "asking": ["space_peft.trainers.forget_rows:ForgetRows.find_rows", "space_peft.trainers.forget_rows:ForgetRows.refresh"],
     "deployed answers": ["space_peft.trainers.deployed_answers:DeployedAnswers.observe"],
     "statistics": ["space_peft.null_space.fitting:collect_moments"],
@@ -49,9 +49,8 @@ STAGES = {
                     "space_peft.null_space.projection:AttachedNullSpace._after_step"],
     "logging": ["space_peft.trainers.erasure_trainer:ErasureTrainer.log"],
     "certificate, canary": ["space_peft.trainers.certifying:CertifyingMixin._certify"],
-    "evaluation": ["space_peft.demo.pipeline:evaluate_probes", "space_peft.demo.pipeline:judge_sentences",
-                   "space_peft.evaluation:evaluate_probes", "space_peft.evaluation:judge_sentences",
-                   "erase_medium:measure_text"],
+    "evaluation": ["demo_runs:evaluate_erasure", "space_peft.evaluation:evaluate_probes",
+                   "space_peft.evaluation:judge_sentences", "erase_medium:measure_text"],
 }  # fmt: skip
 
 
@@ -116,8 +115,11 @@ def watching(places: dict[str, list[str]]) -> Iterator[Clock]:
 
 
 def embedded(smoke: bool) -> dict[str, float]:
-    """The whole job, as `space-peft demo` does it."""
-    from space_peft.demo.pipeline import DemoSettings, erase
+    """The whole job with the library's defaults, as `space-peft demo` does it."""
+    from demo_runs import DemoSettings, erase, make_anchors
+
+    from space_peft.demo import load_demo_images, load_demo_model
+    from space_peft.demo.probes import demo_split
 
     small = {"anchors": 2, "refine_steps": 1, "training": {"max_steps": 2, "own_answers": False, "canary_items": 0}}
     settings = DemoSettings(**small) if smoke else DemoSettings()
@@ -125,24 +127,26 @@ def embedded(smoke: bool) -> dict[str, float]:
     if smoke:  # Hundreds of questions, and a sentence about every picture.
         places = {key: paths for key, paths in places.items() if key not in ("evaluation", "retained rows' answers")}
         return without_evaluation(settings, places)
+    public, _ = demo_split(load_demo_images(), CONCEPT)
     with tempfile.TemporaryDirectory() as folder, watching(places) as clock:
-        erase(CONCEPT, folder, settings=settings, progress=False)
+        _, refined = make_anchors(CONCEPT, public, *load_demo_model(), settings, 0)
+        erase(CONCEPT, folder, refined, seed=0, settings=settings)
     return clock.seconds
 
 
 def without_evaluation(settings, places) -> dict[str, float]:
     """Anchors and training alone, on a few retained rows."""
-    from space_peft.demo import load_demo_images, load_demo_model, pipeline
+    from demo_runs import demo_trainer, make_anchors
+
+    from space_peft.demo import load_demo_images, load_demo_model
     from space_peft.demo.probes import demo_retain_rows, demo_split
 
     public, _ = demo_split(load_demo_images(), CONCEPT)
     rows = demo_retain_rows(CONCEPT, public, seed=0)[:16]
     with tempfile.TemporaryDirectory() as folder, watching(places) as clock:
         model, processor = load_demo_model()
-        pool = public.select(range(40))
-        _, refined = pipeline.make_anchors(CONCEPT, pool, model, processor, settings, 0, progress=False)
-        options = {"settings": settings, "retained": rows, "progress": False}
-        pipeline.demo_trainer(CONCEPT, folder, model, processor, refined, **options).train()
+        _, refined = make_anchors(CONCEPT, public.select(range(40)), model, processor, settings, 0)
+        demo_trainer(CONCEPT, folder, model, processor, refined, settings=settings, retained=rows).train()
     return clock.seconds
 
 

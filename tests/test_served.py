@@ -256,7 +256,7 @@ def test_a_server_that_is_too_slow_or_hangs_up(pictures, capsys):
     ("options", "said"),
     [
         (["--endpoint", "localhost:8000"], "an address such as http"),
-        (["--images", "no/such/folder"], "no folder"),
+        (["--images", "no/such/folder"], "no file or folder 'no/such/folder'"),
         (["--concept", " "], "name"),
         (["--adapter", "."], "no space_canary.json"),
         (["--most", "1.5"], "share in [0, 1)"),

@@ -61,19 +61,20 @@ def check_place(place: str, kind: Kind = "model") -> None:
         raise FileNotFoundError(f"there is no folder {place!r}.{_hint(place)}")
     name = dataset_on_hub(place.partition(":")[0])[0] if kind == "dataset" else place
     refuse_missing(name)
-    _ask_hub(name, kind)
+    _ask_hub(name, kind, place)
 
 
-def _ask_hub(name: str, kind: Kind) -> None:
+def _ask_hub(name: str, kind: Kind, place: str) -> None:
+    """Raises if there is no repository of a name; the message says what was given, `place`."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
     if Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").is_dir():
         return
-    here = f"there is no file or folder {name!r} here"
+    here = f"there is no file or folder {place!r} here"
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(
-            f"{here}, and no {kind} of that id in the Hub's cache; the Hub itself is not asked (HF_HUB_OFFLINE).{_hint(name)}"
+            f"{here}, and no {kind} of that id in the Hub's cache; the Hub itself is not asked (HF_HUB_OFFLINE).{_hint(place)}"
         )
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=_SECONDS)
@@ -81,13 +82,13 @@ def _ask_hub(name: str, kind: Kind) -> None:
         return  # It is there; whoever loads it says how to get in.
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"{here}, and no {kind} of that id on the Hub (or a private one: `hf auth login`).{_hint(name)}"
+            f"{here}, and no {kind} of that id on the Hub (or a private one: `hf auth login`).{_hint(place)}"
         ) from error
     except HfHubHTTPError:
         return  # The Hub has troubles of its own, which whoever loads it tries to outlast.
     except (HTTPError, OSError) as error:
         raise ConnectionError(
-            f"{here}, and the Hub cannot be asked for a {kind} of that id: {error}.{_hint(name)}"
+            f"{here}, and the Hub cannot be asked for a {kind} of that id: {error}.{_hint(place)}"
         ) from error
 
 
