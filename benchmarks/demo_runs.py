@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from datasets import Dataset
@@ -145,6 +145,7 @@ def erase(
     seed: int,
     settings: DemoSettings,
     before: ProbeResults | None = None,
+    every: int = 1,
 ) -> DemoRun:
     """Erases one concept from the embedded model and evaluates it before and after; saves nothing.
 
@@ -155,9 +156,10 @@ def erase(
         seed (`int`): Of adapter, data order and split.
         settings ([`DemoSettings`]): What is chosen.
         before ([`ProbeResults`], *optional*): Of an earlier run on the same concept, to save asking again.
+        every (`int`, defaults to 1): Ask each `every`-th row of a probe.
     """
     model, processor = load_demo_model()
-    probes = demo_probes(concept, load_demo_images())
+    probes = [replace(probe, rows=list(probe.rows)[::every]) for probe in demo_probes(concept, load_demo_images())]
     start = time.perf_counter()
     trainer = demo_trainer(concept, folder, model, processor, refined, seed=seed, settings=settings)
     trainer.train()

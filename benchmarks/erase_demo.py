@@ -86,9 +86,9 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def run_concept(task: tuple[str, list[tuple[str, int]], dict]) -> list[dict]:
+def run_concept(task: tuple[str, list[tuple[str, int]], dict, int]) -> list[dict]:
     """All runs of one concept, in one process: the unadapted model is asked once. Returns one row a run."""
-    concept, runs, extra = task
+    concept, runs, extra, every = task
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
@@ -112,7 +112,7 @@ def run_concept(task: tuple[str, list[tuple[str, int]], dict]) -> list[dict]:
             if key not in anchors:
                 anchors[key] = prepare_anchors(concept, settings, seed)
             refined = anchors[key]
-            run = erase(concept, folder, refined, seed=seed, settings=settings, before=before)
+            run = erase(concept, folder, refined, seed=seed, settings=settings, before=before, every=every)
             before = run.before
             report = run.report
             entropy = [e["feature_entropy"] for e in run.trainer.state.log_history if "feature_entropy" in e]
@@ -225,7 +225,7 @@ def main() -> int:
     for concept in concepts:
         runs = [(v, s) for v in variants for s in seeds if (v, concept, s) not in done]
         # Small tasks, so that an interrupted benchmark loses little; runs with the same anchors stay together.
-        tasks += [(concept, runs[i : i + 6], extra) for i in range(0, len(runs), 6)]
+        tasks += [(concept, runs[i : i + 6], extra, 8 if args.smoke else 1) for i in range(0, len(runs), 6)]
     from tqdm import tqdm
 
     total = sum(len(task[1]) for task in tasks)

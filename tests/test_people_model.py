@@ -167,6 +167,7 @@ def test_a_few_people_are_learned(scripts, tmp_path):
     assert after < 0.7 * before
 
 
+@pytest.mark.slow
 def test_the_whole_command_writes_a_model(scripts, tmp_path, monkeypatch):
     """Of fourteen people, two of them left out."""
     private = [person for person in read_people() if person["group"] == "private"]

@@ -155,7 +155,8 @@ def check(one_process, folder, results):
         assert_same_adapter(one_process[0] / name, folder / name)
 
 
-@pytest.mark.parametrize("names", [["language"], pytest.param(list(RUNS), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.slow  # What processes share is tested quickly in test_fitting_and_losses_are_shared_and_equal.
+@pytest.mark.parametrize("names", [["language"], list(RUNS)], ids=len)
 def test_ddp_equals_one_process(one_process, tmp_path, names):
     results = in_processes(tmp_path, halves(names))
     assert list(results) == names
