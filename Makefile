@@ -11,14 +11,24 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test test-all test-oldest test-peers release-check docs lint types format bench clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# torch first and by its exact version: a range would pull the CUDA build.
+define install
+	@echo "Installing into $(VENV): some minutes, of which torch (200 MB) takes most"
 	$(PYTHON) -m venv $(VENV)
-	# torch first and by its exact version: a range would pull the CUDA build.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
+endef
+
+# The package alone, for who wants to see what it does.
+$(VENV)/.package: pyproject.toml constraints.txt
+	$(install) .
 	touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(install) ".[test]"
+	touch $(VENV)/.package $@
+
+demo: $(VENV)/.package
 	$(BIN)/space-peft demo --concept "$(CONCEPT)" --output $(OUTPUT)
 
 test: $(VENV)/.installed

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 
 from space_peft.attacks.kinds import KINDS
-from space_peft.evaluation.keys import KEYS
+from space_peft.evaluation.keys import FORGOTTEN, KEYS
 from space_peft.statistics.intervals import share_interval
 
 from .facts import ErasureFacts
@@ -17,7 +17,6 @@ NEVER_TESTED = (
     "other languages than those of the probes' questions",
     "prompts with several images, video, longer conversations than those of the probes",
 )
-_FORGOTTEN = 0.05
 # `max_lora_rank` takes one of these: https://docs.vllm.ai/en/stable/api/vllm/config/lora/
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -69,11 +68,14 @@ def attack_rows(facts: ErasureFacts) -> list[dict]:
 
 
 def verdict(facts: ErasureFacts) -> str:
-    """`"erased"`, `"partly"` or `"unknown"`: how much the first sentence of the card may claim."""
+    """`"erased"`, `"partly"`, `"failed"` or `"unknown"`: how much the first sentence of the card may claim."""
     value = facts.report.after["forget"]["value"] if facts.report else None
-    if value is None:
+    if facts.report is None or value is None:
         return "unknown"
-    return "erased" if value <= _FORGOTTEN else "partly"
+    if value <= FORGOTTEN:
+        return "erased"
+    before = facts.report.before["forget"]["value"]
+    return "failed" if before is not None and value >= before else "partly"
 
 
 def untested_attacks(facts: ErasureFacts) -> list[tuple[str, str]]:

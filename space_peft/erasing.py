@@ -21,6 +21,7 @@ from .config import ConstraintName, SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
+from .evaluation.keys import FORGOTTEN
 from .hub_cards.merge import merge_adapter
 from .modeling.fingerprint import fingerprint_base
 from .modeling.loading import load_model
@@ -115,7 +116,10 @@ class Erasure:
         """What was done, and what to do next."""
         folder, report = self.trainer.args.output_dir, self.report
         files = contents_table(folder)
+        failed = report is not None and (report.after["forget"]["value"] or 0.0) > FORGOTTEN
         lines = [] if report is None else [report.to_table(), ""]
+        if failed:
+            lines = [self._not_erased(), "", *lines]
         if (known := known_by_anchors(self.anchors)) is not None:
             lines.append(
                 f"The model called its {len(self.anchors)} anchors {self.trainer.concept!r} with p = {known[0]:.3f} on average."
@@ -142,11 +146,24 @@ class Erasure:
             "Next:",
             f"  look      {folder}/{REPORT_TEXT_NAME if report is not None else CARD_NAME}",
             f"  attack    space-peft audit --adapter {folder} --concept {shlex.quote(self.trainer.concept)}",
+        ]
+        if failed:
+            return "\n".join([*lines, "  again     with more of what is said above; do not deploy or publish this one"])
+        lines += [
             f"  deploy    space-peft merge {folder} MODEL-WITHOUT-IT",
             f"  publish   space-peft push {folder} YOU/NAME, and others: space-peft verify YOU/NAME",
             "  undo      load the model without the adapter; of a merged model keep the original, nothing takes the merge back",
         ]
         return "\n".join(lines)
+
+    def _not_erased(self) -> str:
+        assert self.report is not None
+        before, after = self.report.before["forget"], self.report.after["forget"]
+        return (
+            f"NOT ERASED: {self.trainer.concept!r} is still named on {after['value']:.0%} of {after['n']} test pictures "
+            f"({before['value']:.0%} before). Give more anchors, refine_steps or max_steps, or a larger learning_rate; "
+            "anchors that the model does not call by the name (below) teach it nothing."
+        )
 
 
 def erase(

@@ -59,7 +59,7 @@ def test_a_name_in_and_everything_a_reviewer_asks_for_out(data, demo_images, tmp
         "space_anchors.json",
     } <= names  # fmt: skip
     text = erasure.summary()
-    assert "forget" in text and "held-out images and texts" in text and f"space-peft merge {folder}" in text
+    assert "forget" in text and "held-out images and texts" in text and f"space-peft audit --adapter {folder}" in text
     assert re.search("adapter_model.safetensors +the adapter's weights", text) and "anchors/ " in text
     merged = erasure.merge(tmp_path / "merged")
     again, base = dict(load_model(str(merged)).named_parameters()), load_demo_model()[0]
@@ -139,6 +139,20 @@ def test_the_summary_says_how_well_the_name_is_known(p, said, tmp_path):
     text = Erasure(trainer, anchors).summary()
     assert f"2 anchors 'quasar' with {said}" in text and ("may not know" in text) == (p[0] < 0.1)
     assert "anchors 'quasar'" not in Erasure(trainer, Dataset.from_dict({"score": [1.0]})).summary()
+
+
+@pytest.mark.parametrize("after, failed", [(1.0, True), (0.5, True), (0.0, False)])
+def test_the_summary_says_first_that_an_erasure_failed(after, failed, tmp_path):
+    def scores(value):
+        return {"forget": {"value": value, "n": 4}}
+
+    report = SimpleNamespace(before=scores(1.0), after=scores(after), to_table=lambda: "THE TABLE")
+    trainer = SimpleNamespace(args=quick(tmp_path), report=report, certificate=None, concept="fox")
+    text = Erasure(trainer, Dataset.from_dict({"p_name_after": [0.2, 0.3]})).summary()
+    assert (
+        text.startswith(f"NOT ERASED: 'fox' is still named on {after:.0%} of 4 test pictures (100% before)") == failed
+    )
+    assert ("space-peft push" in text) != failed and ("space-peft merge" in text) != failed and "THE TABLE" in text
 
 
 def test_a_model_is_loaded_in_float32_on_a_cpu_unless_asked_otherwise():

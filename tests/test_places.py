@@ -9,7 +9,7 @@ import pytest
 
 from space_peft.cli import main
 from space_peft.cli.commands import build_parser
-from space_peft.cli.places import LOADING, PLACES, check_places, erase_places, import_modules, take_config
+from space_peft.cli.places import LOADING, PLACES, check_places, erase_places, import_modules, model_place, take_config
 from space_peft.records.places import check_place, is_path, refuse_missing
 
 
@@ -68,6 +68,12 @@ def test_every_place_is_looked_for(command, option):
     with pytest.raises(FileNotFoundError, match=rf"^{option}: there is no .* './not/there'"):
         check_places(command, {option: "./not/there"})
     check_places(command, {option: None})
+
+
+@pytest.mark.parametrize("command", ["plan", "bench", "erase", "anchors"])
+def test_the_embedded_model_has_a_name(command):
+    check_places(command, {"model": "demo"})
+    assert Path(model_place("demo"), "config.json").is_file() and model_place("org/demo") == "org/demo"
 
 
 def test_the_table_of_places_is_that_of_the_parser():

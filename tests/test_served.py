@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import socket
 import time
 
@@ -14,6 +15,7 @@ from test_canary import adapted
 from space_peft.canary.check import Canary, _answer, _candidates
 from space_peft.canary.served import AS_BEFORE, AS_ERASED, ServedAnswer, ServedResult, probe_served
 from space_peft.cli import main
+from space_peft.cli.pictures import load_target_images
 from space_peft.data.questions import DEFAULT_QUESTIONS, Dialogue, QuestionSet
 from space_peft.data.seed_images import seed_image
 from space_peft.demo import DEMO_QUESTIONS
@@ -45,6 +47,44 @@ def probe(server, pictures, *more):
 
 def says(text, **options):
     return lambda body: chat(text, body, **options)
+
+
+# The pictures
+
+
+@pytest.fixture
+def mixed(pictures, tmp_path):
+    """A folder for each name: one picture of a fox, and thirty of something else."""
+    folder = tmp_path / "mixed"
+    for name, count in (("fox", 1), ("owl", 30)):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(pictures / f"{number % 2 if name == 'owl' else 2}.png", folder / name / f"{number}.png")
+    return folder
+
+
+def test_pictures_of_other_things_do_not_count(pictures, mixed, capsys):
+    """A server that names every fox names it in few of all answers, if owls count as pictures of foxes."""
+    fox = Image.open(pictures / "2.png").convert("RGB").tobytes()
+
+    def names_every_fox(body):
+        picture = picture_of(body)
+        return chat("A fox." if picture is not None and picture.tobytes() == fox else "An owl.", body)
+
+    with Served(names_every_fox) as server:
+        assert probe(server, mixed) == 1
+        said = capsys.readouterr()
+        assert "30 of 31 pictures" in said.err and "about 1 pictures of 'fox'" in said.out
+        assert "the erasure itself does not hold" in said.out
+        assert main(["probe", "--endpoint", server.url, "--concept", "cat", "--images", str(mixed)]) == 2
+    assert "none of the 31 pictures is named 'cat'" in capsys.readouterr().err
+
+
+def test_pictures_of_several_names_need_a_concept(mixed):
+    with pytest.raises(ValueError, match="several names .column 'label'.; say with --concept"):
+        load_target_images(str(mixed), None)
+    assert len(load_target_images(str(mixed / "owl"), None)) == 30
+    assert len(load_target_images(str(mixed), "owl")) == 30
 
 
 # The verdict

@@ -131,7 +131,8 @@ class ServedResult:
             f"not in force: {', and '.join(found)}. Possible causes: the adapter is not loaded (or the request went to the "
             "base model by its name), or it is applied in part: servers skip adapters of a vision tower, or layers whose "
             "names they do not match, without an error. Merge it (`space-peft merge`) and serve the result, or see the "
-            "server's log."
+            "server's log. Or the erasure itself does not hold: see its report.md, or ask the model without a server "
+            "(`space-peft evaluate`)."
         )
 
     def to_dict(self) -> dict:

@@ -13,7 +13,7 @@ from ..data.names import check_aliases, check_concept
 from ..erasing import ANCHORS_FOLDER, make_anchors
 from ..modeling.loading import load_model
 from .erase import model_kwargs, parse_run, read_pool, read_questions
-from .places import ConfigFile
+from .places import ConfigFile, model_place
 
 
 SHEET_NAME = "anchors.png"
@@ -40,9 +40,10 @@ def run_anchors(argv: Sequence[str], config: ConfigFile | None = None) -> tuple[
     if arguments.more_concepts:
         raise ValueError("anchors are made for one name at a time; leave --more_concepts out.")
     pool, questions = read_pool(arguments), read_questions(arguments)
-    model = load_model(arguments.model, **model_kwargs(arguments, args))
+    place = model_place(arguments.model)
+    model = load_model(place, **model_kwargs(arguments, args))
     anchors = make_anchors(
-        concept, pool, model, AutoProcessor.from_pretrained(arguments.model), aliases, questions,
+        concept, pool, model, AutoProcessor.from_pretrained(place), aliases, questions,
         arguments.anchors, arguments.refine_steps, args, resume=not arguments.fresh, progress=True,
     )  # fmt: skip
     from ..evaluation.plots import plot_anchor_grid  # matplotlib

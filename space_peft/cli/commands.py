@@ -117,9 +117,10 @@ def _push(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from ..hub_cards import verify_erasure
     from ..retained.reading import load_rows
-    from .pictures import load_images
+    from .pictures import load_target_images
 
     with bad_input("verify"):
+        images = None if args.images is None else load_target_images(args.images, args.concept)
         report = verify_erasure(
             args.adapter,
             revision=args.revision,
@@ -128,7 +129,7 @@ def _verify(args: argparse.Namespace) -> int:
             canary=not args.no_canary,
             audit=args.audit,
             concept=args.concept,
-            images=None if args.images is None else load_images(args.images),
+            images=images,
             question=args.question,
             steps=args.steps,
             dtype=args.dtype,

@@ -18,7 +18,7 @@ from ..several import Erasures, erase_several
 from ..trainers import SpaceConfig
 from .options import Help, check_keys
 from .pictures import load_pictures
-from .places import ConfigFile, import_modules
+from .places import ConfigFile, import_modules, model_place
 
 
 # What `--help` shows of the many options: every one of these, and of the trainer's the ones that are set most.
@@ -166,7 +166,7 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
         "refine_steps": arguments.refine_steps, "args": args, "peft_config": get_space_config(adapter),
         "resume": not arguments.fresh,
     }  # fmt: skip
-    model = load_model(arguments.model, **model_kwargs(arguments, args))
+    model = load_model(model_place(arguments.model), **model_kwargs(arguments, args))
     if arguments.more_concepts:
         return erase_several(model, concepts, aliases=aliases, probes=probes, **options)
     own = None if probes is None else probes[arguments.concept]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -9,6 +11,7 @@ from datasets import Dataset, load_dataset
 from PIL import Image
 
 from ..data.pictures import load_rgb, open_picture
+from ..evaluation.named_images import NAME_COLUMNS, split_by_name
 from ..retained.reading import load_rows
 
 
@@ -33,6 +36,37 @@ def load_pictures(place: str) -> Dataset:
     if "image" not in images.column_names:
         raise ValueError(f"{place!r} has the columns {images.column_names}; expected a column `image`.")
     return images
+
+
+def load_target_images(place: str, concept: str | None, aliases: Sequence[str] = ()) -> list[Image.Image]:
+    """The pictures of a concept alone, decoded: those with its name, where names are given; all of them otherwise.
+
+    Says on the error stream how many others were left out.
+
+    Args:
+        place (`str`): See [`load_pictures`].
+        concept (`str`, *optional*): The concept's name; without it the pictures may not have several names.
+        aliases (`list[str]`, *optional*): Other names of it.
+
+    Raises:
+        FileNotFoundError: If there is nothing at that place.
+        ValueError: If no picture is the concept's, it is not said which are, or one does not decode; the message names its
+            file.
+    """
+    stored = load_pictures(place).cast_column("image", datasets.Image(decode=False))
+    if concept is None:
+        column = next((name for name in NAME_COLUMNS if name in stored.column_names), None)
+        if column is not None and len(set(stored[column])) > 1:
+            raise ValueError(
+                f"the pictures in {place!r} have several names (column {column!r}); say with --concept which of them is the "
+                "erased one."
+            )
+        found = tuple(stored["image"])
+    else:
+        found = split_by_name(stored, concept, aliases).target
+    if left := len(stored) - len(found):
+        print(f"{left} of {len(stored)} pictures in {place} are of other things, and left out", file=sys.stderr)
+    return [load_rgb(open_picture(picture)) for picture in found]
 
 
 def load_images(place: str) -> list[Image.Image]:

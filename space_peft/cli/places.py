@@ -35,6 +35,16 @@ PLACES["anchors"] = PLACES["erase"]
 # Commands that load a model, and so may need a class of it.
 LOADING = ("merge", "stats", "verify", "audit", "plan", "bench", "evaluate", "attack")
 EMBEDDED = "demo"  # The embedded model, in place of an id.
+TAKE_EMBEDDED = ("plan", "bench", "erase", "anchors")
+
+
+def model_place(model: str) -> str:
+    """Folder or id of a model that a user named; "demo" is the embedded one."""
+    if model != EMBEDDED:
+        return model
+    from ..demo import demo_model_path
+
+    return str(demo_model_path())
 
 
 def check_places(command: str, options: Mapping[str, Any]) -> None:
@@ -46,7 +56,7 @@ def check_places(command: str, options: Mapping[str, Any]) -> None:
     """
     for name, kind in PLACES.get(command, {}).items():
         place = options.get(name)
-        if not isinstance(place, str) or kind == "model" and place == EMBEDDED and command in ("plan", "bench"):
+        if not isinstance(place, str) or kind == "model" and place == EMBEDDED and command in TAKE_EMBEDDED:
             continue
         try:
             check_place(place, kind)

@@ -23,6 +23,7 @@ from ..null_space.observing import visual_tokens
 from ..null_space.planning import ErasurePlan, plan_erasure
 from ..null_space.workload import Workload, picture_tokens
 from ..records.places import refuse_missing
+from .places import model_place
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -120,10 +121,7 @@ def _attempt(make: Callable, refused: list[str]):
 
 
 def _place(model: str) -> str:
-    if model == "demo":
-        from .. import demo
-
-        return str(Path(demo.__file__).parent / "model")
+    model = model_place(model)
     refuse_missing(model)
     return model
 

@@ -11,7 +11,7 @@ from ..canary.served import ServedResult, probe_served
 from ..data.questions import questions_of
 from ..evaluation.endpoint import Endpoint
 from ..records.folder import CANARY_NAME
-from .pictures import load_images
+from .pictures import load_target_images
 
 
 def run_probe(args: argparse.Namespace) -> ServedResult:
@@ -30,7 +30,7 @@ def run_probe(args: argparse.Namespace) -> ServedResult:
         token = os.environ.get(args.token_env)
         if not token:
             raise ValueError(f"the environment variable {args.token_env!r} is not set; `--token-env` takes its name.")
-    images = load_images(args.images)
+    images = load_target_images(args.images, args.concept, args.alias)
     canary = None
     if args.adapter:
         if not Path(args.adapter, CANARY_NAME).is_file():

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+# An erasure of which more of the target's pictures are named than this is not called one.
+FORGOTTEN = 0.05
+
+
 @dataclass(frozen=True)
 class ReportKey:
     """

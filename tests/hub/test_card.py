@@ -123,6 +123,21 @@ def test_a_number_of_rows_that_no_evaluation_has_is_refused(folder):
         erasure_card(folder)
 
 
+@pytest.mark.parametrize(
+    "after, said", [(0.95, "It does not do so"), (1.0, "It does not do so"), (0.9, "only in part")]
+)
+def test_a_card_says_where_nothing_was_forgotten(folder, after, said):
+    content = json.loads((folder / "report.json").read_text())
+    content["after"]["forget"]["value"] = after
+    (folder / "report.json").write_text(json.dumps(content))
+    card = str(erasure_card(folder))
+    assert content["before"]["forget"]["value"] == 0.95
+    assert [part in card for part in ("It does not do so", "only in part")] == [
+        said != "only in part",
+        said == "only in part",
+    ]
+
+
 def test_claims_follow_the_figures(folder):
     assert "makes [org/base](https://huggingface.co/org/base) stop naming **fox**" in str(erasure_card(folder))
     content = json.loads((folder / "report.json").read_text())
