@@ -117,7 +117,8 @@ def test_a_yaml_file(script, hub, tmp_path, monkeypatch, capsys):
     options = arguments(tmp_path, {"test_images": images["test_images"]})
     assert main(["erase", "--config", str(config), *options]) == 0
     said = capsys.readouterr().out
-    assert "forget" in said and f"space-peft push {settings['output_dir']}" in said
+    # A random model may go on to say the name; a failed erasure is not to be published.
+    assert "forget" in said and ("NOT ERASED" in said) != (f"space-peft push {settings['output_dir']}" in said)
     assert main(["push", settings["output_dir"], REPO, *(["--redact", "--private"] if "person" in script else [])]) == 0
     check(hub, tmp_path / settings["output_dir"], model)
 

@@ -55,9 +55,16 @@ def create_repo(hub, request):
     url = hub.repository_url(kind, repo_id)
     if (kind, repo_id) in hub.repositories:
         raise HubError(409, f"You already created this {kind} repo", url=url)
-    private = options.get("visibility") == "private"
+    private = _asks_for_private(options) is True
     repository = hub.repositories[kind, repo_id] = Repository(kind, repo_id, private, who.name)
     return {"url": url, "name": repo_id, "id": repository.refs[MAIN][:24]}
+
+
+def _asks_for_private(options: dict) -> bool | None:
+    """What a client asks for; `None` if it says nothing. Older ones send `private`, newer ones `visibility`."""
+    if "visibility" in options:
+        return options["visibility"] == "private"
+    return options.get("private")
 
 
 def delete_repo(hub, request):
@@ -80,8 +87,8 @@ def validate_yaml(hub, request):
 def settings(hub, request, kind, repo):
     """`HfApi.update_repo_settings`"""
     repository, options = find_repository(hub, request, kind, repo, write=True), request.json()
-    if "visibility" in options:
-        repository.private = options["visibility"] == "private"
+    private = _asks_for_private(options)
+    repository.private = repository.private if private is None else private
     repository.gated = options.get("gated", repository.gated)
     return {"private": repository.private, "gated": repository.gated}
 
