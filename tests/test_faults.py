@@ -177,7 +177,8 @@ def same_training(undisturbed, folder):
     assert load_null_spaces(folder / "space_stats.safetensors")
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow  # Quickly: a run resumed in one process, and fitting that was killed.
+@pytest.mark.parametrize("kills", [1, 20])
 def test_training_goes_on_where_it_was_killed(demo_erasure_data, tmp_path, kills):
     anchors, retain = demo_erasure_data
     kill_until(train, ((anchors, retain[:64]),), tmp_path, kills, same_training)
