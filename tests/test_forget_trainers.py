@@ -80,7 +80,10 @@ PLAIN = ("GradDiff",)
 @pytest.mark.parametrize(
     "method, constrained",
     # KL, GA and GradDiff are one trainer, which the plain LoRA tries quickly.
-    [pytest.param(method, True, marks=pytest.mark.slow if method in ("KL", "GA", "GradDiff") else ()) for method in METHODS]
+    [
+        pytest.param(method, True, marks=pytest.mark.slow if method in ("KL", "GA", "GradDiff") else ())
+        for method in METHODS
+    ]
     + [pytest.param(method, False, marks=() if method in PLAIN else pytest.mark.slow) for method in METHODS],
 )
 def test_forgets_and_keeps(make, method, constrained):
