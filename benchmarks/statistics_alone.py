@@ -91,6 +91,13 @@ def by_listing(probes, before, after, listed: set[str]) -> dict[str, float]:
     return scores
 
 
+def scores_of(probes, before, after, listed: set[str]) -> dict:
+    """Every score of a run, with the numbers of rows as `n`."""
+    asked = [key for key in KEYS if key in after.scores]
+    scores = {key: after.scores[key]["value"] for key in asked} | by_listing(probes, before, after, listed)
+    return {**scores, "n": {key: after.scores[key]["n"] for key in asked}}
+
+
 def run_embedded(task: tuple[str, list[tuple[str, int]], str, dict]) -> list[dict]:
     """All runs of one concept."""
     concept, runs, folder, limits = task
@@ -121,12 +128,8 @@ def run_embedded(task: tuple[str, list[tuple[str, int]], str, dict]) -> list[dic
         trainer = train(variant, seed, folder, load_demo_model()[0], processor, anchors[seed], DEMO_QUESTIONS, limits)
         seconds = time.perf_counter() - began
         after = evaluate_probes(trainer.model, processor, probes, baseline=before, progress=False)
-        scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}
-        n = {key: after.scores[key]["n"] for key in KEYS if key in after.scores}
-        scores |= by_listing(probes, before, after, listed)
-        done.append(
-            {"variant": variant, "concept": concept, "seed": seed, **scores, "n": n, "seconds": round(seconds, 1)}
-        )
+        scores = scores_of(probes, before, after, listed)
+        done.append({"variant": variant, "concept": concept, "seed": seed, **scores, "seconds": round(seconds, 1)})
     return done
 
 
@@ -180,14 +183,10 @@ def run_medium(task: tuple[str, list[tuple[str, int]], str, dict, str, list]) ->
         with fast:
             after = evaluate_probes(merged, processor, probes, baseline=before, progress=False, batch_size=48)
             text_after = medium.measure_text(merged, processor, concept, known, text)
-        scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}
-        n = {key: after.scores[key]["n"] for key in KEYS if key in after.scores}
+        scores = scores_of(probes, before, after, listed)
         scores |= {key: text_after[key] for key in ("text", "text_target")}
         scores["perplexity_ratio"] = text_after["perplexity"] / text["perplexity"]
-        scores |= by_listing(probes, before, after, listed)
-        done.append(
-            {"variant": variant, "concept": concept, "seed": seed, **scores, "n": n, "seconds": round(seconds, 1)}
-        )
+        done.append({"variant": variant, "concept": concept, "seed": seed, **scores, "seconds": round(seconds, 1)})
     return done
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_modules import example_modules
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from space_peft.data.questions import Dialogue
@@ -37,23 +38,9 @@ LICENCES = {
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The modules the model was made with; they import each other by bare name, as scripts do."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import measure
-        import packing
-        import sentences
-        import templates
-        import warm_start
-
-        modules = (measure, packing, sentences, templates, warm_start)
-        yield {module.__name__: module for module in modules}
-    finally:
-        sys.path.remove(str(SCRIPTS))
-        for name in set(sys.modules) - before:
-            if (SCRIPTS / f"{name}.py").exists():
-                del sys.modules[name]
+    """The modules the model was made with."""
+    with example_modules(SCRIPTS) as load:
+        yield {name: load(name) for name in ("measure", "packing", "sentences", "templates", "warm_start")}
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """The medium model's scripts on a tiny configuration: no download, the same classes and the same code."""
 
 import dataclasses
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from example_modules import example_modules
 from peft import get_peft_model
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -30,14 +29,9 @@ NAMES = ["owl", "duck"]
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The example's modules; they import each other by bare name, as scripts do."""
-    before, path = set(sys.modules), list(sys.path)
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        if str(SCRIPTS.parent) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    """The example"s modules."""
+    with example_modules(SCRIPTS) as load:
+        yield load
 
 
 def tiny_tokenizer(scripts) -> PreTrainedTokenizerFast:

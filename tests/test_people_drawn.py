@@ -1,13 +1,13 @@
 """The fictitious people: who they are is a matter of the seed, looks that stay stay, and the archive holds just these."""
 
 import random
-import sys
 from collections import Counter
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+from example_modules import example_modules
 
 from space_peft.suites.people import ARCHIVE, read_people
 
@@ -18,20 +18,9 @@ SCRIPTS = ROOT / "examples" / "people_model"
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The modules the people are drawn with; they import each other by bare name, as scripts do."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import names
-        import parts
-        import people
-
-        yield {module.__name__: module for module in (names, parts, people)}
-    finally:
-        sys.path.remove(str(SCRIPTS))
-        for name in set(sys.modules) - before:
-            if (SCRIPTS / f"{name}.py").exists():
-                del sys.modules[name]
+    """The modules the people are drawn with."""
+    with example_modules(SCRIPTS) as load:
+        yield {name: load(name) for name in ("names", "parts", "people")}
 
 
 @pytest.fixture(scope="module")

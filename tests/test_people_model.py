@@ -2,11 +2,11 @@
 
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from example_modules import example_modules
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from space_peft.suites import load_people
@@ -18,24 +18,9 @@ FOLDERS = [Path(__file__).resolve().parents[1] / "examples" / name for name in (
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The modules of the script; they import each other by bare name, as scripts do."""
-    before, path = set(sys.modules), list(sys.path)
-    sys.path[:0] = [str(folder) for folder in FOLDERS]
-    try:
-        import known
-        import lessons
-        import packing
-        import pictures
-        import recognise
-        import speak
-        import teach
-
-        yield {module.__name__: module for module in (known, lessons, packing, pictures, recognise, speak, teach)}
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - before:
-            if any((folder / f"{name}.py").exists() for folder in FOLDERS):
-                del sys.modules[name]
+    """The modules of the script."""
+    with example_modules(*FOLDERS) as load:
+        yield {name: load(name) for name in ("known", "lessons", "packing", "pictures", "recognise", "speak", "teach")}
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,11 @@ def build_tokenizer(texts: Iterable[str], more_texts: Iterable[str] = ()) -> Pre
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.WordPiece(cleanup=True)  # no blank before "." and ","
+    return wrapped(tokenizer)
+
+
+def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer of a small model, as transformers takes it: its special tokens, and padding on the left."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -29,6 +29,7 @@ from ..suites.extras import require_all
 from ..suites.plots import plot_forget_quality
 from ..suites.schema import IMAGE_TEXT, Subject, check_choice
 from ..suites.statistics import truth_ratio_score
+from .places import EMBEDDED
 
 
 # Of the methods that see pictures of the forgotten: their trainer in `space_peft.trainers`, and what makes it this one.
@@ -376,8 +377,8 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_pair(place: str) -> tuple:
-    """A model and its processor from a folder or the Hub; `"demo"` is the embedded model."""
-    if place == "demo":
+    """A model and its processor from a folder or the Hub; `EMBEDDED` is the embedded model."""
+    if place == EMBEDDED:
         from ..demo import load_demo_model
 
         return load_demo_model()
