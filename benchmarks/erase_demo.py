@@ -66,8 +66,9 @@ VARIANTS: dict[str, dict] = {
     "target all, without repulsion": {"training": {"target": "all", "repulsion_weight": 0.0}},
     "stopped at p = 0.02": {"training": {"stop_threshold": 0.02}},
     "fixed 60 steps": {"training": {"stop_threshold": None}},
-    "t = 0.1, no keep loss": {"strength": 0.1, "training": {"keep_weight": 0.0}},
-    "t = 0.03, no keep loss": {"strength": 0.03, "training": {"keep_weight": 0.0}},
+    "t = 0.01": {"strength": 0.01},
+    "t = 0.03": {"strength": 0.03},
+    "t = 0.1": {"strength": 0.1},
     "t = 0.1, keep 60": {"strength": 0.1, "training": {"keep_weight": 60.0}},
     "t = 1, no keep loss": {"strength": 1.0, "training": {"keep_weight": 0.0}},
     "t = 1, keep 60": {"strength": 1.0, "training": {"keep_weight": 60.0}},
@@ -79,9 +80,7 @@ VARIANTS: dict[str, dict] = {
     "without margin": {"training": {"suppression_margin": 0.0}},
     "update projection only": {"project_gradient": False},
     "all eigenvectors": {"max_rank": None},
-    "all eigenvectors, t = 0.003": {"max_rank": None, "strength": 0.003},
-    "all eigenvectors, t = 0.01": {"max_rank": None, "strength": 0.01},
-    "d / 4 eigenvectors, t = 0.003": {"max_rank": 48, "strength": 0.003},
+    "16 eigenvectors, t = 0.03": {"max_rank": 16, "strength": 0.03},
     "16 tokens a row": {"tokens_per_row": 16},
 }
 

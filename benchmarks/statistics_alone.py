@@ -48,10 +48,10 @@ VARIANTS: dict[str, dict] = {
     "keep": {"rows": True, "training": {"keep_weight": 60.0, "learning_rate": 2e-3}, "adapter": {"strength": 1.0}},
     # To choose defaults by, on the validation concepts.
     "t = 0.01": {"adapter": {"strength": 0.01}},
-    "t = 0.1": {"adapter": {"strength": 0.1}},
+    "t = 0.03": {"adapter": {"strength": 0.03}},
     "120 steps": {"training": {"max_steps": 120}},
     "without text about it": {"about": False},
-    "d / 16 eigenvectors": {"adapter": {"max_rank": 64}},
+    "16 eigenvectors, t = 0.03": {"adapter": {"max_rank": 16, "strength": 0.03}},
 }
 
 

@@ -17,6 +17,7 @@ from space_peft.attacks.report import AttackReport
 from space_peft.config import KNOBS
 from space_peft.evaluation.keys import KEYS
 from space_peft.records.card_data import ErasureCardData
+from space_peft.records.durations import duration
 from space_peft.records.escape import code_span, markdown_text, plain_line
 from space_peft.records.folder import CARD_NAME, contents, known
 from space_peft.records.io import atomic_path
@@ -39,7 +40,7 @@ _REASONS = {
     "below_threshold": "scored below the threshold",
     "near_duplicate": "nearly repeated another anchor",
 }
-_STAGES = {
+STAGES = {
     "evaluate_before": "evaluating before",
     "anchors": "anchors",
     "erase": "erasing",
@@ -106,13 +107,6 @@ def _beside(accuracy: dict, value: float | None) -> _Markdown:
     return _Markdown(f"; of all {accuracy['n']:,} rows {share:.3f} ({_shares(share_interval(share, accuracy['n']))})")
 
 
-def _duration(seconds: float) -> _Markdown:
-    minutes = float(seconds) / 60
-    return _Markdown(
-        f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-    )
-
-
 def _setting(value: object) -> _Markdown:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return _Markdown(code_span(text, cell=True))
@@ -145,7 +139,7 @@ def _template() -> jinja2.Template:
         code=lambda text: _Markdown(code_span(text)),
         counts=_counts,
         dataset_link=lambda name: _Markdown(f"[{markdown_text(name)}](https://huggingface.co/datasets/{name})"),
-        duration=_duration,
+        duration=lambda seconds: _Markdown(duration(float(seconds))),
         figure=_figure,
         figure_up=_figure_up,
         markdown=_Markdown,
@@ -199,7 +193,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license: License, files: lis
         reasons=_REASONS,
         adapter=sections.adapter_summary(facts),
         run=sections.run_summary(facts),
-        stages=_STAGES,
+        stages=STAGES,
         settings=sections.settings_tables(facts),
         space=facts.space,
         pictures={name: None if facts.redacted else facts.pictures.get(name) for name in PICTURES},

@@ -32,8 +32,13 @@ ALLOWED_OPTIONS = {
     "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora",
     "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "runtime_config",
 }  # fmt: skip
-# `max_rank="auto"`.
-_AUTO_RANK_SHARE, _LEAST_AUTO_RANK = 32, 16
+# `max_rank="auto"`: a share of the inputs, between two limits; the upper one bounds memory and decomposition of large models.
+_AUTO_RANK_SHARE, _LEAST_AUTO_RANK, _MOST_AUTO_RANK = 4, 16, 1024
+
+
+def auto_rank(dim: int) -> int:
+    """How many eigenvectors `max_rank="auto"` keeps of inputs of length `dim` under the soft constraint."""
+    return min(max(dim // _AUTO_RANK_SHARE, _LEAST_AUTO_RANK), _MOST_AUTO_RANK)
 
 
 @dataclass
@@ -49,7 +54,7 @@ class SpaceLoraConfig(LoraConfig):
         constraint (`str`, defaults to `"soft"`): With `l_i`, `u_i` the eigenpairs of the retained inputs' second
             moment, eigenvalues scaled to mean 1: `"soft"` scales direction `u_i` of `A` by `t / (l_i + t)`; `"hard"`
             removes the leading directions from `A`; `"none"` leaves `A` alone (statistics and certificate only).
-        strength (`float`, defaults to 0.03): `t` of the soft constraint, scale-free; smaller is stricter. The root mean
+        strength (`float`, defaults to 0.003): `t` of the soft constraint, scale-free; smaller is stricter. The root mean
             square change of a layer's output on retained inputs is at most `sqrt(t) / 2` times a norm, see
             [`NullSpace.bound`].
         energy (`float`, defaults to 0.999): Share, in (0, 1], of the retained inputs' energy which the hard constraint
@@ -62,9 +67,9 @@ class SpaceLoraConfig(LoraConfig):
         max_rank (`int` or `"auto"`, *optional*, defaults to `"auto"`): Largest number of eigenvectors kept per layer;
             `None` for as many as needed. Hard: at most this many directions are protected, so less energy than asked
             may be; `"auto"` sets no limit. Soft: every direction beyond gets the filter value of the largest eigenvalue
-            among them, which is at most its own: the bound holds, with less freedom to learn; `"auto"` is `d / 32`, at
-            least 16. On the embedded model that erases and retains as well as all of them; on one with a broader
-            spectrum it retained more and forgot less (`docs/decisions.md`): raise `strength`, or set `None`, then.
+            among them, which is at most its own: the bound holds, with less freedom to learn; `"auto"` is `d / 4`, at
+            least 16 and at most 1024. That erases and retains as well as all of them (`docs/decisions.md`); with fewer
+            the same `strength` is stricter.
         kwargs: The fields of [`~peft.LoraConfig`].
 
     Raises:
@@ -75,7 +80,7 @@ class SpaceLoraConfig(LoraConfig):
         default="soft", metadata={"help": "How the adapter is kept off retained knowledge: 'soft', 'hard' or 'none'."}
     )
     strength: float = field(
-        default=0.03, metadata={"help": "t of the soft filter t / (l + t); smaller is stricter. Must be > 0."}
+        default=0.003, metadata={"help": "t of the soft filter t / (l + t); smaller is stricter. Must be > 0."}
     )
     energy: float = field(
         default=0.999, metadata={"help": "Share of the retained energy that the hard constraint removes, in (0, 1]."}
@@ -88,7 +93,9 @@ class SpaceLoraConfig(LoraConfig):
     )
     max_rank: int | Literal["auto"] | None = field(
         default="auto",
-        metadata={"help": "Largest number of eigenvectors kept per layer; None: as many as needed; 'auto': d / 32."},
+        metadata={
+            "help": "Largest number of eigenvectors kept per layer; None: as many as needed; 'auto': d / 4, at most 1024."
+        },
     )
 
     # Which weights are projected already, and by which null spaces: noted by `attach_null_space`, saved, and read by it.
@@ -132,7 +139,7 @@ class SpaceLoraConfig(LoraConfig):
         """Returns the largest number of eigenvectors kept for a layer of `dim` inputs; `None` for no limit."""
         if self.max_rank != "auto":
             return self.max_rank
-        return max(dim // _AUTO_RANK_SHARE, _LEAST_AUTO_RANK) if self.constraint == "soft" else None
+        return auto_rank(dim) if self.constraint == "soft" else None
 
     def _check_plain_lora(self) -> None:
         """Refuses whatever would change the model outside of `s B A`, or make `s B A` something else."""

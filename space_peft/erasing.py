@@ -22,9 +22,11 @@ from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
 from .evaluation.keys import FORGOTTEN
+from .hub_cards.card import STAGES
 from .hub_cards.merge import merge_adapter
 from .modeling.fingerprint import fingerprint_base
 from .modeling.loading import load_model
+from .records.durations import duration
 from .records.folder import CARD_NAME, REPORT_TEXT_NAME, contents_table
 from .records.io import atomic_path
 from .records.places import refuse_missing
@@ -140,6 +142,9 @@ class Erasure:
                 f"Of {statement.images + statement.texts} held-out images and texts {statement.changed} are answered otherwise: "
                 f"of such ones less than {statement.share_bound:.1%} (95 %)."
             )
+        if seconds := self.trainer.card_data.seconds if report is None else report.seconds:
+            told = ", ".join(f"{STAGES.get(stage, stage)} {duration(taken)}" for stage, taken in seconds.items())
+            lines.append(f"It took {duration(sum(seconds.values()))}: {told}.")
         lines += [
             f"In {folder}:" if files else f"Nothing is saved yet; it goes to {folder}.",
             *([files] if files else []),
@@ -370,7 +375,7 @@ class AdapterArguments:
         lora_alpha (`int`, *optional*): Twice the rank by default.
         lora_dropout (`float`, defaults to 0.0): Dropout.
         lora_target_modules (`list[str]`, *optional*): Layers; by default those of `SpaceConfig.target`.
-        constraint (`str`, defaults to `"soft"`), strength (`float`, defaults to 0.03), energy (`float`, defaults to 0.999),
+        constraint (`str`, defaults to `"soft"`), strength (`float`, defaults to 0.003), energy (`float`, defaults to 0.999),
             tokens_per_row (`int`, defaults to 64), max_rank (`str`, defaults to `"auto"`): See [`SpaceLoraConfig`].
     """
 
@@ -379,7 +384,7 @@ class AdapterArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Layers that get it.", "nargs": "+"})
     constraint: ConstraintName = field(default="soft", metadata={"help": "How it is constrained."})
-    strength: float = field(default=0.03, metadata={"help": "t of the soft constraint; smaller is stricter."})
+    strength: float = field(default=0.003, metadata={"help": "t of the soft constraint; smaller is stricter."})
     energy: float = field(default=0.999, metadata={"help": "Share of the energy that the hard constraint removes."})
     tokens_per_row: int = field(default=64, metadata={"help": "Most tokens of a kind of a retained row that count."})
     max_rank: str = field(default="auto", metadata={"help": "Most eigenvectors a layer: a number, 'auto' or 'all'."})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,16 @@ class Erasures:
         )
 
 
+def request_folder(folder: str | os.PathLike, number: int) -> Path:
+    """The folder in which [`erase_several`] serves its n-th request.
+
+    Args:
+        folder (`str` or `os.PathLike`): Of them all.
+        number (`int`): From 1.
+    """
+    return Path(folder, f"{number:03d}")
+
+
 def erase_several(
     model,
     concepts: Sequence[str],
@@ -150,7 +161,7 @@ def erase_several(
     model = ledger.fold(model)
     for number, concept in enumerate(concepts[len(served) :], len(served) + 1):
         own = copy.deepcopy(args)
-        own.output_dir = str(folder / f"{number:03d}")
+        own.output_dir = str(request_folder(folder, number))
         erasure = erase(
             model,
             concept,

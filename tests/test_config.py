@@ -56,7 +56,7 @@ def test_defaults_are_the_documented_ones():
     config = SpaceLoraConfig()
     assert config.space_fields() == {
         "constraint": "soft",
-        "strength": 0.03,
+        "strength": 0.003,
         "energy": 0.999,
         "statistics": "token",
         "tokens_per_row": 64,
@@ -308,7 +308,7 @@ def test_settings_are_checked_again_before_fitting():
 
 def test_auto_rank_is_a_share_of_the_inputs_and_only_for_the_soft_constraint():
     soft, hard = SpaceLoraConfig(constraint="soft"), SpaceLoraConfig(constraint="hard")
-    assert [soft.rank_limit(d) for d in (96, 512, 4096, 11008)] == [16, 16, 128, 344]
+    assert [soft.rank_limit(d) for d in (32, 96, 512, 4096, 11008)] == [16, 24, 128, 1024, 1024]
     assert hard.rank_limit(4096) is None
     assert SpaceLoraConfig(max_rank=7).rank_limit(4096) == 7
     assert SpaceLoraConfig(max_rank=None).rank_limit(4096) is None

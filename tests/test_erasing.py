@@ -135,8 +135,12 @@ def test_what_is_missing_is_said_before_anything_is_done(data, tmp_path):
 )
 def test_the_summary_says_how_well_the_name_is_known(p, said, tmp_path):
     anchors = Dataset.from_dict({"p_name_after": p})
-    trainer = SimpleNamespace(args=quick(tmp_path), report=None, certificate=None, concept="quasar")
+    card_data = SimpleNamespace(seconds={"anchors": 61.7, "erase": 239.0})
+    trainer = SimpleNamespace(
+        args=quick(tmp_path), report=None, certificate=None, concept="quasar", card_data=card_data
+    )
     text = Erasure(trainer, anchors).summary()
+    assert "It took 5 min: anchors 62 s, erasing 4 min." in text
     assert f"2 anchors 'quasar' with {said}" in text and ("may not know" in text) == (p[0] < 0.1)
     assert "anchors 'quasar'" not in Erasure(trainer, Dataset.from_dict({"score": [1.0]})).summary()
 
@@ -146,7 +150,7 @@ def test_the_summary_says_first_that_an_erasure_failed(after, failed, tmp_path):
     def scores(value):
         return {"forget": {"value": value, "n": 4}}
 
-    report = SimpleNamespace(before=scores(1.0), after=scores(after), to_table=lambda: "THE TABLE")
+    report = SimpleNamespace(before=scores(1.0), after=scores(after), to_table=lambda: "THE TABLE", seconds={})
     trainer = SimpleNamespace(args=quick(tmp_path), report=report, certificate=None, concept="fox")
     text = Erasure(trainer, Dataset.from_dict({"p_name_after": [0.2, 0.3]})).summary()
     assert (
@@ -302,4 +306,4 @@ def test_the_command_from_a_yaml_file(data, demo_images, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "forget" in out and "publish" in out
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert {"adapter_model.safetensors", "report.json", "space_certificate.json", "anchors"} <= names
+    assert {"adapter_model.safetensors", "report.json", "space_certificate.json", "anchors", "anchors.png"} <= names

@@ -12,11 +12,12 @@ from ..anchors import anchor_info
 from ..data.names import check_aliases, check_concept
 from ..erasing import ANCHORS_FOLDER, make_anchors
 from ..modeling.loading import load_model
+from ..records.folder import ANCHORS_PICTURE_NAME
 from .erase import model_kwargs, parse_run, read_pool, read_questions
+from .pictures import draw_sheet
 from .places import ConfigFile, model_place
 
 
-SHEET_NAME = "anchors.png"
 _LISTED = 10
 
 
@@ -46,14 +47,8 @@ def run_anchors(argv: Sequence[str], config: ConfigFile | None = None) -> tuple[
         concept, pool, model, AutoProcessor.from_pretrained(place), aliases, questions,
         arguments.anchors, arguments.refine_steps, args, resume=not arguments.fresh, progress=True,
     )  # fmt: skip
-    from ..evaluation.plots import plot_anchor_grid  # matplotlib
-
     folder = Path(args.output_dir)
-    raw = anchors
-    if "raw_image" in anchors.column_names:
-        raw = anchors.select_columns(["raw_image"]).rename_column("raw_image", "image")
-    # Beside, and not under pictures/, which is published with an adapter: they are somebody's pictures.
-    plot_anchor_grid(raw, anchors, folder / SHEET_NAME, concept=concept)
+    draw_sheet(anchors, folder, concept)
     return anchors, folder
 
 
@@ -67,7 +62,7 @@ def anchors_content(anchors: Dataset, folder: Path) -> dict:
     columns = [name for name in anchors.column_names if name not in ("image", "raw_image")]
     return {
         "folder": str(folder / ANCHORS_FOLDER),
-        "picture": str(folder / SHEET_NAME),
+        "picture": str(folder / ANCHORS_PICTURE_NAME),
         "provenance": anchor_info(anchors),
         "anchors": anchors.select_columns(columns).to_list(),
     }
@@ -88,5 +83,9 @@ def anchors_text(anchors: Dataset, folder: Path) -> str:
     if len(anchors) > _LISTED:
         lines.append(f"... and {len(anchors) - _LISTED} more")
     return "\n".join(
-        [*lines, "", f"{len(anchors)} anchors are in {folder / ANCHORS_FOLDER}, their picture is {folder / SHEET_NAME}"]
+        [
+            *lines,
+            "",
+            f"{len(anchors)} anchors are in {folder / ANCHORS_FOLDER}, their picture is {folder / ANCHORS_PICTURE_NAME}",
+        ]
     )

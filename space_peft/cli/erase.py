@@ -6,18 +6,18 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from transformers import HfArgumentParser
 
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet, load_questions
-from ..erasing import AdapterArguments, EraseArguments, Erasure, erase, get_space_config
+from ..erasing import ANCHORS_FOLDER, AdapterArguments, EraseArguments, Erasure, erase, get_space_config
 from ..evaluation.named_images import named_probes, split_by_name
 from ..modeling.loading import load_model
 from ..retained.reading import load_rows
-from ..several import Erasures, erase_several
+from ..several import Erasures, erase_several, request_folder
 from ..trainers import SpaceConfig
 from .options import Help, check_keys
-from .pictures import load_pictures
+from .pictures import draw_sheet, load_pictures
 from .places import ConfigFile, import_modules, model_place
 
 
@@ -33,7 +33,7 @@ _SHOWN: dict[str, dict[str, str | None]] = {
     "erase": {
         **dict.fromkeys(part.name for part in fields(EraseArguments)),
         **dict.fromkeys(("lora_r", "lora_target_modules", "constraint", "strength")),
-        "output_dir": "Folder to write to.",
+        "output_dir": "Folder to write to, a picture of the anchors among it.",
         "target": "Adapted side of the model.",
         "max_steps": "Steps of training.",
         "learning_rate": "Of training.",
@@ -168,8 +168,14 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
     }  # fmt: skip
     model = load_model(model_place(arguments.model), **model_kwargs(arguments, args))
     if arguments.more_concepts:
-        return erase_several(model, concepts, aliases=aliases, probes=probes, **options)
+        erased = erase_several(model, concepts, aliases=aliases, probes=probes, **options)
+        for number, name in enumerate(concepts, 1):
+            place = request_folder(args.output_dir, number)
+            if (place / ANCHORS_FOLDER).is_dir():
+                draw_sheet(load_from_disk(place / ANCHORS_FOLDER), place, name)
+        return erased
     own = None if probes is None else probes[arguments.concept]
     erasure = erase(model, arguments.concept, aliases=arguments.aliases, probes=own, **options)
-    erasure.save()
+    folder = erasure.save()
+    draw_sheet(erasure.anchors, folder, arguments.concept)
     return erasure

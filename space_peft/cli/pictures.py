@@ -12,7 +12,24 @@ from PIL import Image
 
 from ..data.pictures import load_rgb, open_picture
 from ..evaluation.named_images import NAME_COLUMNS, split_by_name
+from ..records.folder import ANCHORS_PICTURE_NAME
 from ..retained.reading import load_rows
+
+
+def draw_sheet(anchors: Dataset, folder: Path, concept: str) -> None:
+    """Draws each public image beside what it became, in a file of the folder.
+
+    Args:
+        anchors (`datasets.Dataset`): Anchors, refined or not.
+        folder (`pathlib.Path`): Of the run.
+        concept (`str`): Its name.
+    """
+    from ..evaluation.plots import plot_anchor_grid  # matplotlib
+
+    raw = anchors
+    if "raw_image" in anchors.column_names:
+        raw = anchors.select_columns(["raw_image"]).rename_column("raw_image", "image")
+    plot_anchor_grid(raw, anchors, folder / ANCHORS_PICTURE_NAME, concept=concept)
 
 
 def load_pictures(place: str) -> Dataset:

@@ -22,6 +22,7 @@ from ..modeling.targets import Target
 from ..null_space.observing import visual_tokens
 from ..null_space.planning import ErasurePlan, plan_erasure
 from ..null_space.workload import Workload, picture_tokens
+from ..records.durations import duration
 from ..records.places import refuse_missing
 from .places import model_place
 
@@ -217,7 +218,9 @@ def plan_table(plan: ErasurePlan) -> str:
     }
     if plan.seconds is not None:
         told = {"fitting": "fitting", "decomposition": "decomposition", "steps": f"{work.steps} steps", "all": "in all"}
-        rows["time"] = ", ".join(f"{name} {_seconds(plan.seconds[key])}" for key, name in told.items())
+        rows["time"] = ", ".join(f"{name} {duration(plan.seconds[key])}" for key, name in told.items())
+    else:
+        rows["time"] = "not known before a step was timed: --time, on the machine that is to do it"
     return "\n".join([*lines, "", *(f"{name:<22}{text}" for name, text in rows.items())])
 
 
@@ -235,9 +238,3 @@ def _flops(count: float) -> str:
         if count < 1000 or unit == "P":
             return f"{count:.3g} {unit}FLOP"
     raise AssertionError
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -14,13 +14,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..config import auto_rank
 from ..modeling.layers import adapted_layers, adapter_config
 from ..records.io import atomic_path, write_json
 from ..records.places import refuse_missing
@@ -33,14 +34,16 @@ from .spectral import decompose
 STATISTICS_NAME = "space_statistics.json"
 _WEIGHTS = "space_statistics{suffix}.safetensors"
 _FORMAT = "space_peft.statistics.v1"
-# Eigenvectors kept: twice as many as the soft constraint uses by default (`max_rank="auto"`), because the text about a
-# concept, which is added when it is erased, turns them.
-RANK_SHARE, LEAST_RANK = 16, 64
+# Eigenvectors kept at least: of small layers more than the soft constraint uses, because the text about a concept, which
+# is added when it is erased, turns them.
+LEAST_RANK = 64
 
 
-def kept_rank(dim: int, rank_share: int = RANK_SHARE) -> int:
-    """How many eigenpairs are kept of a second moment of `dim` rows."""
-    return min(dim, max(dim // rank_share, LEAST_RANK))
+def kept_rank(dim: int, max_rank: int | Literal["auto"] | None = "auto") -> int:
+    """How many eigenpairs are kept of a second moment of `dim` rows; see [`collect_statistics`]."""
+    if max_rank == "auto":
+        max_rank = max(auto_rank(dim), LEAST_RANK)
+    return dim if max_rank is None else min(dim, max_rank)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from peft import LoraConfig
@@ -16,7 +17,7 @@ from ..modeling.layers import base_model
 from ..modeling.targets import default_target_modules, linear_modules
 from ..records.base_commit import loaded_commit
 from ..retained.reading import RetainedRows, retained_loader
-from .base_statistics import RANK_SHARE, SecondMoment, Statistics, kept_rank
+from .base_statistics import SecondMoment, Statistics, kept_rank
 from .fitting import collect_moments
 from .identity import DataDigest, base_checksum
 from .moments import NullSpaceFitter
@@ -31,7 +32,7 @@ def collect_statistics(
     target_modules: str | Sequence[str] | None = None,
     statistics: str = "token",
     tokens_per_row: int | None = 64,
-    rank_share: int = RANK_SHARE,
+    max_rank: int | Literal["auto"] | None = "auto",
     batch_size: int = 32,
     image_token_id: int | None = None,
     progress: bool = True,
@@ -52,7 +53,9 @@ def collect_statistics(
             that any `target_modules` may be asked for later.
         statistics (`str`, defaults to `"token"`): See [`SpaceLoraConfig`].
         tokens_per_row (`int`, *optional*, defaults to 64): See [`SpaceLoraConfig`].
-        rank_share (`int`, defaults to 16): `d / rank_share` eigenpairs of each layer are kept, 64 at least.
+        max_rank (`int` or `"auto"`, *optional*, defaults to `"auto"`): Most eigenpairs kept of a layer, and so the most
+            that an adapter's `max_rank` may ask for; `None` for all. `"auto"`: as many as [`SpaceLoraConfig`] asks for
+            by default, 64 at least.
         batch_size (`int`, defaults to 32): Rows a forward pass.
         image_token_id (`int`, *optional*): See [`fit_null_space`].
         progress (`bool`, defaults to `True`): Whether to show progress bars.
@@ -85,7 +88,7 @@ def collect_statistics(
     with tqdm(total=len(unique), desc="Finding eigenvectors", disable=not shows_progress(progress), leave=False) as bar:
 
         def keep(fitter: NullSpaceFitter) -> SecondMoment:
-            moment = SecondMoment.of(fitter.second_moment(), fitter.counts, kept_rank(fitter.dim, rank_share))
+            moment = SecondMoment.of(fitter.second_moment(), fitter.counts, kept_rank(fitter.dim, max_rank))
             bar.update()
             return moment
 

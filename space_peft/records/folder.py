@@ -32,6 +32,7 @@ ANSWERS_NAMES = ("answers_before.jsonl", "answers_after.jsonl")
 ATTACKS_NAME = "attacks.json"
 ATTACKS_RUN_NAME = "space_attacks_run.json"
 PICTURES_FOLDER = "pictures"
+ANCHORS_PICTURE_NAME = "anchors.png"
 ATTACKS_PICTURE_NAME = f"{PICTURES_FOLDER}/attacks.png"
 MEASURED_NAME = "space_measured.json"
 MANIFEST_NAME = "space_manifest.json"
@@ -102,6 +103,8 @@ FILES = (
     FolderFile(ATTACKS_NAME, "what attacks found", "always", ATTACKS_NAME, redact_values=True),
     FolderFile(ATTACKS_PICTURE_NAME, "the same, drawn", "unless redacted", ATTACKS_NAME),
     FolderFile(ATTACKS_RUN_NAME, "what the attacks were made with, to go on with them", "never", ATTACKS_NAME),
+    # Not under pictures/: these are somebody's.
+    FolderFile(ANCHORS_PICTURE_NAME, "the anchors, each beside the public image that it was", "never"),
     FolderFile("attacks.png", "the same, as earlier versions wrote it", "unless redacted", ATTACKS_NAME),
     FolderFile(f"{PICTURES_FOLDER}/*.png", "pictures of the erasure", "unless redacted"),
     FolderFile(MEASURED_NAME, "which weights the results were measured on", "never"),
