@@ -184,6 +184,9 @@ def main() -> int:
         names, test, validation, args.seeds, args.depth = ["GradDiff"], TEST[:1], VALIDATION[:1], 1, True
         args.workers, max_steps, settings_each = 1, 2, 1
 
+    def quick(tasks: list[dict]) -> list[dict]:
+        return [{**task, "every": 8} for task in tasks] if args.smoke else tasks
+
     saved = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"rows": []}
     rows = {identity(row): row for row in saved["rows"]}
     saved["recipes"] = check_recipes(saved.get("recipes", {}))
@@ -194,7 +197,7 @@ def main() -> int:
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     if args.phase in ("search", "all") and not args.settings_from:
         for tasks in rounds(rows, names, validation, settings_each):
-            execute(tasks, rows, save, args.workers, max_steps, deadline)
+            execute(quick(tasks), rows, save, args.workers, max_steps, deadline)
     if args.settings_from:
         earlier = json.loads(Path(args.settings_from).read_text(encoding="utf-8"))
         saved["earlier"] = {"file": Path(args.settings_from).name, "chosen": earlier["chosen"]}
@@ -202,10 +205,14 @@ def main() -> int:
     chosen = saved["earlier"]["chosen"] if "earlier" in saved else choose(list(rows.values()), names)
     chosen = {name: chosen[name] for name in names if name in chosen}
     if args.phase in ("test", "all"):
-        tasks = test_tasks(chosen, test, range(args.seeds), args.depth)
-        if args.smoke:
-            tasks = [{**task, "every": 8} for task in tasks]
-        execute(tasks, rows, save, args.workers, max_steps, deadline)
+        execute(
+            quick(test_tasks(chosen, test, range(args.seeds), args.depth)),
+            rows,
+            save,
+            args.workers,
+            max_steps,
+            deadline,
+        )
     if args.phase in ("parts", "all"):
         execute(parts_tasks(chosen, test), rows, save, args.workers, max_steps, deadline)
     if args.phase in ("longer", "all"):

@@ -43,7 +43,7 @@ KEYS = (
 # What each variant changes: fields of SpaceConfig and of SpaceLoraConfig, and which text is retained (`retained`).
 VARIANTS: dict[str, dict] = {
     "default": {},
-    # The library's default when it knew rows of short answers alone: the second column of METHOD 9.1's table.
+    # The default when there were rows of short answers alone.
     "first default": {
         "training": {"own_answers": False, "keep_weight": 60.0, "learning_rate": 2e-3},
         "adapter": {"strength": 1.0, "max_rank": 18},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -42,7 +43,7 @@ def run(task: dict, max_steps: int) -> dict:
 
     Args:
         task (`dict`): `method`, `settings`, `concept`, `seed`, and what to measure beside the curve: `probes`, `depth`,
-            `features`; `every`, for a smoke run: one row in so many of each probe.
+            `features`; `every`, for a smoke run: one row in so many of each probe, and the curve's ends alone.
         max_steps (`int`): Of the erasure.
 
     Returns:
@@ -58,7 +59,11 @@ def run(task: dict, max_steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         model, steps = _erase(task, data, anchors, folder, max_steps)
     done = time.perf_counter()
-    row = {**task, "steps": steps, "curve": _curve(model, data, task["seed"])}
+    row = {
+        **task,
+        "steps": steps,
+        "curve": _curve(model, data, task["seed"], SCALES[:: len(SCALES) - 1 if "every" in task else 1]),
+    }
     row["seconds"] = {"anchors": round(prepared - start, 1), "erase": round(done - prepared, 1)}
     if task["probes"]:
         row["scores"] = _probe_scores(model, task["concept"], task["seed"], task.get("every", 1))
@@ -120,8 +125,8 @@ def _erase(task: dict, data, anchors, folder: str, max_steps: int):
     return trainer.model.eval(), trainer.state.global_step
 
 
-def _curve(model, data, seed: int) -> list[dict]:
-    """What every scale of the adapter forgets and keeps.
+def _curve(model, data, seed: int, scales: Sequence[float]) -> list[dict]:
+    """What each scale of the adapter forgets and keeps.
 
     Retention counts images that the deployed model named. `divergence` is finer: the mean KL divergence of the answers'
     first token about all other images, from the deployed model's.
@@ -137,7 +142,7 @@ def _curve(model, data, seed: int) -> list[dict]:
         "siblings": [k and sibling for k, sibling in zip(known, data.is_sibling, strict=True)],
     }
     points = []
-    for scale in SCALES:
+    for scale in scales:
         after = before
         if scale > 0:
             with rescale_adapter_scale(model, scale):
