@@ -40,7 +40,7 @@ def measure(smoke: bool, device: str) -> dict:
     for size in (64, 128) if smoke else (256, 512, 1024, 2048, 4096):
         basis = random_basis(size)
         c = ((basis * spectra(size)["as SmolLM2"]) @ basis.T).float().to(device)
-        rank = SpaceLoraConfig().rank_limit(size)
+        rank = size // 32
         work = lambda c=c, rank=rank: decompose(c, rank + 1, lambda v: STRENGTH / (v + STRENGTH) ** 2)  # noqa: E731
         points["dimension"].append((size, median(work, repeats)))
     for k in (8, 16) if smoke else (8, 16, 32, 64, 128, 256, 512):
