@@ -175,7 +175,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license: License, files: lis
         repo=repo_id or "this/repository",
         license=license,
         data=facts.data,
-        verdict=sections.verdict(facts),
+        verdict=facts.report.verdict if facts.report else "unknown",
         rows=rows,
         forget=by_key.get("forget"),
         generality=by_key.get("generality"),

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 
 from space_peft.attacks.kinds import KINDS
-from space_peft.evaluation.keys import FORGOTTEN, KEYS
+from space_peft.evaluation.keys import KEYS
 from space_peft.statistics.intervals import share_interval
 
 from .facts import ErasureFacts
@@ -65,17 +65,6 @@ def attack_rows(facts: ErasureFacts) -> list[dict]:
         for name, kind in KINDS.items()
         if (found := facts.attacks.get(name)) is not None
     ]
-
-
-def verdict(facts: ErasureFacts) -> str:
-    """`"erased"`, `"partly"`, `"failed"` or `"unknown"`: how much the first sentence of the card may claim."""
-    value = facts.report.after["forget"]["value"] if facts.report else None
-    if facts.report is None or value is None:
-        return "unknown"
-    if value <= FORGOTTEN:
-        return "erased"
-    before = facts.report.before["forget"]["value"]
-    return "failed" if before is not None and value >= before else "partly"
 
 
 def untested_attacks(facts: ErasureFacts) -> list[tuple[str, str]]:

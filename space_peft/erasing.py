@@ -21,7 +21,6 @@ from .config import ConstraintName, SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
-from .evaluation.keys import FORGOTTEN
 from .hub_cards.card import STAGES
 from .hub_cards.merge import merge_adapter
 from .modeling.fingerprint import fingerprint_base
@@ -118,7 +117,7 @@ class Erasure:
         """What was done, and what to do next."""
         folder, report = self.trainer.args.output_dir, self.report
         files = contents_table(folder)
-        failed = report is not None and (report.after["forget"]["value"] or 0.0) > FORGOTTEN
+        failed = report is not None and report.verdict in ("partly", "failed")
         lines = [] if report is None else [report.to_table(), ""]
         if failed:
             lines = [self._not_erased(), "", *lines]

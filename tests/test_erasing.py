@@ -18,6 +18,8 @@ from space_peft.cli.places import take_config
 from space_peft.demo import DEMO_QUESTIONS, demo_model_path, load_demo_model
 from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
 from space_peft.erasing import Erasure, load_model
+from space_peft.evaluation import ErasureReport
+from space_peft.evaluation.keys import KEYS
 from space_peft.modeling.layers import adapted_layers, lora_weights
 from space_peft.several import erase_several
 
@@ -148,15 +150,19 @@ def test_the_summary_says_how_well_the_name_is_known(p, said, tmp_path):
 @pytest.mark.parametrize("after, failed", [(1.0, True), (0.5, True), (0.0, False)])
 def test_the_summary_says_first_that_an_erasure_failed(after, failed, tmp_path):
     def scores(value):
-        return {"forget": {"value": value, "n": 4}}
+        return {key: {"value": None, "n": 0} for key in KEYS} | {"forget": {"value": value, "n": 4}}
 
-    report = SimpleNamespace(before=scores(1.0), after=scores(after), to_table=lambda: "THE TABLE", seconds={})
+    report = ErasureReport("fox", scores(1.0), scores(after))
+    assert report.verdict == ("erased" if not failed else "failed" if after == 1.0 else "partly")
+    assert ErasureReport("fox", scores(1.0), scores(None) | {"forget": {"value": None, "n": 0}}).verdict == "unknown"
     trainer = SimpleNamespace(args=quick(tmp_path), report=report, certificate=None, concept="fox")
     text = Erasure(trainer, Dataset.from_dict({"p_name_after": [0.2, 0.3]})).summary()
     assert (
         text.startswith(f"NOT ERASED: 'fox' is still named on {after:.0%} of 4 test pictures (100% before)") == failed
     )
-    assert ("space-peft push" in text) != failed and ("space-peft merge" in text) != failed and "THE TABLE" in text
+    assert (
+        ("space-peft push" in text) != failed and ("space-peft merge" in text) != failed and report.to_table() in text
+    )
 
 
 def test_a_model_is_loaded_in_float32_on_a_cpu_unless_asked_otherwise():

@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..records.escape import markdown_text
 from ..records.folder import ANSWERS_NAMES, REPORT_NAME, REPORT_TEXT_NAME
@@ -15,7 +15,7 @@ from ..records.io import atomic_path, write_json
 from ..records.safe_json import read_json
 from ..records.versions import collect_versions as collect_versions
 from ..statistics.intervals import MOST_TRIALS, interval_text
-from .keys import KEYS
+from .keys import FORGOTTEN, KEYS
 from .probes import ProbeResults
 
 
@@ -83,6 +83,16 @@ class ErasureReport:
             [`ErasureReport`]
         """
         return cls(concept=concept, before=before.scores, after=after.scores, results=(before, after), **kwargs)
+
+    @property
+    def verdict(self) -> Literal["erased", "partly", "failed", "unknown"]:
+        """How much may be claimed: by how many of the concept's pictures it is still named on."""
+        before, after = self.before["forget"]["value"], self.after["forget"]["value"]
+        if after is None:
+            return "unknown"
+        if after <= FORGOTTEN:
+            return "erased"
+        return "failed" if before is not None and after >= before else "partly"
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `report.json`."""
