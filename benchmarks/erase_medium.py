@@ -26,11 +26,21 @@ from pathlib import Path
 from defaults import adapter_fields, training_fields
 from erase_demo import VALIDATION, machine
 from kept_rows import KeptRows
+from medium_runs import (
+    ANCHORS,
+    BATCH_SIZE,
+    QUICK,
+    REFINE_STEPS,
+    MediumConcept,
+    fast_bf16,
+    half_precision,
+    known_questions,
+    load,
+)
 
 from space_peft.records.io import write_json
 
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "medium_model"
 # In this order, as far as the model knows them; spread over kinds.
 CONCEPTS = (
     "banana", "owl", "castle", "guitar", "rocket", "carrot", "pizza", "hammer", "shark", "cactus", "camera", "piano",
@@ -58,47 +68,7 @@ VARIANTS: dict[str, dict] = {
     "little text": {"text": "general"},
     "text about names": {"text": "names"},
 }
-# To save time on two cores; everything else is the library's.
-ANCHORS, REFINE_STEPS, BATCH_SIZE, RETAINED_CONCEPTS = 12, 60, 6, 60
-
-
-def load(work: Path):
-    """The medium model in float32, and its processor."""
-    import efficientnet  # noqa: F401  (registers the tower)
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    model = AutoModelForImageTextToText.from_pretrained(work / "model", dtype=torch.float32)
-    return model.eval(), AutoProcessor.from_pretrained(work / "model")
-
-
-def probes_of(concept: str, images):
-    """The library's standard probes: all pictures of the target, all siblings, and a part of the others."""
-    from tasks import QUESTIONS
-
-    from space_peft.demo import UNSEEN_STYLE
-    from space_peft.demo.probes import demo_split
-    from space_peft.evaluation import build_probes
-
-    _, reserved = demo_split(images, concept)
-    rows = [{"question": QUESTIONS.naming[0], "answer": row["name"], **row} for row in reserved]
-    kinds = dict(zip(images["name"], images["kind"], strict=True))
-    others = [row for row in rows if row["name"] != concept]
-    trained = [row for row in others if row["style"] != UNSEEN_STYLE]
-    siblings = [row for row in others if row["kind"] == kinds[concept]]
-    held_out = QUESTIONS.open_held_out
-    opened = [row for row in siblings if row["style"] != UNSEEN_STYLE] + trained[::6]
-    opened = [{**row, "question": held_out[i % len(held_out)]} for i, row in enumerate(opened)]
-    return build_probes(
-        concept,
-        questions=QUESTIONS,
-        target_images=[row["image"] for row in rows if row["name"] == concept],
-        retain_rows=trained[::3],
-        retain_unseen_rows=[row for row in others if row["style"] == UNSEEN_STYLE][::3],
-        retain_open_rows=opened,
-        sibling_rows=siblings,
-        same_kind=[kinds[concept], *(name for name, kind in kinds.items() if kind == kinds[concept])],
-    )
+RETAINED_CONCEPTS = 60
 
 
 def retained(concept: str, public, model, processor, facts: list[str]) -> dict[str, list[dict]]:
@@ -131,118 +101,75 @@ def retained(concept: str, public, model, processor, facts: list[str]) -> dict[s
     return {"general": general, "names": about, "all": about + asked(facts)}
 
 
-def measure_text(model, processor, concept: str, known: list[tuple[str, str]], before: dict | None) -> dict:
-    """Knowledge in words: of what was answered right before, the share still right; the passage; the target's words."""
-    from tasks import PASSAGE, TARGET_TEXT_HELD_OUT, is_right
-    from text_knowledge import KNOWLEDGE_TOKENS, perplexity, token_agreement
-
-    from space_peft.modeling.prompts import generate_answers
-
-    said = generate_answers(model, processor, [question for question, _ in known], max_new_tokens=KNOWLEDGE_TOKENS)
-    right = [
-        any(is_right(answer, form) for form in expected.split("|"))
-        for answer, (_, expected) in zip(said, known, strict=True)
-    ]
-    target = [question.format(name=concept) for question in TARGET_TEXT_HELD_OUT]
-    answers = generate_answers(model, processor, target, max_new_tokens=24) if before is None else before["target"]
-    kept = right if before is None else [now for was, now in zip(before["right"], right, strict=True) if was]
-    return {
-        "right": right,
-        "text": statistics.fmean(kept),
-        "text_target": token_agreement(model, processor, target, answers),
-        "perplexity": perplexity(model, processor, PASSAGE),
-        "target": answers,
-    }
-
-
 def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) -> list[dict]:
     """All runs of one concept, in one process: the unadapted model is asked once, a seed's anchors are made once."""
     concept, runs, work, limits, known, facts = task
-    sys.path.insert(0, str(EXAMPLE))
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    from tasks import QUESTIONS
+    from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
+    from space_peft.evaluation import judge_sentences
 
-    from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, refine_anchors, select_anchors
-    from space_peft.demo import load_demo_images
-    from space_peft.demo.probes import demo_split
-    from space_peft.evaluation import evaluate_probes, judge_sentences
-
-    images = load_demo_images()
-    public, _ = demo_split(images, concept)
-    model, processor = load(Path(work))
-    probes = probes_of(concept, images)
-    started, seconds, refined = time.perf_counter(), {}, {}
+    started, seconds = time.perf_counter(), {}
 
     def lap(stage: str) -> None:
         nonlocal started
         seconds[stage] = round(time.perf_counter() - started)
         started = time.perf_counter()
 
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
-        before = evaluate_probes(model, processor, probes, progress=False, batch_size=48)
-        named = [before.scores[key]["value"] for key in ("forget", "free_form")]
-        if min(named) < 0.9 and not limits:
-            return [{"concept": concept, "seed": None, "variant": None, "named_before": named}]
-        text = measure_text(model, processor, concept, known, None)
-        lap("evaluate_before")
-        rows = retained(concept, public, model, processor, facts)
-        lap("retained")
-        raw = select_anchors(
-            concept, public, k=ANCHORS, cache_dir=False, model=model, processor=processor, progress=False
-        )
-        lap("select")
+    known_as = MediumConcept(concept, Path(work), known)
+    if not known_as.is_known and not limits:
+        return [{"concept": concept, "seed": None, "variant": None, "named_before": known_as.named}]
+    text = known_as.text
+    lap("evaluate_before")
+    from tasks import QUESTIONS
+
+    with half_precision():
+        rows = retained(concept, known_as.public, known_as.model, known_as.processor, facts)
+    lap("retained")
     done = []
     for seed, variant in [(seed, variant) for seed, own in runs for variant in own]:
-        if seed not in refined:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
-                refined[seed] = refine_anchors(
-                    raw, model=model, processor=processor, questions=QUESTIONS, seed=seed, progress=False,
-                    steps=limits.get("refine_steps", REFINE_STEPS),
-                )  # fmt: skip
-            lap("refine")
-        anchors, change = refined[seed], VARIANTS[variant]
+        change, anchors = VARIANTS[variant], known_as.anchors(seed, limits.get("refine_steps", REFINE_STEPS))
+        lap("anchors")
         training = {**limits.get("training", {}), **change.get("training", {})}
         with tempfile.TemporaryDirectory() as folder:
             trainer = SpaceTrainer(
-                model=load(Path(work))[0],
+                model=load(known_as.work)[0],
                 args=SpaceConfig(
                     output_dir=folder, seed=seed, use_cpu=True, bf16=fast_bf16(), report_to="none", save_strategy="no",
-                    disable_tqdm=True, canary_items=0, fit_batch_size=48, per_device_train_batch_size=BATCH_SIZE,
-                    logging_strategy="no", **training,
+                    disable_tqdm=True, canary_items=0, logging_strategy="no", **QUICK, **training,
                 ),
                 anchors=anchors,
                 retain_dataset=rows[change.get("text", "all")],
-                processing_class=processor,
+                processing_class=known_as.processor,
                 peft_config=SpaceLoraConfig(**{"r": 8, "lora_alpha": 16, **change.get("adapter", {})}),
                 questions=QUESTIONS,
-                probes=probes,
+                probes=known_as.probes,
             )  # fmt: skip
             trainer.train()
         lap(f"erase, {variant}")
         merged = trainer.model.merge_and_unload().eval()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
-            after = evaluate_probes(merged, processor, probes, baseline=before, progress=False, batch_size=48)
+        after, in_words = known_as.asked_again(merged)
+        with half_precision():
             speech = [
-                judge_sentences(results, probes, model, processor, batch_size=48).scores["free_form"]
-                for results in (before, after)
+                judge_sentences(results, known_as.probes, known_as.model, known_as.processor, batch_size=48).scores[
+                    "free_form"
+                ]
+                for results in (known_as.before, after)
             ]
-            text_after = measure_text(merged, processor, concept, known, text)
         lap(f"evaluate, {variant}")
         scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}
-        scores |= {key: text_after[key] for key in ("text", "text_target")}
+        scores |= in_words
         scores["sentence_perplexity_ratio"] = speech[1]["perplexity"] / speech[0]["perplexity"]
         scores["repetition"] = speech[1]["repetition"] - speech[0]["repetition"]
-        scores["perplexity_ratio"] = text_after["perplexity"] / text["perplexity"]
         done.append(
             {
                 "variant": variant,
                 "concept": concept,
                 "seed": seed,
                 **{key: round(value, 5) for key, value in scores.items()},
-                "before": {key: before.scores[key]["value"] for key in KEYS if key in before.scores},
+                "before": {key: known_as.before.scores[key]["value"] for key in KEYS if key in known_as.before.scores},
                 "n": {key: after.scores[key]["n"] for key in KEYS if key in after.scores}
                 | {"text": sum(text["right"])},
                 "rows_to_forget": [len(trainer.forget.given), len(trainer.train_dataset.rows)],
@@ -256,41 +183,6 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
             }
         )
     return done
-
-
-def known_questions(work: Path, most: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Questions without a picture that the medium model answers right before any erasure; asked once, kept beside it.
-
-    Returns:
-        `tuple`: At most that many questions, each with its answer, to be tested; and the others, which may be retained.
-    """
-    sys.path.insert(0, str(EXAMPLE))
-    import torch
-    from knowledge import KNOWLEDGE
-    from text_knowledge import KNOWLEDGE_TOKENS, knowledge_right
-
-    from space_peft.modeling.prompts import generate_answers
-
-    path = work / "right_before.json"
-    if not path.exists():
-        model, processor = load(work)
-        questions = [question for question, _ in KNOWLEDGE]
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16()):
-            said = generate_answers(model, processor, questions, max_new_tokens=KNOWLEDGE_TOKENS, desc="what it knows")
-        path.write_text(json.dumps([q for q, right in zip(questions, knowledge_right(said), strict=True) if right]))
-    right = set(json.loads(path.read_text()))
-    known = [pair for pair in KNOWLEDGE if pair[0] in right]
-    if len(known) < most:
-        raise SystemExit(f"the model in {work} answers {len(known)} questions right; expected at least {most}.")
-    tested = known[:: max(1, len(known) // most)][:most]
-    return tested, [question for question, _ in KNOWLEDGE if question not in dict(tested)]
-
-
-def fast_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware; where not, float32 is faster."""
-    import torch
-
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def summarise(rows: list[dict]) -> dict:

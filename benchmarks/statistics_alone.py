@@ -135,57 +135,32 @@ def run_embedded(task: tuple[str, list[tuple[str, int]], str, dict]) -> list[dic
 
 def run_medium(task: tuple[str, list[tuple[str, int]], str, dict, str, list]) -> list[dict]:
     """All runs of one concept on the medium model, with the library's defaults, as `erase_medium` makes them."""
-    import erase_medium as medium
+    import medium_runs as medium
 
     concept, runs, folder, limits, work, known = task
-    sys.path.insert(0, str(medium.EXAMPLE))
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
     torch.set_num_threads(1)
     from datasets import load_from_disk
+
+    listed = set(load_from_disk(f"{folder}/public")["name"])
+    known_as = medium.MediumConcept(concept, Path(work), known)
+    if not known_as.is_known and not limits:
+        return [{"concept": concept, "seed": None, "variant": None, "named_before": known_as.named}]
     from tasks import QUESTIONS
 
-    from space_peft import refine_anchors, select_anchors
-    from space_peft.demo import load_demo_images
-    from space_peft.demo.probes import demo_split
-    from space_peft.evaluation import evaluate_probes
-
-    images = load_demo_images()
-    public, _ = demo_split(images, concept)
-    listed = set(load_from_disk(f"{folder}/public")["name"])
-    model, processor = medium.load(Path(work))
-    probes = medium.probes_of(concept, images)
-    fast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=medium.fast_bf16())
-    with fast:
-        before = evaluate_probes(model, processor, probes, progress=False, batch_size=48)
-        named = [before.scores[key]["value"] for key in ("forget", "free_form")]
-        if min(named) < 0.9 and not limits:
-            return [{"concept": concept, "seed": None, "variant": None, "named_before": named}]
-        text = medium.measure_text(model, processor, concept, known, None)
-        raw = select_anchors(
-            concept, public, k=medium.ANCHORS, cache_dir=False, model=model, processor=processor, progress=False
-        )
-    anchors, done = {}, []
+    known_as.text  # noqa: B018  Asked before anything is timed.
+    done = []
     for variant, seed in runs:
-        if seed not in anchors:
-            with fast:
-                anchors[seed] = refine_anchors(
-                    raw, model=model, processor=processor, questions=QUESTIONS, seed=seed, progress=False,
-                    steps=limits.get("refine_steps", medium.REFINE_STEPS),
-                )  # fmt: skip
-        own = {**limits, "training": {"bf16": medium.fast_bf16(), "fit_batch_size": 48, **limits.get("training", {})}}
-        own["training"].setdefault("per_device_train_batch_size", medium.BATCH_SIZE)
+        anchors = known_as.anchors(seed, limits.get("refine_steps", medium.REFINE_STEPS))
+        own = {**limits, "training": {"bf16": medium.fast_bf16(), **medium.QUICK, **limits.get("training", {})}}
         began = time.perf_counter()
-        trainer = train(variant, seed, folder, medium.load(Path(work))[0], processor, anchors[seed], QUESTIONS, own)
+        model, _ = medium.load(known_as.work)
+        trainer = train(variant, seed, folder, model, known_as.processor, anchors, QUESTIONS, own)
         seconds = time.perf_counter() - began
-        merged = trainer.model.merge_and_unload().eval()
-        with fast:
-            after = evaluate_probes(merged, processor, probes, baseline=before, progress=False, batch_size=48)
-            text_after = medium.measure_text(merged, processor, concept, known, text)
-        scores = scores_of(probes, before, after, listed)
-        scores |= {key: text_after[key] for key in ("text", "text_target")}
-        scores["perplexity_ratio"] = text_after["perplexity"] / text["perplexity"]
+        after, in_words = known_as.asked_again(trainer.model.merge_and_unload().eval())
+        scores = {**scores_of(known_as.probes, known_as.before, after, listed), **in_words}
         done.append({"variant": variant, "concept": concept, "seed": seed, **scores, "seconds": round(seconds, 1)})
     return done
 
@@ -344,16 +319,15 @@ def begin_embedded(args, folder: Path) -> tuple[dict, tuple, list[str]]:
 
 def begin_medium(args, folder: Path) -> tuple[dict, tuple, list[str]]:
     """As `begin_embedded`; a task holds the model's folder and the questions in words that are tested, too."""
-    import erase_medium as medium
+    import medium_runs as medium
 
     known, facts = medium.known_questions(args.work, 4 if args.smoke else 200)
-    import torch
     from tasks import GENERAL, QUESTIONS
 
     from space_peft.demo import load_demo_images
 
     general = (*GENERAL, *facts)[:: 40 if args.smoke else 1]
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=medium.fast_bf16()):
+    with medium.half_precision():
         made = prepare(folder, *medium.load(args.work), load_demo_images(), QUESTIONS, general, args.smoke)
     return made, (str(args.work), known), list(VALIDATION if args.validation else MEDIUM_CONCEPTS)
 

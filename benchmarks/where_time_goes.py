@@ -50,7 +50,7 @@ STAGES = {
     "logging": ["space_peft.trainers.erasure_trainer:ErasureTrainer.log"],
     "certificate, canary": ["space_peft.trainers.certifying:CertifyingMixin._certify"],
     "evaluation": ["demo_runs:evaluate_erasure", "space_peft.evaluation:evaluate_probes",
-                   "space_peft.evaluation:judge_sentences", "erase_medium:measure_text"],
+                   "space_peft.evaluation:judge_sentences", "medium_runs:measure_text"],
 }  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def embedded(smoke: bool) -> dict[str, float]:
 
     small = {"anchors": 2, "refine_steps": 1, "training": {"max_steps": 2, "own_answers": False, "canary_items": 0}}
     settings = DemoSettings(**small) if smoke else DemoSettings()
-    places = {stage: [path for path in paths if "erase_medium" not in path] for stage, paths in STAGES.items()}
+    places = {stage: [path for path in paths if "medium" not in path] for stage, paths in STAGES.items()}
     if smoke:  # Hundreds of questions, and a sentence about every picture.
         places = {key: paths for key, paths in places.items() if key not in ("evaluation", "retained rows' answers")}
         return without_evaluation(settings, places)
@@ -153,8 +153,9 @@ def without_evaluation(settings, places) -> dict[str, float]:
 def medium(work: Path) -> dict[str, float]:
     """A run of `benchmarks/erase_medium.py` with the library's defaults."""
     import erase_medium
+    from medium_runs import known_questions
 
-    known, facts = erase_medium.known_questions(work, 200)
+    known, facts = known_questions(work, 200)
     with watching(STAGES) as clock:
         erase_medium.run((MEDIUM_CONCEPT, [(0, ["default"])], str(work), {}, known, facts))
     return clock.seconds
