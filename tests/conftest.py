@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,3 +68,46 @@ def demo_erasure_data(demo_images, tmp_path_factory):
 
     folder = made_once(tmp_path_factory, "demo_erasure_data", make)
     return load_from_disk(folder / "anchors"), pickle.loads((folder / "retained.pkl").read_bytes())
+
+
+@pytest.fixture(scope="session")
+def erasure_folder(demo_erasure_data, demo_images, tmp_path_factory):
+    """A trained erasure as `SpaceTrainer` and the report leave it. Shared: copy it before changing anything."""
+    from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
+    from space_peft.demo import DEMO_QUESTIONS, load_demo_model
+    from space_peft.demo.probes import demo_probes
+    from space_peft.evaluation import ErasureReport, evaluate_probes
+
+    def make(folder):
+        model, processor = load_demo_model()
+        anchors, retained = demo_erasure_data
+        # About fifty rows of each probe: enough for every figure a card shows, in a sixth of the time.
+        probes = [
+            replace(probe, rows=probe.rows[:: 1 + len(probe.rows) // 50]) for probe in demo_probes("fox", demo_images)
+        ]
+        before = evaluate_probes(model, processor, probes, progress=False)
+        trainer = SpaceTrainer(
+            model,
+            SpaceConfig(
+                output_dir=str(folder),
+                max_steps=16,
+                learning_rate=5e-3,
+                per_device_train_batch_size=4,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                keep_weight=60.0,
+                use_cpu=True,
+            ),
+            anchors=anchors,
+            retain_dataset=retained,
+            processing_class=processor,
+            questions=DEMO_QUESTIONS,
+            peft_config=SpaceLoraConfig(r=8, lora_alpha=16, strength=1.0),
+        )
+        trainer.train()
+        trainer.save_model()
+        after = evaluate_probes(trainer.model, processor, probes, baseline=before, progress=False)
+        ErasureReport.from_results("fox", before, after).save(folder)
+
+    return made_once(tmp_path_factory, "erasure", make)
