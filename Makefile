@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 TEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all test-oldest test-peers release-check docs lint types format bench clean
+.PHONY: demo test test-all test-oldest test-peers coverage release-check docs lint types format bench clean
 
 # torch first and by its exact version: a range would pull the CUDA build.
 define install
@@ -53,6 +53,11 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 
 test-oldest: $(OLDEST)/.installed
 	$(subst $(BIN),$(OLDEST)/bin,$(TEST)) -m "not slow"
+
+# Which lines of the library the fast tests run; processes that tests start are not counted.
+coverage: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt pytest-cov
+	$(TEST) -m "not slow" --cov=space_peft --cov=trainers --cov=hub_cards --cov-report=term:skip-covered
 
 # Wheel and sdist: built, their contents looked through, installed in an empty environment and tried there.
 release-check:
