@@ -67,8 +67,8 @@ from .source import AdapterSource, fetch, recorded_base, unsafe_files
 
 _ASKED = ("canary", "retained data", "name")
 _BEHAVIOUR = ("base model", "certificate", "bound", "processor", *_ASKED)
-# Of the search for an image.
-_STARTS = 4
+# Pictures that the search for an image starts from, beside noise.
+_STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def verify_erasure(
             its bound.
         canary (`bool`, defaults to `True`): Whether to ask the canary's questions.
         audit (`bool`, defaults to `False`): Whether to search for an image that makes the model say the name, see
-            [`audit_concept`]: from your first four `images`, or from noise where there are fewer.
+            [`audit_concept`]: from your first eight `images`, if there are some, and from noise.
         concept (`str`, *optional*): The name to ask and to search for; by default the one recorded.
         images (`list[PIL.Image.Image]`, *optional*): Your own pictures of the concept: none may be named any more.
         question (`str`, *optional*): What is asked about them, instead of the library's questions.
@@ -410,7 +410,7 @@ def _said(source: AdapterSource, model: PeftModel, processor: Any, audit: _Audit
             model,
             processor,
             concept,
-            images=audit.images[:8],
+            images=audit.images[:_STARTS],
             questions=audit.questions,
             steps=audit.steps,
             progress=False,
