@@ -77,6 +77,13 @@ def test_rooms_depend_downwards():
     assert not upwards
 
 
+def test_contributing_shows_the_rooms_in_this_order():
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("| room |")[2].partition("\n\n")[0]
+    shown = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in section.splitlines() if line.startswith("| `")]
+    inner = [room for room in ROOMS if not room.startswith("_") and room != "space_peft"]
+    assert [room for rooms in shown for room in rooms] == inner
+
+
 @pytest.mark.parametrize("folders", [LIBRARY, BENCHMARKS], ids=["library", "benchmarks"])
 def test_no_imports_go_round_in_a_circle(folders):
     # A name in an annotation is no import: a part may say of what it is a part.
