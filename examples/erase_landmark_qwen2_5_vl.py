@@ -60,7 +60,7 @@ def main():
             args.output_dir, max_steps=args.max_steps, per_device_train_batch_size=8, gradient_checkpointing=True,
             save_strategy="no", report_to="none",
         ),
-        # down_proj is left out: its input is so wide that what is known of it while fitting would take 80 GiB.
+        # down_proj is left out: its input is so wide that what is known of it while fitting would take 75 GiB.
         peft_config=SpaceLoraConfig(r=16, lora_alpha=32, target_modules=".*language_model.*(q|k|v|o|gate|up)_proj"),
     )  # fmt: skip
     erasure.save()

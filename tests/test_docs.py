@@ -19,6 +19,9 @@ SHOWN = [
     ROOT / "tests" / "hub" / "golden" / "card.md",
 ]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+ANCHOR = re.compile(r"\]\(([^)#\s]*)#([^)\s]+)\)")
+FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+READ = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
 def test_every_public_name_is_in_the_reference():
@@ -39,10 +42,34 @@ def test_every_page_is_in_the_navigation():
     assert pages | left_out == {path.name for path in PAGES}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page):
     links = [link for link in LINK.findall(page.read_text()) if "://" not in link and not link.startswith("mailto:")]
     assert not [link for link in links if not (page.parent / link).exists()]
+    if page in PAGES:
+        # The site holds this folder alone, and is not built with a link to a file outside it.
+        assert not [link for link in links if link.startswith("..") and Path(link).suffix]
+
+
+def headings(page):
+    """The anchors of a page's headings, as the site and GitHub make them."""
+    lines = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", line).strip().lower()) for line in lines}
+
+
+@pytest.mark.parametrize("page", [*READ, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_links_into_pages_lead_to_a_heading(page):
+    links = [(place, anchor) for place, anchor in ANCHOR.findall(page.read_text()) if "://" not in place]
+    assert not [link for link in links if link[1] not in headings(page.parent / link[0] if link[0] else page)]
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
+def test_files_of_the_repository_that_are_named_are_there(page):
+    named = re.findall(
+        r"\b(?:tests|benchmarks|examples|space_peft|trainers|hub_cards|docs)/[\w./-]*\w", page.read_text()
+    )
+    # NAME stands for what somebody is going to add.
+    assert not [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
 
 
 def undescribed(text):

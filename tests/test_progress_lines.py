@@ -1,11 +1,13 @@
 """What a person reads while an erasure trains, and that every field is still logged."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerState
 from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
 
+from space_peft import SpaceConfig
 from space_peft.trainers.progress import (
     LINES,
     BarCallback,
@@ -38,6 +40,13 @@ STEP = {
 )  # fmt: skip
 def test_a_log_as_a_line(logs, line):
     assert log_line(logs, TrainerState(global_step=10, max_steps=60)) == line
+
+
+def test_the_start_page_shows_a_line_of_a_run_with_default_settings():
+    logs = {key: value for key, value in STEP.items() if key != "loss_keep"}
+    page = " ".join((Path(__file__).parents[1] / "docs" / "start.md").read_text().split())
+    assert SpaceConfig("unused").keep_weight == 0
+    assert f"`{log_line(logs, TrainerState(global_step=12, max_steps=60))}`" in page
 
 
 @pytest.mark.parametrize("steps", [4, 60, 1000])
