@@ -20,8 +20,10 @@ def training_fields(config: type, **changed) -> dict:
 
 
 def adapter_fields(config) -> dict:
-    """An adapter's rank, scale and layers, and what a `SpaceLoraConfig` has beside."""
+    """An adapter's rank, scale and layers, and what a `SpaceLoraConfig` has beside; also what "auto" means, which has changed."""
     from space_peft import SpaceLoraConfig
 
     own = config.space_fields() if isinstance(config, SpaceLoraConfig) else {}
+    if own.get("max_rank") == "auto":
+        own["auto_rank"] = config.auto_rank
     return {name: getattr(config, name) for name in ("r", "lora_alpha", "target_modules")} | own

@@ -33,12 +33,21 @@ ALLOWED_OPTIONS = {
     "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "runtime_config",
 }  # fmt: skip
 # `max_rank="auto"`: a share of the inputs, between two limits; the upper one bounds memory and decomposition of large models.
-_AUTO_RANK_SHARE, _LEAST_AUTO_RANK, _MOST_AUTO_RANK = 4, 16, 1024
+# Saved adapters say which of these they were made with, because under another one their null spaces would be others.
+_AUTO_RANKS: dict[str, tuple[int, int, float]] = {"d / 4": (4, 16, 1024), "d / 32": (32, 16, math.inf)}
+AUTO_RANK = "d / 4"
+AUTO_RANK_BEFORE = "d / 32"  # Up to version 0.2.0, which did not say.
 
 
-def auto_rank(dim: int) -> int:
-    """How many eigenvectors `max_rank="auto"` keeps of inputs of length `dim` under the soft constraint."""
-    return min(max(dim // _AUTO_RANK_SHARE, _LEAST_AUTO_RANK), _MOST_AUTO_RANK)
+def auto_rank(dim: int, rule: str = AUTO_RANK) -> int:
+    """How many eigenvectors `max_rank="auto"` keeps of inputs of length `dim` under the soft constraint.
+
+    Args:
+        dim (`int`): Length of an input.
+        rule (`str`, defaults to `"d / 4"`): What "auto" means; `"d / 32"` in adapters of version 0.2.0.
+    """
+    share, least, most = _AUTO_RANKS[rule]
+    return int(min(max(dim // share, least), most))
 
 
 @dataclass
@@ -69,7 +78,8 @@ class SpaceLoraConfig(LoraConfig):
             may be; `"auto"` sets no limit. Soft: every direction beyond gets the filter value of the largest eigenvalue
             among them, which is at most its own: the bound holds, with less freedom to learn; `"auto"` is `d / 4`, at
             least 16 and at most 1024. That erases and retains as well as all of them (`docs/decisions.md`); with fewer
-            the same `strength` is stricter.
+            the same `strength` is stricter. In adapters of version 0.2.0, which `from_pretrained` reads, it stays what it
+            was, `d / 32`.
         kwargs: The fields of [`~peft.LoraConfig`].
 
     Raises:
@@ -101,6 +111,8 @@ class SpaceLoraConfig(LoraConfig):
     # Which weights are projected already, and by which null spaces: noted by `attach_null_space`, saved, and read by it.
     # No field: it says what an adapter is, not what it shall be. None until it is attached.
     projected = cast("dict[str, str] | None", None)
+    # What `max_rank="auto"` means, see `auto_rank`: an adapter that was saved keeps the meaning it was made with.
+    auto_rank = AUTO_RANK
 
     def __post_init__(self) -> None:
         self._check_space_fields()
@@ -139,7 +151,7 @@ class SpaceLoraConfig(LoraConfig):
         """Returns the largest number of eigenvectors kept for a layer of `dim` inputs; `None` for no limit."""
         if self.max_rank != "auto":
             return self.max_rank
-        return auto_rank(dim) if self.constraint == "soft" else None
+        return auto_rank(dim, self.auto_rank) if self.constraint == "soft" else None
 
     def _check_plain_lora(self) -> None:
         """Refuses whatever would change the model outside of `s B A`, or make `s B A` something else."""
@@ -239,6 +251,8 @@ class SpaceLoraConfig(LoraConfig):
         content = self.space_fields()
         if self.projected is not None or self.constraint != "none":
             content["projected"] = self.projected  # None: asked for, never done. Version 0.1.0 has no such key.
+        if self.max_rank == "auto":
+            content["auto_rank"] = self.auto_rank
         write_json(os.path.join(save_directory, SPACE_CONFIG_NAME), content)
 
     @classmethod
@@ -280,12 +294,19 @@ class SpaceLoraConfig(LoraConfig):
             isinstance(projected, dict) and all(isinstance(value, str) for value in projected.values())
         ):
             raise ValueError(f"`projected` of {str(path)!r} is {projected!r:.80}; expected an object of digests.")
+        rule = own.pop("auto_rank", AUTO_RANK_BEFORE if own.get("max_rank") == "auto" else AUTO_RANK)
+        if rule not in tuple(_AUTO_RANKS):
+            raise ValueError(
+                f"`auto_rank` of {str(path)!r}, what `max_rank` 'auto' means there, is {rule!r:.80}; expected one of "
+                f"{', '.join(map(repr, _AUTO_RANKS))}. A later version of space-peft may know it."
+            )
         unknown = sorted(set(own) - set(_OWN_FIELDS))
         if unknown:
             warnings.warn(f"{path} holds keys unknown to this version of space-peft, ignored: {unknown}.", stacklevel=2)
         stock_fields = {option.name: getattr(stock, option.name) for option in fields(LoraConfig) if option.init}
         config = cls(**stock_fields, **{name: own[name] for name in _OWN_FIELDS if name in own})
         config.projected = projected
+        config.auto_rank = rule
         return config
 
 

@@ -56,8 +56,8 @@ def test_the_approximation_has_the_trace_and_is_never_further_off_than_it_says(r
     kept = SecondMoment.of(moment, {"text": 160}, rank)
     assert (kept.dim, kept.rank, kept.vectors.dtype) == (40, rank, torch.float16)
     difference = moment - kept.dense()
-    # Rounding to float16 turns each vector by 2^-11 at most.
-    assert abs(float(difference.trace())) < 2e-3 * float(moment.trace())
+    # Rounding to float16 turns each vector by 2^-11 at most; a little is added for that.
+    assert abs(float(difference.trace())) < 5e-3 * float(moment.trace())
     largest = float(torch.linalg.eigvalsh(difference)[-1])
     assert largest <= kept.uncertainty + 1e-6 * float(moment.trace())
     # And it does not say more than is needed.
@@ -67,7 +67,7 @@ def test_the_approximation_has_the_trace_and_is_never_further_off_than_it_says(r
 def test_all_eigenvectors_are_the_whole():
     moment, _ = spectrum(24, 3)
     kept = SecondMoment.of(moment, {"text": 1}, 24)
-    torch.testing.assert_close(kept.dense(), moment, rtol=0, atol=2e-3 * float(moment.diagonal().max()))
+    torch.testing.assert_close(kept.dense(), moment, rtol=0, atol=4e-3 * float(moment.diagonal().max()))
     assert kept.uncertainty < 5e-3 * float(moment.diagonal().max())
 
 
@@ -110,6 +110,58 @@ def test_without_the_uncertainty_a_bound_would_be_wrong():
     assert change <= space.bound(weight) and change <= space.change(space.project(weight))
     certain = dataclasses.replace(space, uncertainty=0.0)
     assert change > certain.bound(weight)
+
+
+# What a language model's layers see, in shape: outliers, and a bulk that falls slowly or quickly.
+WIDTH = 192
+
+
+def layer_spectrum(kind, dim=WIDTH):
+    places = torch.arange(1, dim + 1, dtype=torch.float64)
+    values = {
+        "outliers, slow": torch.where(places <= 4, 100.0, 5 * places**-0.7),
+        "outliers, bulk": torch.where(places <= 4, 200.0 / places, 0.02 + 1.5 * (1 - places / dim) ** 2),
+        "one holds nearly all": torch.where(places == 1, 6.0 * dim, 10 ** (0.7 - 3.2 * places / dim)),
+    }[kind]
+    basis = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    return (basis * (values / values.mean())) @ basis.T
+
+
+@pytest.mark.parametrize("beside", [0, 20, 200])
+@pytest.mark.parametrize("kind", ["outliers, slow", "outliers, bulk", "one holds nearly all"])
+def test_a_filter_from_statistics_is_that_from_the_rows(kind, beside):
+    """With the default settings, alone and beside what the text about a concept shows: the mean of what was left out is not
+    the largest of it, by which all of it must be let through."""
+    dim, config = WIDTH, SpaceLoraConfig()
+    moment, limit = layer_spectrum(kind), config.rank_limit(dim)
+    kept = SecondMoment.of(moment.float(), {"text": 1}, limit)
+    rows, statistics = NullSpaceFitter(dim), NullSpaceFitter(dim)
+    if beside:
+        text = random_weight(beside, dim, 1) @ torch.linalg.cholesky(moment).T
+        for fitter in (rows, statistics):
+            fitter.add_moment(text.T @ text / beside, "text")
+    rows.add_moment(moment, "image")
+    statistics.add_moment(kept.dense(), "image", uncertainty=kept.uncertainty)
+    wanted, found = (f.fit("soft", strength=config.strength, max_rank=limit) for f in (rows, statistics))
+    # Of text that is strong where the strongest of what was left out is, a little is missed.
+    allowed = 0.5 if beside else 0.2
+    assert found.outside == pytest.approx(wanted.outside, rel=allowed)
+    one = torch.eye(dim, dtype=torch.float64)
+    assert float((wanted.project(one) - found.project(one)).norm()) < allowed * float(wanted.project(one).norm())
+    # What passes, of the moment itself and not of what was kept of it.
+    values, vectors = torch.linalg.eigh(rows.second_moment())
+    passed = float(torch.linalg.matrix_norm(found.project(one) @ (vectors * values.clamp(min=0).sqrt()), 2))
+    assert passed <= found.bound() * (1 + 1e-5)
+    assert passed <= found.worst_case_gain
+
+
+def test_a_rounded_outlier_is_not_a_reason_to_allow_for_everything():
+    """Float16 turns a vector of a thousand times the mean by as much as all that was left out."""
+    moment = layer_spectrum("one holds nearly all")
+    kept = SecondMoment.of(moment.float(), {"text": 1}, 48)
+    left_out = torch.linalg.eigvalsh(moment).flip(0)[48]
+    assert left_out <= kept.rest + kept.uncertainty < 1.25 * left_out
+    assert 1 <= float(kept.dense().trace() / moment.trace()) < 1.004
 
 
 def test_uncertainty_is_merged_and_saved_with_the_sums():
@@ -252,6 +304,23 @@ def test_more_eigenvectors_than_were_kept_are_refused(statistics):
     model = get_peft_model(load_demo_model()[0], SpaceLoraConfig(target_modules=r".*down_proj", max_rank=200))
     with pytest.raises(ValueError, match="200 eigenvectors for layer .* the statistics keep 144"):
         fit_null_space(model, None, statistics=statistics, progress=False)
+
+
+def test_statistics_of_the_version_before_say_what_can_be_asked_of_them():
+    """They hold less than the default asks for, of some layers less than of others."""
+    made = tiny_statistics(tiny_llava(), BATCHES)
+    ranks = {name: 9 if name.endswith("down_proj") else 12 for name in made}
+    few = {
+        name: dataclasses.replace(moment, vectors=moment.vectors[:, : ranks[name]], values=moment.values[: ranks[name]])
+        for name, moment in made.items()
+    }
+    less = Statistics(
+        few, base=made.base, data=made.data, rows=made.rows, kind=made.kind, tokens_per_row=made.tokens_per_row
+    )
+    with pytest.raises(ValueError, match=r"16 eigenvectors for layer .*, SpaceLoraConfig\(max_rank=9\)"):
+        fit_null_space(adapted(), None, statistics=less, progress=False)
+    spaces = fit_null_space(adapted(max_rank=9), None, statistics=less, progress=False)
+    assert {space.rank for space in spaces.values()} == {9}
 
 
 def test_a_weight_that_changed_makes_it_another_model():

@@ -195,6 +195,10 @@ def test_runs_made_with_other_values_are_refused():
     recipes.check_recipes({"NS-CVF": own, "one that is no more": {"adapter": {"r": 1}}})
     with pytest.raises(ValueError, match=r"'NS-CVF' were made with adapter.strength = 0.3, it is 1.0 now"):
         recipes.check_recipes({"NS-CVF": {**own, "adapter": {**own["adapter"], "strength": 0.3}}})
+    # "auto" was another number of eigenvectors when recipes did not say which.
+    before = {key: value for key, value in own["adapter"].items() if key != "auto_rank"}
+    with pytest.raises(ValueError, match=r"adapter.auto_rank = None, it is 'd / 4' now"):
+        recipes.check_recipes({"NS-CVF": {**own, "adapter": before}})
     fewer = {key: value for key, value in own["training"].items() if key != "temperature"}
     with pytest.raises(ValueError, match=r"training.temperature = None, it is 0.1 now"):
         recipes.check_recipes({"NS-CVF": {**own, "training": fewer}})

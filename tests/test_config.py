@@ -312,3 +312,47 @@ def test_auto_rank_is_a_share_of_the_inputs_and_only_for_the_soft_constraint():
     assert hard.rank_limit(4096) is None
     assert SpaceLoraConfig(max_rank=7).rank_limit(4096) == 7
     assert SpaceLoraConfig(max_rank=None).rank_limit(4096) is None
+
+
+def without_auto_rank(folder):
+    """As version 0.2.0 wrote it."""
+    path = folder / SPACE_CONFIG_NAME
+    content = json.loads(path.read_text())
+    assert content.pop("auto_rank") == "d / 4"
+    path.write_text(json.dumps(content))
+
+
+def test_what_auto_meant_when_an_adapter_was_saved_is_what_it_means_when_it_is_loaded(tmp_path):
+    for folder in ("now", "before"):
+        LoraConfig().save_pretrained(tmp_path / folder)
+        SpaceLoraConfig(strength=0.03).save_space_fields(tmp_path / folder)
+    without_auto_rank(tmp_path / "before")
+    limits = {}
+    for folder in ("now", "before"):
+        config = SpaceLoraConfig.from_pretrained(str(tmp_path / folder))
+        config.save_space_fields(tmp_path / folder)  # Saved again, it still says so.
+        again = SpaceLoraConfig.from_pretrained(str(tmp_path / folder))
+        for own in (config, again, copy.copy(again), copy.deepcopy(again)):
+            assert own.max_rank == "auto"
+            limits.setdefault(folder, []).append([own.rank_limit(d) for d in (96, 512, 4096, 65536)])
+    assert limits["now"] == [[24, 128, 1024, 1024]] * 4
+    assert limits["before"] == [[16, 16, 128, 2048]] * 4
+
+
+def test_a_number_of_eigenvectors_means_the_same_always(tmp_path):
+    LoraConfig().save_pretrained(tmp_path)
+    SpaceLoraConfig(max_rank=7).save_space_fields(tmp_path)
+    assert "auto_rank" not in json.loads((tmp_path / SPACE_CONFIG_NAME).read_text())
+    config = SpaceLoraConfig.from_pretrained(str(tmp_path))
+    config.max_rank = "auto"
+    assert config.rank_limit(512) == 128
+
+
+@pytest.mark.parametrize("rule", ["d / 5", None, 4, ["d / 4"], {}])
+def test_an_auto_of_a_later_version_is_refused(rule, tmp_path):
+    LoraConfig().save_pretrained(tmp_path)
+    SpaceLoraConfig().save_space_fields(tmp_path)
+    path = tmp_path / SPACE_CONFIG_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_rank": rule}))
+    with pytest.raises(ValueError, match="what `max_rank` 'auto' means there.*expected one of 'd / 4', 'd / 32'"):
+        SpaceLoraConfig.from_pretrained(str(tmp_path))

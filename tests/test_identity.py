@@ -111,6 +111,43 @@ def test_null_spaces_of_other_settings_are_refused(fitted, asked, message, tmp_p
     assert same(before, weights(model)), "refused, yet changed"
 
 
+def as_saved_by_the_version_before(model, folder):
+    """The folder of an adapter that was saved when "auto" meant d / 32."""
+    model.save_pretrained(folder)
+    path = folder / SPACE_CONFIG_NAME
+    content = json.loads(path.read_text())
+    del content["auto_rank"]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.filterwarnings("ignore:the adapter saved to")
+def test_an_adapter_of_the_version_before_goes_on_under_its_own_null_spaces(tmp_path):
+    """Of `down_proj`'s 96 inputs "auto" was 16 eigenvectors, and is 24."""
+    as_saved_by_the_version_before(adapted(), tmp_path)
+
+    def loaded():
+        config = SpaceLoraConfig.from_pretrained(tmp_path)
+        return PeftModel.from_pretrained(tiny_llama(), tmp_path, config=config, is_trainable=True)
+
+    model = loaded()
+    spaces = spaces_of(model)
+    assert {space.max_rank for space in spaces.values()} == {16}
+    attach(model, spaces).remove()
+    as_saved_by_the_version_before(model, tmp_path)
+    again = loaded()
+    once = weights(again)
+    attach(again, spaces_of(again)).remove()
+    assert same(once, weights(again)), "projected a second time, by other null spaces"
+    # One that is new asks for more, and is told whose null spaces these are.
+    with pytest.raises(
+        ValueError, match=r"`max_rank` is 16 in the null spaces, but 24 is asked for \('auto' meant that"
+    ):
+        attach(adapted(), spaces)
+    with pytest.raises(ValueError) as error:
+        attach(adapted(max_rank=20), spaces)
+    assert "auto" not in str(error.value)
+
+
 def test_settings_that_play_no_part_are_not_compared():
     model = adapted(constraint="hard", energy=0.9, strength=0.5)
     spaces = spaces_of(model)

@@ -49,6 +49,24 @@ def test_second_moment_is_what_was_fitted(max_rank):
         assert (rest / rest.mean() - 1).abs().max() < 1e-4  # spread evenly
 
 
+@pytest.mark.parametrize("max_rank", [None, 5, 1])
+def test_what_is_kept_of_a_request_says_how_far_it_may_be_off(max_rank):
+    """Of the directions left out only the mean is kept. A bound must hold for the inputs themselves."""
+    h = inputs(400)
+    moment = h.T @ h / len(h)
+    space = NullSpaceFitter(24).update(h).fit("soft", max_rank=max_rank)
+    missing = float(torch.linalg.eigvalsh(moment - space.second_moment())[-1])
+    assert missing <= space.moment_uncertainty + 1e-6 * float(moment.trace())
+    assert space.moment_uncertainty <= missing + 1e-5 * float(moment.trace())
+    weight = torch.linalg.eigh(moment - space.second_moment())[1][:, -1:].T
+    fitter = NullSpaceFitter(24).update(inputs(400, seed=1), group="text")
+    fitter.add_moment(space.second_moment(), "request 1", uncertainty=space.moment_uncertainty)
+    kept = fitter.fit("soft", strength=0.003, max_rank=5)
+    true = (moment + inputs(400, seed=1).T @ inputs(400, seed=1) / 400) / 2
+    folded = kept.project(weight)
+    assert float((folded @ true @ folded.T).sqrt()) <= kept.change(folded) * (1 + 1e-5)
+
+
 def test_a_request_weighs_as_much_as_a_kind_of_token():
     text, image, request = inputs(50), inputs(300, seed=1), inputs(20, seed=2)
     fitter = NullSpaceFitter(24).update(text, group="text").update(image, group="image")
@@ -79,6 +97,7 @@ def test_the_null_space_keeps_what_is_protected():
     free = fit_null_space(model, retained, progress=False)
     kept = fit_null_space(model, retained, progress=False, protect=[earlier])
     assert all("request 1" in space.counts for space in kept.values())
+    assert any(space.uncertainty > 0 for space in kept.values()), "the directions left out count"
     # Layers that see the same input still share one null space.
     assert kept["model.layers.0.self_attn.q_proj"] is kept["model.layers.0.self_attn.v_proj"]
     for name, space in kept.items():

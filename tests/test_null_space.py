@@ -126,18 +126,19 @@ def test_soft_bound_holds_on_100_random_spectra(max_rank):
     closest = 0.0
     for trial in range(100):
         d = int(torch.randint(2, 24, (1,), generator=generator))
-        strength = float(10 ** (3 * torch.rand(1, generator=generator) - 2))
+        strength = float(10 ** (4 * torch.rand(1, generator=generator) - 3))
         rows, basis = samples_with_spectrum(random_spectrum(generator, d), seed=trial)
         space = fitted(rows, strength=strength, max_rank=max_rank)
         for weight in (torch.randn(3, d, generator=generator, dtype=torch.float64), *basis.T[:, None]):
             measured = rms(rows, space.project(weight))
-            assert measured <= space.bound(weight) * (1 + 1e-5)
+            # Eigenvectors are stored in float32: beside a change of size 1, below 1e-6 is zero.
+            assert measured <= space.bound(weight) * (1 + 1e-5) + 1e-6 * rms(rows, weight)
             assert space.bound(weight) <= float(weight.norm()) * space.worst_case_gain * (1 + 1e-5)
             closest = max(closest, measured / (float(weight.norm()) * space.worst_case_gain))
     assert closest > 0.95
 
 
-@pytest.mark.parametrize("strength", [0.03, 0.3, 0.9])
+@pytest.mark.parametrize("strength", [0.003, 0.03, 0.3, 0.9])
 def test_soft_bound_is_reached_on_the_worst_spectrum(strength):
     """An eigenvalue equal to t is let through with sqrt(t) / 2, which is the bound for every spectrum."""
     eigenvalues = torch.full((16,), (16 - strength) / 15).double()

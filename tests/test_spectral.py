@@ -35,11 +35,11 @@ def fitter_of(c):
     return fitter
 
 
-def exact_filter(c, max_rank):
+def exact_filter(c, max_rank, strength=STRENGTH):
     """The soft filter with a limited rank, from its definition: `min(t / (l + t), the value of the first left out)`."""
     values, vectors = torch.linalg.eigh(c / c.diagonal().mean())
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    filters = STRENGTH / (values + STRENGTH)
+    filters = strength / (values + strength)
     return (vectors * filters.clamp(max=float(filters[max_rank]))) @ vectors.T
 
 
@@ -131,6 +131,17 @@ def test_tolerance_is_kept():
         errors.append(float(torch.linalg.matrix_norm(made - exact, 2)))
         assert errors[-1] < tolerance
     assert errors[2] < errors[0]
+
+
+@pytest.mark.parametrize("kind", ["slow", "fast", "bulk with outliers"])
+def test_a_small_strength_makes_a_small_filter_which_is_as_exact_for_its_size(kind):
+    """An error of 3e-3 would be as large as all that most directions get."""
+    d, max_rank, strength = 600, 18, 0.003
+    c = matrix_of(spectrum_of(kind, d))
+    space = fitter_of(c).fit("soft", strength=strength, max_rank=max_rank)
+    assert space.residuals.max() > 0, "the test is about a partial decomposition"
+    error = space.project(torch.eye(d, dtype=torch.float64)) - exact_filter(c, max_rank, strength)
+    assert torch.linalg.matrix_norm(error, 2) < 0.1 * space.outside
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -47,7 +47,8 @@ VARIANTS = {
     "language, strength 1": {"target": "language"},
     "language, all eigenvectors": {"target": "language"},
 }
-FIRST_STRENGTH = 0.3
+# The constraint's: "auto" was a 32nd of 576 inputs, the length of most of the language model's.
+FIRST_CONSTRAINT = {"strength": 0.3, "max_rank": 18}
 # Fields of SpaceLoraConfig that differ; added when that strength had forgotten too little.
 CONSTRAINTS = {"language, strength 1": {"strength": 1.0}, "language, all eigenvectors": {"max_rank": None}}
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,7 +169,7 @@ def erase(concept: str, variant: str, work: Path, anchors: Dataset, rows: list[d
         peft_config=SpaceLoraConfig(
             r=settings.rank,
             lora_alpha=2 * settings.rank,
-            **{"strength": FIRST_STRENGTH, **CONSTRAINTS.get(variant, {})},
+            **{**FIRST_CONSTRAINT, **CONSTRAINTS.get(variant, {})},
         ),
         questions=QUESTIONS,
     )

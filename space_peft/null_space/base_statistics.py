@@ -37,6 +37,9 @@ _FORMAT = "space_peft.statistics.v1"
 # Eigenvectors kept at least: of small layers more than the soft constraint uses, because the text about a concept, which
 # is added when it is erased, turns them.
 LEAST_RANK = 64
+# For vectors being rounded the rest may seem larger by this share of the smallest eigenvalue kept, and the kept eigenvalues by
+# this share of the trace.
+_SLACK, _ADDED = 0.05, 3e-3
 
 
 def kept_rank(dim: int, max_rank: int | Literal["auto"] | None = "auto") -> int:
@@ -53,8 +56,8 @@ class SecondMoment:
 
     Args:
         vectors (`torch.Tensor`): `U` `(d, k)`, float16: the leading eigenvectors.
-        values (`torch.Tensor`): `l` `(k,)`, float32: their Rayleigh quotients, descending.
-        rest (`float`): `r`, the mean eigenvalue of all other directions; with it the trace is that of `C`.
+        values (`torch.Tensor`): `l` `(k,)`, float32: their Rayleigh quotients, and a little more of the largest, see `of`.
+        rest (`float`): `r`, the mean eigenvalue of all other directions.
         uncertainty (`float`): In no direction does `C` exceed this approximation of it by more; measured when it was made.
         counts (`dict[str, int]`): Samples seen, per kind of token.
     """
@@ -90,18 +93,24 @@ class SecondMoment:
         d, mean = len(moment), float(moment.diagonal().mean(dtype=torch.float64))
         if mean == 0.0:
             raise ValueError("all retained inputs are zero; there is nothing to keep of them.")
-        vectors = decompose(moment / mean, min(rank, d)).vectors[:, :rank].to(torch.float16)
+        exact = decompose(moment / mean, min(rank, d)).vectors[:, :rank].to(moment)
+        vectors = exact.to(torch.float16)
         # Of the rounded vectors, so that what is kept is measured as it is going to be used.
         basis = vectors.to(moment)
         values = (basis * (moment @ basis)).sum(dim=0)
+        # Rounding turns a vector by some 2e-4. With a large eigenvalue that leaves more outside of what is kept than all that was
+        # left out, and bounds would have to allow for it in every direction. Beside it a little more along the new vector will do.
+        across = (values * (basis - exact).norm(dim=0)) ** 2
+        slack = max(
+            _SLACK * float(values[-1]), float(across.sum()) / (_ADDED * d * mean), torch.finfo(values.dtype).tiny
+        )
         rest = max(float(d * mean - values.sum(dtype=torch.float64)), 0.0) / max(d - len(values), 1)
+        values += across / slack
         kept = cls(vectors.cpu(), values.to("cpu", torch.float32), rest, 0.0, dict(counts))
-        # Shifted, because a decomposition expects no negative eigenvalues.
-        shift = max(rest, 1e-3 * mean)
         difference = moment - kept.dense(moment.dtype).to(moment.device)
-        difference.diagonal().add_(shift)
-        largest = decompose(difference / mean, 1)
-        uncertainty = mean * float(largest.values[0] + largest.residuals[0]) - shift
+        # All eigenvalues, not some by a Krylov method: it may stop at one that is smaller, and bounds rest on the largest.
+        rounding = torch.finfo(moment.dtype).eps * float(difference.norm())
+        uncertainty = float(torch.linalg.eigvalsh(difference)[-1]) + rounding
         return dataclasses.replace(kept, uncertainty=max(uncertainty, 0.0))
 
     def dense(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -200,13 +209,17 @@ class Statistics(Mapping[str, SecondMoment]):
                 "of target_modules, or collect statistics of them."
             )
         for name, layer in layers.items():
-            moment, limit = self[name], config.rank_limit(self[name].dim) or self[name].dim
+            moment = self[name]
             if moment.dim != layer.in_features:
                 raise ValueError(f"layer {name!r} has {layer.in_features} inputs, but {moment.dim} in the statistics.")
-            if moment.rank < most_columns(config.constraint, limit, moment.dim):
+            asked = most_columns(config.constraint, config.rank_limit(moment.dim), moment.dim)
+            if moment.rank < asked:
+                most = min(self[other].rank for other in layers if self[other].rank < self[other].dim)
                 raise ValueError(
-                    f"`max_rank` is {config.max_rank!r}, which means {min(limit, moment.dim)} eigenvectors for layer {name!r}, "
-                    f"but the statistics keep {moment.rank}; ask for fewer."
+                    f"`max_rank` is {config.max_rank!r}, which means {asked} eigenvectors for layer {name!r}, but the "
+                    f"statistics keep {moment.rank}. Ask for what they have of all adapted layers, SpaceLoraConfig(max_rank={most}): "
+                    "with fewer eigenvectors the same `strength` is stricter (version 0.2.0, which kept fewer, had 0.03). Or "
+                    "collect them again: collect_statistics."
                 )
 
     def digest(self) -> str:

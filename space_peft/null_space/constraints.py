@@ -19,6 +19,9 @@ from .spectral import Spectrum, decompose
 _FLAT = 1e-3
 # Eigenpairs computed where no constraint uses them: their largest value goes into the certificate's bound.
 _UNCONSTRAINED = 8
+# Eigenpairs are found until the filter's error is below `decompose`'s tolerance, in units of this value or of the one that all
+# directions outside get, the smaller: a small strength makes all of the filter small.
+_FILTER_UNIT = 0.03
 # Filters are stored in float32.
 _STORED = 2.0**-20
 
@@ -47,8 +50,9 @@ class Constraint:
     One way to keep an adapter off retained inputs.
 
     Args:
-        fit (`Callable`): `(moment, limit, strength, energy) -> Filter`, of a second moment `(d, d)` of mean eigenvalue 1
-            and with at most `limit` eigenvectors.
+        fit (`Callable`): `(moment, limit, strength, energy, uncertainty) -> Filter`, of a second moment `(d, d)` of mean
+            eigenvalue 1 and with at most `limit` eigenvectors. The inputs' own second moment may exceed it in any direction
+            by the uncertainty.
         pairs (`Callable`): `(limit, dim) -> int or None`: how many eigenpairs it asks for; `None` for all of them.
         columns (`Callable`): `(limit, dim) -> int`: how many eigenvectors it keeps at most, whatever the inputs are.
         made (`Callable`): Whether a stored null space has such a filter; asked of files that anybody may have written,
@@ -56,7 +60,7 @@ class Constraint:
         dtype (`torch.dtype`): Of the sums that it needs.
     """
 
-    fit: Callable[[torch.Tensor, int, float, float], Filter]
+    fit: Callable[[torch.Tensor, int, float, float, float], Filter]
     pairs: Callable[[int, int], int | None]
     columns: Callable[[int, int], int]
     made: Callable[[NullSpace], bool]
@@ -79,18 +83,34 @@ def most_columns(constraint: str, limit: int | None, dim: int) -> int:
     return FITTED[constraint].columns(min(limit or dim, dim), dim)
 
 
-def _soft(moment: torch.Tensor, limit: int, strength: float, energy: float) -> Filter:
+def soft_sensitivity(values: torch.Tensor, strength: float) -> torch.Tensor:
+    """`|f'(l)|` of the soft filter, larger where the filter itself is small; see [`decompose`].
+
+    Args:
+        values (`torch.Tensor`): Eigenvalues, descending; the filter value of the last one is that of all others.
+        strength (`float`): `t`.
+    """
+    outside = strength / (values[-1] + strength)
+    return strength / (values + strength) ** 2 * (_FILTER_UNIT / outside).clamp(min=1.0)
+
+
+def _soft(moment: torch.Tensor, limit: int, strength: float, energy: float, uncertainty: float) -> Filter:
     # One more than is used: it says what the filter does to all directions beyond.
-    spectrum = decompose(moment, min(limit, len(moment)) + 1, lambda values: strength / (values + strength) ** 2)
+    spectrum = decompose(moment, min(limit, len(moment)) + 1, lambda values: soft_sensitivity(values, strength))
     filters = strength / (spectrum.values + strength)  # (n,), ascending
     stop = min(int((filters < 1.0 - _FLAT).sum()), limit)
-    # The filter value of the largest eigenvalue outside is the smallest one outside: with it nothing outside
-    # is let through more than its own filter would, whatever the eigenvectors left out.
-    outside = float(filters[stop]) if stop < len(filters) else 1.0
+    # The filter value of the largest eigenvalue outside is the smallest one outside: with it nothing outside is let through more
+    # than its own filter would, whatever the eigenvectors left out.
+    outside = 1.0
+    if stop < len(filters):
+        # Statistics have one value, the mean, for all that they left out: the smallest eigenvalue here. The largest of what was
+        # left out is larger by the uncertainty.
+        largest = max(float(spectrum.values[stop]), float(spectrum.values[-1]) + uncertainty)
+        outside = strength / (largest + strength)
     return Filter(spectrum, 0, stop, filters[:stop], outside)
 
 
-def _hard(moment: torch.Tensor, limit: int, strength: float, energy: float) -> Filter:
+def _hard(moment: torch.Tensor, limit: int, strength: float, energy: float, uncertainty: float) -> Filter:
     spectrum = decompose(moment)
     values, dim = spectrum.values, len(moment)
     # Eigenvalues below rounding are those of directions that no input has.
@@ -103,7 +123,7 @@ def _hard(moment: torch.Tensor, limit: int, strength: float, energy: float) -> F
     return Filter(spectrum, stop, dim, values.new_ones(dim - stop), 0.0)
 
 
-def _none(moment: torch.Tensor, limit: int, strength: float, energy: float) -> Filter:
+def _none(moment: torch.Tensor, limit: int, strength: float, energy: float, uncertainty: float) -> Filter:
     spectrum = decompose(moment, _UNCONSTRAINED)
     return Filter(spectrum, 0, 0, spectrum.values.new_zeros(0), 1.0)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..config import KNOBS
+from ..config import AUTO_RANK_BEFORE, KNOBS, auto_rank
 from ..modeling.layers import adapted_layers, adapter_config
 from .identity import base_checksum, same_base
 from .space import NullSpace
@@ -89,7 +89,14 @@ def fit_differences(
             pairs += [(name, getattr(space.identity, name), value) for name, value in asked.items()]
         for name, fitted, value in pairs:
             if fitted != value and not (name == "base" and same_base(fitted, value)):
-                found.setdefault(name, _differs(name, fitted, value))
+                said = _differs(name, fitted, value)
+                if (
+                    name == "max_rank"
+                    and config.max_rank == "auto"
+                    and fitted == auto_rank(space.dim, AUTO_RANK_BEFORE)
+                ):
+                    said += _AUTO_BEFORE
+                found.setdefault(name, said)
     known = {space.identity.data for space in unique if space.identity is not None}
     if data is not None and not found and known and (read := data()) is not None and known != {read}:
         found["data"] = _SAID["data"]
@@ -102,6 +109,11 @@ _SAID = {
     "protect": "the statistics to protect are others than those they were fitted with",
     "base_statistics": "the base model's statistics are others than those they were fitted with",
 }
+# Where `max_rank` is "auto" for both.
+_AUTO_BEFORE = (
+    " ('auto' meant that up to version 0.2.0; to go on as then, take the config that was saved: "
+    "SpaceLoraConfig.from_pretrained of the adapter's or the checkpoint's folder)"
+)
 
 
 def _differs(name: str, fitted: object, asked: object) -> str:

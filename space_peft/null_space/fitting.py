@@ -125,7 +125,8 @@ def fit_null_space(
 
         def decompose(fitter: NullSpaceFitter) -> NullSpace:
             for number, spaces in enumerate(protect, start=1):
-                fitter.add_moment(spaces[owned[id(fitter)]].second_moment(), f"request {number}")
+                earlier = spaces[owned[id(fitter)]]
+                fitter.add_moment(earlier.second_moment(), f"request {number}", uncertainty=earlier.moment_uncertainty)
             if statistics is not None:
                 moment = statistics[owned[id(fitter)]]
                 fitter.add_moment(moment.dense(fitter.dtype), "statistics", uncertainty=moment.uncertainty)

@@ -261,7 +261,8 @@ class NullSpaceFitter:
             raise ValueError(f"all retained inputs{self._where} are zero; nothing to fit.")
         moment /= mean
         limit = self.dim if max_rank is None else min(max_rank, self.dim)
-        spectrum, start, stop, kept, outside = FITTED[constraint].fit(moment, limit, strength, energy)
+        uncertainty = sum(self._uncertainty.values()) / (len(self._sums) * mean)
+        spectrum, start, stop, kept, outside = FITTED[constraint].fit(moment, limit, strength, energy, uncertainty)
         known = len(spectrum.values) if len(spectrum.values) == self.dim else stop
         return NullSpace(
             eigenvectors=spectrum.vectors[:, start:stop].to(torch.float32).contiguous(),
@@ -278,7 +279,7 @@ class NullSpaceFitter:
             max_rank=max_rank,
             statistics=self.statistics,
             counts=self.counts,
-            uncertainty=sum(self._uncertainty.values()) / (len(self._sums) * mean),
+            uncertainty=uncertainty,
         )
 
 

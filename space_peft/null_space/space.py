@@ -247,12 +247,23 @@ class NullSpace:
         """
         if self.start:
             raise ValueError('the leading eigenvectors are not kept; fit with constraint="soft" to keep them.')
-        basis = self.eigenvectors.cpu().double()  # (d, k)
-        values = self._own_eigenvalues
-        rest = max(self.dim - float(values.sum()), 0.0) / max(self.dim - len(values), 1)
-        moment = (basis * (values - rest)) @ basis.T
+        basis, rest = self.eigenvectors.cpu().double(), self._mean_outside  # (d, k)
+        moment = (basis * (self._own_eigenvalues - rest)) @ basis.T
         moment.diagonal().add_(rest)
         return self.scale * moment
+
+    @property
+    def _mean_outside(self) -> float:
+        """The mean eigenvalue of the directions outside of `U`."""
+        values = self._own_eigenvalues
+        return max(self.dim - float(values.sum()), 0.0) / max(self.dim - len(values), 1)
+
+    @property
+    def moment_uncertainty(self) -> float:
+        """In no direction does the second moment of the inputs seen exceed [`second_moment`] by more."""
+        # Where U has residuals, [[0, E], [E^T, b]] is what is missing, with ||E|| at most their norm.
+        beyond = max(self._largest_outside - self._mean_outside, 0.0) + float(self.residuals.norm())
+        return self.scale * (beyond + self.uncertainty)
 
     def to(self, device: torch.device | str) -> NullSpace:
         """Returns the same null space with its tensors on a device."""
