@@ -30,6 +30,7 @@ from .records.folder import CARD_NAME, REPORT_TEXT_NAME, contents_table
 from .records.io import atomic_path
 from .records.places import refuse_missing
 from .trainers import SpaceConfig, SpaceTrainer
+from .trainers.checkpoints import last_complete_checkpoint, run_identity
 
 
 if TYPE_CHECKING:
@@ -263,7 +264,11 @@ def erase(
         **trainer_options,
     )
     trainer.card_data.seconds.update(seconds)
-    trainer.train(resume_from_checkpoint=True if resume and args.save_strategy != "no" else None)
+    checkpoint = None
+    if resume and args.save_strategy != "no":
+        # Of this job: a checkpoint of another concept, or of other settings, would be saved as this one's result.
+        checkpoint = last_complete_checkpoint(args.output_dir, run_identity(trainer))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if probes:
         trainer.evaluate()
     return Erasure(trainer, anchors)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -87,6 +88,33 @@ def test_an_interrupted_call_goes_on_from_its_anchors_and_checkpoints(data, tmp_
     assert resumed_at[-2:] == [3, 4] and again.trainer.state.global_step == 4
     for (name, one), (_, other) in zip(first.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_checkpoints_of_another_job_are_not_gone_on_from(data, tmp_path):
+    saving = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    fox = job(tmp_path / "fox", data, args=quick(tmp_path / "fox", **saving))
+    left = tmp_path / "lemon" / "checkpoint-1"
+    shutil.copytree(tmp_path / "fox" / "checkpoint-1", left)
+    (left / "space_rows.json").write_text('{"added": []}')
+    with pytest.warns(
+        UserWarning, match="1 checkpoint in .* of another run is passed over .*'fox', now 'lemon'.* anew"
+    ):
+        lemon = job(tmp_path / "lemon", data, concept="lemon", args=quick(tmp_path / "lemon", **saving))
+    assert len([entry for entry in lemon.trainer.state.log_history if "loss" in entry]) == 1
+    assert not torch.equal(*(next(p for n, p in e.model.named_parameters() if "lora_B" in n) for e in (fox, lemon)))
+    assert not (left / "space_rows.json").exists()
+    # Asked for by its path it is refused.
+    with pytest.raises(ValueError, match="is of another erasure: concept 'fox', now 'lemon'; other rows to forget"):
+        lemon.trainer.train(resume_from_checkpoint=str(tmp_path / "fox" / "checkpoint-1"))
+    # So is the same concept with other settings, of which the card would say that they made these weights.
+    with pytest.warns(UserWarning, match="passed over \\(learning_rate the default, now 0.1; lora_alpha"):
+        again = job(
+            tmp_path / "fox",
+            data,
+            args=quick(tmp_path / "fox", learning_rate=0.1, **saving),
+            peft_config=SpaceLoraConfig(r=4, lora_alpha=64),
+        )
+    assert len([entry for entry in again.trainer.state.log_history if "loss" in entry]) == 1
 
 
 CHANGES = ({"refine_steps": 2}, {"aliases": ["owl"]}, {"selection": {"threshold": 0.1}})

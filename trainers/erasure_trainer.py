@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoProcessor, PreTrainedModel, Trainer, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 
@@ -35,7 +36,7 @@ from space_peft.retained.self_distillation import retained_answers
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
 from .certifying import CertifyingMixin
-from .checkpoints import last_complete_checkpoint
+from .checkpoints import RunCallback, last_complete_checkpoint, noted_run, run_differences, run_identity
 from .deployed_answers import DeployedAnswers, DeployedAnswersCallback, DeployedAnswersMixin
 from .erasure_config import ErasureConfig
 from .evaluating import EvaluationMixin, check_args, check_optimizer, refuse_arguments, retained_sets
@@ -287,7 +288,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         return True
 
     def _own_callbacks(self, args: ErasureConfig, processor, fitted: list[int], constrained: bool) -> list:
-        callbacks = [GradientHealthCallback()]
+        callbacks = [GradientHealthCallback(), RunCallback(lambda: self._run)]
         if args.stop_threshold is not None:
             callbacks.append(ForgottenStoppingCallback(args.stop_threshold, args.stop_smoothing))
         self.null_space = None
@@ -302,6 +303,11 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         if self.own_answers and args.refresh_steps is not None:
             callbacks.append(CurrentAnswersCallback(lambda: self.forget))
         return callbacks
+
+    @property
+    def given_rows(self) -> list[dict]:
+        """The rows to forget that were given, or made of anchors; without what the model's own answers add."""
+        return self._training_rows[0]
 
     @property
     def null_spaces(self) -> dict:
@@ -364,6 +370,9 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
 
     def _prepare_run(self, resume_from_checkpoint: str | None) -> None:
         """Looks at what the deployed model says, before the first step."""
+        self._run = run_identity(self)
+        if resume_from_checkpoint is not None:
+            self._check_same_run(resume_from_checkpoint)
         self._record_base()  # Now: later the cache may hold another commit as well.
         before = self._paired_for
         paired = self._pair_rows(self.args)
@@ -380,6 +389,25 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             loaders = [loader for loader in several if len(loader)]
             self.null_space.retain_dataloader = Chained(loaders) if loaders else None
         self.certificate = self.canary = None  # They are of the adapter as it was.
+
+    def _check_same_run(self, checkpoint: str) -> None:
+        """Refuses a checkpoint in which something else was forgotten, and says which settings were others.
+
+        One that says nothing is taken: of other trainers, or of version 0.1.0.
+        """
+        if not Path(checkpoint, TRAINER_STATE_NAME).is_file() or (noted := noted_run(checkpoint)) is None:
+            return  # Without its state Trainer does not go on from it either, and says so.
+        if different := run_differences(noted, self._run, target=True):
+            raise ValueError(
+                f"the checkpoint {checkpoint!r} is of another erasure: {'; '.join(different)}. Train anew (without "
+                "`resume_from_checkpoint`), into another `output_dir`, or resume with what it was trained with."
+            )
+        if different := run_differences(noted, self._run):
+            warnings.warn(
+                f"the checkpoint {checkpoint!r} was trained with other settings, under which its steps were made: "
+                f"{'; '.join(different)}.",
+                stacklevel=5,
+            )
 
     def _about(self) -> torch.utils.data.DataLoader:
         """What the deployed model says about the concept in words, for the constraint: it is to stay."""

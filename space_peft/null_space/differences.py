@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from ..config import KNOBS
+from ..modeling.checksum import base_checksum, same_base
 from ..modeling.layers import adapted_layers, adapter_config
-from .identity import base_checksum, same_base
 from .space import NullSpace
 
 
