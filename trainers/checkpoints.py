@@ -23,6 +23,9 @@ from .publishing import defaults_of
 
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
+    from .erasure_config import ErasureConfig
     from .erasure_trainer import ErasureTrainer
 
 
@@ -97,15 +100,10 @@ def run_identity(trainer: ErasureTrainer) -> dict[str, Any]:
 
     rows = [
         [row["prompt"], row["answer_tokens"], row["mention"], row["says"], [seen(image) for image in row["images"]]]
-        for row in trainer.given_rows
+        for row in trainer.forget.given
     ]
     args, adapter = trainer.args, trainer.accelerator.unwrap_model(trainer.model).peft_config[ADAPTER]
     asked = {name: getattr(trainer.questions, name) for name in _ASKED}
-    card = ErasureCardData()
-    card.add_settings("run", args, defaults_of(args))
-    card.add_settings("adapter", adapter, type(adapter)())
-    run = {key: value for key, value in card.settings["run"].items() if not key.startswith(_NOT_THE_RUN)}
-    own = {key: value for key, value in card.settings["adapter"].items() if key not in NOT_THE_ADAPTER}
     identity = {
         "method": trainer._name,
         "concept": trainer.concept,
@@ -113,9 +111,25 @@ def run_identity(trainer: ErasureTrainer) -> dict[str, Any]:
         "rows": _digest(rows),
         "questions": _digest({name: value if isinstance(value, str) else list(map(str, value)) for name, value in asked.items()}),
         "retained rows": len(trainer.retained),
-        "settings": {"seed": args.seed, "adapter": type(adapter).__name__, **run, **own},
+        "settings": settings_of(args, adapter),
     }  # fmt: skip
     return json.loads(json.dumps(identity))
+
+
+def settings_of(args: ErasureConfig, adapter: LoraConfig) -> dict[str, Any]:
+    """What of a run's settings differs from the defaults, as JSON values: those that its result depends on.
+
+    Args:
+        args ([`ErasureConfig`]): Of training.
+        adapter ([`~peft.LoraConfig`]): Of the adapter.
+    """
+    card = ErasureCardData()
+    card.add_settings("run", args, defaults_of(args))
+    card.add_settings("adapter", adapter, type(adapter)())
+    run = {key: value for key, value in card.settings["run"].items() if not key.startswith(_NOT_THE_RUN)}
+    own = {key: value for key, value in card.settings["adapter"].items() if key not in NOT_THE_ADAPTER}
+    settings = {"seed": args.seed, "adapter": type(adapter).__name__, **run, **own}
+    return json.loads(json.dumps(settings))
 
 
 def _digest(content) -> str:
@@ -152,6 +166,33 @@ def run_differences(noted: Mapping[str, Any], now: Mapping[str, Any], *, target:
             one, other = (repr(part[key]) if key in part else "the default" for part in (before, after))
             found.append(f"{key} {one:.80}, now {other:.80}")
     return found
+
+
+def check_same_run(checkpoint: str | os.PathLike, run: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint in which something else was forgotten, and says which settings were others.
+
+    One that says nothing is taken: of another trainer, or of version 0.2.0 and before.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): The checkpoint that training is to go on from.
+        run (`dict`): From [`run_identity`].
+
+    Raises:
+        ValueError: If it is of another erasure.
+    """
+    if not Path(checkpoint, TRAINER_STATE_NAME).is_file() or (noted := noted_run(checkpoint)) is None:
+        return  # Without its state Trainer does not go on from it either, and says so.
+    if different := run_differences(noted, run, target=True):
+        raise ValueError(
+            f"the checkpoint {str(checkpoint)!r} is of another erasure: {'; '.join(different)}. Train anew (without "
+            "`resume_from_checkpoint`), into another `output_dir`, or resume with what it was trained with."
+        )
+    if different := run_differences(noted, run):
+        warnings.warn(
+            f"the checkpoint {str(checkpoint)!r} was trained with other settings, under which its steps were made: "
+            f"{'; '.join(different)}.",
+            stacklevel=6,
+        )
 
 
 class RunCallback(TrainerCallback):

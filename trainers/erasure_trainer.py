@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoProcessor, PreTrainedModel, Trainer, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 
@@ -36,7 +35,7 @@ from space_peft.retained.self_distillation import retained_answers
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
 from .certifying import CertifyingMixin
-from .checkpoints import RunCallback, last_complete_checkpoint, noted_run, run_differences, run_identity
+from .checkpoints import RunCallback, check_same_run, last_complete_checkpoint, run_identity
 from .deployed_answers import DeployedAnswers, DeployedAnswersCallback, DeployedAnswersMixin
 from .erasure_config import ErasureConfig
 from .evaluating import EvaluationMixin, check_args, check_optimizer, refuse_arguments, retained_sets
@@ -305,11 +304,6 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         return callbacks
 
     @property
-    def given_rows(self) -> list[dict]:
-        """The rows to forget that were given, or made of anchors; without what the model's own answers add."""
-        return self._training_rows[0]
-
-    @property
     def null_spaces(self) -> dict:
         """The fitted null spaces by layer; empty before training, and without the constraint."""
         return {} if self.null_space is None or self.null_space.null_spaces is None else self.null_space.null_spaces
@@ -372,7 +366,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         """Looks at what the deployed model says, before the first step."""
         self._run = run_identity(self)
         if resume_from_checkpoint is not None:
-            self._check_same_run(resume_from_checkpoint)
+            check_same_run(resume_from_checkpoint, self._run)
         self._record_base()  # Now: later the cache may hold another commit as well.
         before = self._paired_for
         paired = self._pair_rows(self.args)
@@ -389,25 +383,6 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             loaders = [loader for loader in several if len(loader)]
             self.null_space.retain_dataloader = Chained(loaders) if loaders else None
         self.certificate = self.canary = None  # They are of the adapter as it was.
-
-    def _check_same_run(self, checkpoint: str) -> None:
-        """Refuses a checkpoint in which something else was forgotten, and says which settings were others.
-
-        One that says nothing is taken: of other trainers, or of version 0.1.0.
-        """
-        if not Path(checkpoint, TRAINER_STATE_NAME).is_file() or (noted := noted_run(checkpoint)) is None:
-            return  # Without its state Trainer does not go on from it either, and says so.
-        if different := run_differences(noted, self._run, target=True):
-            raise ValueError(
-                f"the checkpoint {checkpoint!r} is of another erasure: {'; '.join(different)}. Train anew (without "
-                "`resume_from_checkpoint`), into another `output_dir`, or resume with what it was trained with."
-            )
-        if different := run_differences(noted, self._run):
-            warnings.warn(
-                f"the checkpoint {checkpoint!r} was trained with other settings, under which its steps were made: "
-                f"{'; '.join(different)}.",
-                stacklevel=5,
-            )
 
     def _about(self) -> torch.utils.data.DataLoader:
         """What the deployed model says about the concept in words, for the constraint: it is to stay."""

@@ -115,10 +115,10 @@ def test_a_yaml_file(script, hub, tmp_path, monkeypatch, capsys):
     serve(hub, [model, *("/".join(name.split("/")[:2]) for name in data)], tmp_path)
     monkeypatch.chdir(tmp_path)
     options = arguments(tmp_path, {"test_images": images["test_images"]})
-    assert main(["erase", "--config", str(config), *options]) == 0
-    said = capsys.readouterr().out
+    code, said = main(["erase", "--config", str(config), *options]), capsys.readouterr().out
+    assert code == ("NOT ERASED" in said or "NOTHING SHOWN" in said)
     # A random model may go on to say the name; a failed erasure is not to be published.
-    assert "forget" in said and ("NOT ERASED" in said) != (f"space-peft push {settings['output_dir']}" in said)
+    assert "forget" in said and bool(code) != (f"space-peft push {settings['output_dir']}" in said)
     assert main(["push", settings["output_dir"], REPO, *(["--redact", "--private"] if "person" in script else [])]) == 0
     check(hub, tmp_path / settings["output_dir"], model)
 
