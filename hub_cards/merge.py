@@ -100,7 +100,7 @@ def merge_adapter(
     return output
 
 
-def _check_base(folder: Path, model) -> None:
+def _check_base(folder: Path, model: torch.nn.Module) -> None:
     """Refuses a model of the same shapes on which the erasure was not made, and need not hold.
 
     Raises:

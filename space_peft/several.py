@@ -174,7 +174,7 @@ def erase_several(
             "the model that they are of."
         )
     settings = _settings(args, peft_config, options)
-    made_with = {name: noted.get("settings", {}).get(name) for name, _ in served}
+    made_with: dict[str, Any] = {name: noted.get("settings", {}).get(name) for name, _ in served}
     for name, before in made_with.items():
         if before is not None and before != settings:
             keys = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
@@ -203,7 +203,7 @@ def erase_several(
             keep_model=original,
             **options,
         )
-        base["settings"][concept] = settings
+        made_with[concept] = settings
         write_json(place / _BASE_NAME, base)
         model = ledger.add(erasure.trainer)
     stacked = ledger.stack(original)

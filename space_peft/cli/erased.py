@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,12 @@ class ErasedModel:
     adapter: str | None = None
 
     def identity(self) -> dict:
-        """What results of it depend on; JSON values."""
-        return {"adapter": self.adapter, "weights": base_checksum(self.model)}
+        """What results of it depend on, as it was when this was first asked; JSON values."""
+        return {"adapter": self.adapter, "weights": self._weights}
+
+    @cached_property
+    def _weights(self) -> str:
+        return base_checksum(self.model)
 
 
 def named_pictures(args: argparse.Namespace) -> NamedImages:

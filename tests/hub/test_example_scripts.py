@@ -4,6 +4,7 @@ What is served is in `published_models.py`. Most run in this process, which has 
 starts it.
 """
 
+import json
 import runpy
 import subprocess
 import sys
@@ -57,7 +58,10 @@ def arguments(folder: Path, images: dict, **options) -> list[str]:
     """Options of a command; the folders of pictures are made, of the others' one for each name."""
     for number, (option, name) in enumerate(images.items()):
         for place, image in enumerate(pictures(3, seed=9 + number)):
-            path = folder / name / ("bridge" if option == "other_images" else "") / f"{place}.png"
+            # One of them by a name that `datasets` takes for a picture of another split.
+            path = (
+                folder / name / ("bridge" if option == "other_images" else "") / f"{'test_' * (place == 0)}{place}.png"
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
     values = {**images, **QUICK, **options}
@@ -68,6 +72,7 @@ def check(hub, output: Path, model: str) -> None:
     """What was left: a whole folder, and on the Hub what verifies and loads with stock PEFT."""
     names = {path.name for path in output.iterdir()}
     assert {"adapter_model.safetensors", "space_config.json", "space_certificate.json", "report.json"} <= names
+    assert json.loads((output / "report.json").read_text())["after"]["forget"]["n"] == 3, "every picture is asked about"
     assert "README.md" in hub.files(REPO) and f"base_model: {model}".encode() in hub.files(REPO)["README.md"]
     result = verify_erasure(REPO)
     assert result.exit_code == 0, result.to_text()
