@@ -111,14 +111,14 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
     from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
     from space_peft.evaluation import judge_sentences
 
-    started, seconds = time.perf_counter(), {}
+    known_as = MediumConcept(concept, Path(work), known)
+    started, seconds, refined = time.perf_counter(), {}, set()
 
     def lap(stage: str) -> None:
         nonlocal started
         seconds[stage] = round(time.perf_counter() - started)
         started = time.perf_counter()
 
-    known_as = MediumConcept(concept, Path(work), known)
     if not known_as.is_known and not limits:
         return [{"concept": concept, "seed": None, "variant": None, "named_before": known_as.named}]
     text = known_as.text
@@ -131,7 +131,9 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
     done = []
     for seed, variant in [(seed, variant) for seed, own in runs for variant in own]:
         change, anchors = VARIANTS[variant], known_as.anchors(seed, limits.get("refine_steps", REFINE_STEPS))
-        lap("anchors")
+        if seed not in refined:  # Those of another variant with the same seed took no time.
+            lap("anchors")
+            refined.add(seed)
         training = {**limits.get("training", {}), **change.get("training", {})}
         with tempfile.TemporaryDirectory() as folder:
             trainer = SpaceTrainer(

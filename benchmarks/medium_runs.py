@@ -29,18 +29,30 @@ class MediumConcept:
         sys.path.insert(0, str(EXAMPLE))
         from space_peft.demo import load_demo_images
         from space_peft.demo.probes import demo_split
-        from space_peft.evaluation import evaluate_probes
 
         self.concept, self.work, self.known = concept, work, known
         images = load_demo_images()
         self.public, _ = demo_split(images, concept)
         self.model, self.processor = load(work)
         self.probes = probes_of(concept, images)
-        with half_precision():
-            self.before = evaluate_probes(self.model, self.processor, self.probes, progress=False, batch_size=48)
-        self.named = [self.before.scores[key]["value"] for key in ("forget", "free_form")]
+        self._before = None
         self._text: dict | None = None
         self._raw, self._anchors = None, {}
+
+    @property
+    def before(self):
+        """What it says before; asked the first time, so that who measures seconds has loaded the model by then."""
+        from space_peft.evaluation import evaluate_probes
+
+        if self._before is None:
+            with half_precision():
+                self._before = evaluate_probes(self.model, self.processor, self.probes, progress=False, batch_size=48)
+        return self._before
+
+    @property
+    def named(self) -> list[float]:
+        """Shares of its pictures on which it is named before: in short answers, in sentences."""
+        return [self.before.scores[key]["value"] for key in ("forget", "free_form")]
 
     @property
     def is_known(self) -> bool:
@@ -67,12 +79,14 @@ class MediumConcept:
         from space_peft import refine_anchors, select_anchors
 
         options = {"model": self.model, "processor": self.processor, "progress": False}
-        if seed not in self._anchors:
+        if (seed, steps) not in self._anchors:
             with half_precision():
                 if self._raw is None:
                     self._raw = select_anchors(self.concept, self.public, k=ANCHORS, cache_dir=False, **options)
-                self._anchors[seed] = refine_anchors(self._raw, questions=QUESTIONS, seed=seed, steps=steps, **options)
-        return self._anchors[seed]
+                self._anchors[seed, steps] = refine_anchors(
+                    self._raw, questions=QUESTIONS, seed=seed, steps=steps, **options
+                )
+        return self._anchors[seed, steps]
 
     def asked_again(self, merged) -> tuple:
         """What a model without the concept says.

@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--max_steps", type=int, default=60)
     args = parser.parse_args()
 
-    pictures = load_dataset("imagefolder", data_dir=args.test_images, split="train")["image"]
+    pictures = load_dataset("imagefolder", data_dir=args.test_images, data_files={"train": "**"}, split="train")
     retained = load_dataset("HuggingFaceM4/the_cauldron", "cocoqa", split="train[:3%]")
     erasure = erase(
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
@@ -46,7 +46,7 @@ def main():
         aliases=ALIASES,
         pool=load_dataset("lmms-lab/flickr30k", split="test"),
         retain_dataset=retained.map(conversation, remove_columns="texts"),
-        probes=build_probes(BRAND, questions=DEFAULT_QUESTIONS, target_images=pictures, aliases=ALIASES),
+        probes=build_probes(BRAND, questions=DEFAULT_QUESTIONS, target_images=pictures["image"], aliases=ALIASES),
         k=args.anchors,
         refine_steps=args.refine_steps,
         args=SpaceConfig(

@@ -30,8 +30,10 @@ def main():
     parser.add_argument("--max_steps", type=int, default=60)
     args = parser.parse_args()
 
-    tower = load_dataset("imagefolder", data_dir=args.test_images, split="train")
-    others = load_dataset("imagefolder", data_dir=args.other_images, drop_labels=False, split="train")
+    tower = load_dataset("imagefolder", data_dir=args.test_images, data_files={"train": "**"}, split="train")
+    others = load_dataset(
+        "imagefolder", data_dir=args.other_images, data_files={"train": "**"}, drop_labels=False, split="train"
+    )
     names = others.features["label"].names
     question = DEFAULT_QUESTIONS.naming[0]
     probes = build_probes(

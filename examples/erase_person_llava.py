@@ -60,7 +60,7 @@ def main():
     # What is said of the person in words stays.
     retained += retained_answers(model, processor, questions=[q.format(name=PERSON) for q in DEFAULT_QUESTIONS.about])
 
-    pictures = load_dataset("imagefolder", data_dir=args.test_images, split="train")["image"]
+    pictures = load_dataset("imagefolder", data_dir=args.test_images, data_files={"train": "**"}, split="train")
     trainer = SpaceTrainer(
         model=model,
         args=SpaceConfig(
@@ -71,7 +71,7 @@ def main():
         retain_dataset=retained,
         processing_class=processor,
         peft_config=SpaceLoraConfig(r=16, lora_alpha=32, target_modules=".*language_model.*(q|k|v|o|gate|up)_proj"),
-        probes=build_probes(PERSON, questions=DEFAULT_QUESTIONS, target_images=pictures, aliases=ALIASES),
+        probes=build_probes(PERSON, questions=DEFAULT_QUESTIONS, target_images=pictures["image"], aliases=ALIASES),
         card_data=ErasureCardData(redact=True, reason="Asked for by the person."),
     )  # fmt: skip
     trainer.train()

@@ -94,19 +94,7 @@ def load_erased(
     """
     source = fetch(repo_or_folder, revision=revision, token=token)
     refuse_unsafe(source)
-    try:
-        problems = check_manifest(source.folder)
-    except FileNotFoundError:
-        problems = []
-        if source.repo_id is not None:
-            warnings.warn(
-                f"{source.repo_id!r} has no {MANIFEST_NAME}, so nothing says whether its files are those that were "
-                "published; it was not pushed with space-peft, or the manifest was removed.",
-                stacklevel=2,
-            )
-    if problems:
-        listed = "; ".join(f"{plain_line(problem.file)}: {problem.message}" for problem in problems[:5])
-        raise ValueError(f"{len(problems)} files are not as they were published. {listed}")
+    refuse_changed(source, stacklevel=3)
     recorded = recorded_base(source)
     check_processor_files(source.folder)
     model = attach_adapter(source, load_base(recorded, base_model, token=token, **model_kwargs))
@@ -122,6 +110,31 @@ def load_erased(
     elif found := canary_problems(result):
         raise ValueError(f"the model does not answer as it did after training. {' '.join(found)}")
     return model
+
+
+def refuse_changed(source: AdapterSource, *, stacklevel: int = 2) -> None:
+    """Refuses a folder whose files are not those that were published; of a repository that does not say, warns.
+
+    Args:
+        source (`AdapterSource`): The adapter.
+        stacklevel (`int`, defaults to 2): Whose line the warning names.
+
+    Raises:
+        ValueError: If a file is another one.
+    """
+    try:
+        problems = check_manifest(source.folder)
+    except FileNotFoundError:
+        problems = []
+        if source.repo_id is not None:
+            warnings.warn(
+                f"{source.repo_id!r} has no {MANIFEST_NAME}, so nothing says whether its files are those that were "
+                "published; it was not pushed with space-peft, or the manifest was removed.",
+                stacklevel=stacklevel,
+            )
+    if problems:
+        listed = "; ".join(f"{plain_line(problem.file)}: {problem.message}" for problem in problems[:5])
+        raise ValueError(f"{len(problems)} files are not as they were published. {listed}")
 
 
 def load_base(

@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from space_peft.canary.check import Canary
+from space_peft.modeling.fingerprint import compare_base
 from space_peft.modeling.loading import load_config, model_class
 from space_peft.modeling.prompts import conversation
+from space_peft.records.folder import CANARY_NAME
 from space_peft.records.io import atomic_path
 
 
@@ -45,11 +48,11 @@ def merge_adapter(
     Raises:
         FileExistsError: If `output` exists.
         ValueError: If the adapter does not say what its base model is and none is given, it does not fit the base model
-            or changes more than linear layers, or weights of the base model are quantised, so that the sum cannot be
-            stored.
+            or changes more than linear layers, its files are not those that were published, the base model is another one
+            than that of its canary, or weights of the base model are quantised, so that the sum cannot be stored.
         FileNotFoundError: If there is no adapter.
     """
-    from .load import attach_adapter
+    from .load import attach_adapter, refuse_changed, warn_about_base
     from .processor import load_processor
     from .source import RecordedBase, fetch, recorded_base, refuse_unsafe
 
@@ -58,6 +61,7 @@ def merge_adapter(
         raise FileExistsError(f"{str(output)!r} exists; choose a new folder for the merged model.")
     source = fetch(adapter)
     refuse_unsafe(source)
+    refuse_changed(source, stacklevel=3)
     recorded = recorded_base(source)
     name = recorded.name if base_model is None else os.fspath(base_model)
     if not name:
@@ -78,6 +82,8 @@ def merge_adapter(
             f"weight {quantised!r} of the base model is {dtypes[quantised]}, and rounding to it would undo part of the "
             "erasure; merge into the base model in bfloat16 or float32, and quantise the result."
         )
+    warn_about_base(model, recorded, revision=model_kwargs.get("revision"))
+    _check_base(source.folder, model)
     adapted = attach_adapter(source, model.float())
     # Images and text as a list of parts, text alone as it is: as templates of either kind expect it.
     question = conversation("What is this?", image=Image.new("RGB", (1, 1)))["prompt"]
@@ -92,3 +98,20 @@ def merge_adapter(
         merged.save_pretrained(temporary)
         processor.save_pretrained(temporary)
     return output
+
+
+def _check_base(folder: Path, model: torch.nn.Module) -> None:
+    """Refuses a model of the same shapes on which the erasure was not made, and need not hold.
+
+    Raises:
+        ValueError: If it is one, or the canary is damaged.
+    """
+    if not (folder / CANARY_NAME).is_file():
+        return
+    different, compared = compare_base(model, Canary.load(folder).base)
+    if different:
+        raise ValueError(
+            f"the base model is not the one the adapter was trained on: {len(different)} of the {compared} weights recorded of it "
+            f"are others, the first is {different[0]!r:.120}. Give the one that it was trained on (`base_model`): what was erased "
+            "from it need not be erased from another."
+        )

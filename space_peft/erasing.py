@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import time
@@ -15,7 +16,9 @@ from transformers import AutoProcessor
 from transformers.utils.logging import get_logger
 
 from .anchors import anchor_info, refine_anchors, select_anchors
+from .anchors.encoders import OwnSpaceEncoder
 from .anchors.info import set_anchor_info
+from .anchors.pool import open_pool
 from .anchors.refine import known_by_anchors
 from .config import ConstraintName, SpaceLoraConfig
 from .data.names import check_aliases, check_concept
@@ -23,13 +26,13 @@ from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
 from .hub_cards.card import STAGES
 from .hub_cards.merge import merge_adapter
-from .modeling.fingerprint import fingerprint_base
 from .modeling.loading import load_model
 from .records.durations import duration
 from .records.folder import CARD_NAME, REPORT_TEXT_NAME, contents_table
 from .records.io import atomic_path
 from .records.places import refuse_missing
 from .trainers import SpaceConfig, SpaceTrainer
+from .trainers.checkpoints import last_complete_checkpoint, run_identity
 
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ logger = get_logger(__name__)
 ANCHORS_FOLDER = "anchors"
 # Arguments of `select_anchors` on which its result does not depend.
 _HOW_FAST = ("batch_size", "cache_dir", "progress")
+_COLUMNS = ("image_column", "caption_column", "id_column")
 
 
 @dataclass
@@ -72,6 +76,10 @@ class Erasure:
     def report(self) -> ErasureReport | None:
         """What was asked before and after; `None` without probes."""
         return self.trainer.report
+
+    def verdicts(self) -> dict[str, str]:
+        """By name, [`ErasureReport.verdict`]; empty without probes."""
+        return {} if self.report is None else {self.trainer.concept: self.report.verdict}
 
     def save(self) -> Path:
         """Saves adapter, certificate, report, card and provenance to the configuration's `output_dir`.
@@ -110,6 +118,7 @@ class Erasure:
             "concept": self.trainer.concept,
             "aliases": list(self.trainer.aliases),
             "folder": str(self.trainer.args.output_dir),
+            "verdicts": self.verdicts(),
             **{key: None if part is None else part.to_dict() for key, part in parts.items()},
         }
 
@@ -117,7 +126,7 @@ class Erasure:
         """What was done, and what to do next."""
         folder, report = self.trainer.args.output_dir, self.report
         files = contents_table(folder)
-        failed = report is not None and report.verdict in ("partly", "failed")
+        failed = report is not None and report.verdict in ("partly", "failed", "not known before")
         lines = [] if report is None else [report.to_table(), ""]
         if failed:
             lines = [self._not_erased(), "", *lines]
@@ -163,6 +172,12 @@ class Erasure:
     def _not_erased(self) -> str:
         assert self.report is not None
         before, after = self.report.before["forget"], self.report.after["forget"]
+        if self.report.verdict == "not known before":
+            return (
+                f"NOTHING SHOWN: {self.trainer.concept!r} was named on {before['value']:.0%} of {before['n']} test pictures before "
+                f"anything was erased, and is on {after['value']:.0%} now. Ask the model about other pictures, by the name that "
+                "it gives them."
+            )
         return (
             f"NOT ERASED: {self.trainer.concept!r} is still named on {after['value']:.0%} of {after['n']} test pictures "
             f"({before['value']:.0%} before). Give more anchors, refine_steps or max_steps, or a larger learning_rate; "
@@ -255,7 +270,7 @@ def erase(
         retain_dataset=retain_dataset,
         statistics=statistics,
         processing_class=processor,
-        peft_config=peft_config or SpaceLoraConfig(r=8, lora_alpha=16),
+        peft_config=peft_config or default_adapter(),
         concept=concept,
         aliases=aliases,
         questions=questions,
@@ -263,10 +278,19 @@ def erase(
         **trainer_options,
     )
     trainer.card_data.seconds.update(seconds)
-    trainer.train(resume_from_checkpoint=True if resume and args.save_strategy != "no" else None)
+    checkpoint = None
+    if resume and args.save_strategy != "no":
+        # Of this job: a checkpoint of another concept, or of other settings, would be saved as this one's result.
+        checkpoint = last_complete_checkpoint(args.output_dir, run_identity(trainer))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if probes:
         trainer.evaluate()
     return Erasure(trainer, anchors)
+
+
+def default_adapter() -> SpaceLoraConfig:
+    """The adapter of [`erase`] where none is asked for."""
+    return SpaceLoraConfig(r=8, lora_alpha=16)
 
 
 def make_anchors(
@@ -294,13 +318,17 @@ def make_anchors(
         `datasets.Dataset`: Those of an earlier call of the same job, if there are some and `resume` is set.
     """
     folder = Path(args.output_dir, ANCHORS_FOLDER)
+    selection = dict(selection or {})
     # Everything that they depend on.
     job = {
         "k": k, "refine_steps": refine_steps, "seed": args.seed, "pool": dataset_source(pool),
-        "model": fingerprint_base(model).__dict__, "questions": [str(part) for part in (*questions.naming, *questions.confirm)],
+        "files": open_pool(pool, **{key: selection[key] for key in _COLUMNS if key in selection}).files_digest(),
+        # Weights, adapters that are on, vocabulary, and how pictures are made input.
+        "model": OwnSpaceEncoder(model, processor).fingerprint,
+        "questions": [str(part) for part in (*questions.naming, *questions.confirm, *questions.open, questions.yes)],
+        "template": hashlib.sha256(str(processor.chat_template).encode()).hexdigest(),
         "concept": concept, "aliases": aliases,
     }  # fmt: skip
-    selection = dict(selection or {})
     if chosen := {key: _plain(value) for key, value in selection.items() if key not in _HOW_FAST}:
         job["selection"] = chosen
     if resume and folder.is_dir():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,17 @@ from datasets import Dataset
 from transformers import AutoProcessor
 
 from .config import SpaceLoraConfig
-from .data.names import check_concept
-from .erasing import erase
-from .modeling.fingerprint import fingerprint_base
+from .data.names import check_aliases, check_concept
+from .erasing import default_adapter, erase
+from .modeling.checksum import base_checksum
+from .modeling.fingerprint import BaseFingerprint, compare_base
 from .modeling.loading import load_model
 from .records.folder import ADAPTER_NAME, LEDGER_NAME, REPORT_NAME
 from .records.io import write_json
 from .records.measured import remove_results, saved_digest
 from .records.safe_json import read_json
 from .trainers import ErasureLedger, SpaceConfig
+from .trainers.checkpoints import settings_of
 
 
 if TYPE_CHECKING:
@@ -58,14 +60,22 @@ class Erasures:
         places = {own["concept"]: self.ledger.place(number) for number, own in enumerate(self.ledger.requests, 1)}
         return {name: ErasureReport.load(place) for name, place in places.items() if (place / REPORT_NAME).is_file()}
 
+    def verdicts(self) -> dict[str, str]:
+        """By name, [`ErasureReport.verdict`]; only for those with probes."""
+        return {name: report.verdict for name, report in self.reports().items()}
+
     def to_dict(self) -> dict[str, Any]:
         """What was done, as JSON values."""
         reports = {name: report.to_dict() for name, report in self.reports().items()}
-        return {"folder": str(self.folder), "requests": self.ledger.requests, "reports": reports}
+        return {
+            "folder": str(self.folder), "requests": self.ledger.requests, "verdicts": self.verdicts(), "reports": reports,
+        }  # fmt: skip
 
     def summary(self) -> str:
         """What was done, and what to do next."""
-        lines = [f"{report.to_table()}\n" for report in self.reports().values()]
+        failed = [name for name, verdict in self.verdicts().items() if verdict != "erased"]
+        lines = [f"NOT ERASED: {', '.join(map(repr, failed))}; see the tables.\n"] if failed else []
+        lines += [f"{report.to_table()}\n" for report in self.reports().values()]
         lines += [
             f"{number}. {own['concept']!r}: {own['steps']} steps, {own['date']}, {self.ledger.place(number)}"
             for number, own in enumerate(self.ledger.requests, 1)
@@ -118,18 +128,25 @@ def erase_several(
             request, and in `requests` what was served.
         peft_config ([`SpaceLoraConfig`], *optional*): Of each request.
         resume (`bool`, defaults to `True`): Whether to go on from what an earlier call left; else its requests are removed.
+            Names that were erased stay as they are; where that was with other settings, it is said.
         options: Other arguments of [`erase`].
 
     Returns:
         [`Erasures`]
 
     Raises:
-        ValueError: If a name is none or stands there twice, or the folder holds requests for other names or of another
-            model, or an adapter of another run.
+        TypeError: If `concepts` is a single text.
+        ValueError: If a name is none or stands there twice, `aliases` or `probes` are of a name that is not among them, or the
+            folder holds requests for other names or of another model, or an adapter of another run.
     """
+    if isinstance(concepts, str):
+        raise TypeError(
+            f"expected `concepts` to be a list of names, got the string {concepts!r}: write [{concepts!r}]."
+        )
     concepts = [check_concept(concept) for concept in concepts]
     if not concepts or len(set(concepts)) < len(concepts):
         raise ValueError(f"`concepts` must be one or more different names, got {concepts}.")
+    aliases, probes = _by_name(aliases, concepts, "aliases"), _by_name(probes, concepts, "probes")
     args = SpaceConfig(output_dir="space-output") if args is None else args
     folder = Path(args.output_dir)
     place = folder / REQUESTS_FOLDER
@@ -140,7 +157,7 @@ def erase_several(
         raise ValueError(f"{str(folder)!r} holds an adapter of another run; choose another `output_dir`.")
     ledger = ErasureLedger(place)
     served = [(own["concept"], list(own["aliases"])) for own in ledger.requests]
-    wanted = [(concept, list((aliases or {}).get(concept, ()))) for concept in concepts]
+    wanted = [(concept, list(check_aliases(aliases.get(concept), concept=concept))) for concept in concepts]
     if served != wanted[: len(served)]:
         raise ValueError(
             f"{str(place)!r} holds the requests {[name for name, _ in served]} (with their aliases), which are not the first of "
@@ -150,12 +167,22 @@ def erase_several(
         processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
     if isinstance(model, str):
         model = load_model(model, **args.init_kwargs)
-    base = json.loads(json.dumps(fingerprint_base(model).__dict__))
-    if served and read_json(place / _BASE_NAME, kind="fingerprint of a model") != base:
+    noted = read_json(place / _BASE_NAME, kind="checksum of a model") if served else {}
+    if served and not _same_model(noted, model):
         raise ValueError(
             f"the requests in {str(place)!r} were served by another model than this one; choose another `output_dir`, or load "
             "the model that they are of."
         )
+    settings = _settings(args, peft_config, options)
+    made_with: dict[str, Any] = {name: noted.get("settings", {}).get(name) for name, _ in served}
+    for name, before in made_with.items():
+        if before is not None and before != settings:
+            keys = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
+            warnings.warn(
+                f"{name!r} was erased with other settings ({', '.join(keys)}) and stays as it is; `resume=False` begins anew.",
+                stacklevel=2,
+            )
+    base = {"weights": base_checksum(model), "settings": made_with}
     write_json(place / _BASE_NAME, base)
     original = copy.deepcopy(model)
     model = ledger.fold(model)
@@ -167,8 +194,8 @@ def erase_several(
             concept,
             pool=pool,
             processor=processor,
-            aliases=(aliases or {}).get(concept, ()),
-            probes=(probes or {}).get(concept),
+            aliases=aliases.get(concept, ()),
+            probes=probes.get(concept),
             args=own,
             peft_config=copy.deepcopy(peft_config),
             resume=resume,
@@ -176,9 +203,41 @@ def erase_several(
             keep_model=original,
             **options,
         )
+        made_with[concept] = settings
+        write_json(place / _BASE_NAME, base)
         model = ledger.add(erasure.trainer)
     stacked = ledger.stack(original)
+    if not (folder / LEDGER_NAME).is_file():
+        # Before the adapter: by it a call that is killed between them knows the adapter for its own.
+        write_json(folder / LEDGER_NAME, read_json(place / LEDGER_NAME, kind="ledger"))
     stacked.save_pretrained(folder)
     remove_results(folder, saved_digest(folder), None)  # What an evaluation found before another name was erased.
     write_json(folder / LEDGER_NAME, read_json(place / LEDGER_NAME, kind="ledger"))
     return Erasures(stacked, ledger, folder)
+
+
+def _by_name(given: Mapping[str, Any] | None, concepts: Sequence[str], what: str) -> dict[str, Any]:
+    """What is given by name, by the names as they are erased.
+
+    Raises:
+        ValueError: If some of it is of another name, and would be passed over.
+    """
+    own = {check_concept(name): value for name, value in (given or {}).items()}
+    if unknown := [name for name in own if name not in concepts]:
+        raise ValueError(f"`{what}` holds {unknown[0]!r}, which is none of the names to erase: {concepts}.")
+    return own
+
+
+def _same_model(noted: Mapping[str, Any], model) -> bool:
+    if "exact" in noted:  # Of version 0.2.0: a few numbers of a few weights.
+        different, compared = compare_base(model, BaseFingerprint.from_dict(noted))
+        return compared > 0 and not different
+    return noted.get("weights") == base_checksum(model)
+
+
+def _settings(args: SpaceConfig, peft_config: SpaceLoraConfig | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """With what each name is erased, as far as it is plain values."""
+    plain = {
+        key: value for key, value in options.items() if key != "progress" and isinstance(value, (bool, int, float, str))
+    }
+    return {**settings_of(args, peft_config or default_adapter()), **plain}

@@ -22,10 +22,11 @@ from space_peft import (
     load_statistics,
 )
 from space_peft.demo import DEMO_QUESTIONS, load_demo_model
+from space_peft.modeling.checksum import base_checksum
 from space_peft.null_space.base_statistics import SecondMoment
 from space_peft.null_space.collecting import linear_layers
 from space_peft.null_space.fitting import collect_moments
-from space_peft.null_space.identity import DataDigest, base_checksum
+from space_peft.null_space.identity import DataDigest
 from space_peft.trainers import GradDiffConfig, GradDiffTrainer
 
 

@@ -31,6 +31,14 @@ def test_help_is_quick_and_complete():
     assert " torch\n" not in done.stderr
 
 
+def test_the_demo_replaces_no_erasure_of_the_users_own(tmp_path):
+    (tmp_path / "report.json").write_text("{}")  # As of `erase` and `evaluate`.
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"hours of work")
+    with pytest.raises(FileExistsError, match="something else"):
+        main(["demo", "--concept", "fox", "--output", str(tmp_path)])
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == b"hours of work"
+
+
 @pytest.mark.slow
 def test_demo_writes_everything(tmp_path):
     output = tmp_path / "demo"

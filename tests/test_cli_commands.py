@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from PIL import Image
 from space_peft.anchors import anchor_info
 from space_peft.attacks.kinds import KINDS
 from space_peft.attacks.material import Material
-from space_peft.cli import main
+from space_peft.attacks.report import AttackReport
+from space_peft.cli import erased, main
+from space_peft.cli.attack_run import AttackRun
 from space_peft.cli.commands import CONFIGURABLE, FROM_DATACLASSES, _parsers
 from space_peft.cli.options import with_config
 from space_peft.data.questions import DEFAULT_QUESTIONS, questions_of
 from space_peft.demo import demo_model_path, load_demo_model
+from space_peft.evaluation import ErasureReport
 from space_peft.evaluation.named_images import NamedImages, named_probes, split_by_name
 from space_peft.records.measured import other_weights
 
@@ -147,6 +151,12 @@ def test_pictures_are_sorted_by_their_names(caplog):
         split_by_name(pictures(["dog", None]), "dog")
     with pytest.raises(ValueError, match="expected a column `image`"):
         split_by_name(Dataset.from_dict({"name": ["dog"]}), "dog")
+    # Numbers say that not all are the target's, and not which.
+    with pytest.raises(
+        ValueError, match="the column 'label' of the pictures holds Value.'int64'. .0, 1., which are no names"
+    ):
+        split_by_name(pictures([0, 1, 1], column="label"), "dog")
+    assert len(split_by_name(pictures([3, 3], column="label"), "dog").target) == 2
 
 
 def test_probes_of_named_pictures_ask_about_the_others_too():
@@ -209,10 +219,17 @@ def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
     # Beside its adapter, a report is noted as that one's.
     adapter = folder = shutil.copytree(adapter, tmp_path / "own")
     question = ["--question", "What is this? Answer with the name only."]
-    assert judged("evaluate", adapter, named, folder, *question, "--siblings", "owl", "--json", "-") == 0
+    code = judged("evaluate", adapter, named, folder, *question, "--siblings", "owl", "--json", "-")
     printed = json.loads(capsys.readouterr().out)
     report = json.loads((folder / "report.json").read_text())
+    verdict = printed.pop("verdict")
     assert printed == report and report["concept"] == "fox"
+    # An adapter of chance erases nothing, which the exit code says.
+    assert (code, verdict) == (
+        0 if report["after"]["forget"]["value"] <= 0.05 else 1,
+        ErasureReport.load(folder).verdict,
+    )
+    assert code == 1
     assert (report["before"]["forget"]["n"], report["after"]["siblings"]["accuracy"]["n"]) == (3, 1)
     assert report["before"]["forget"]["value"] > 0.5, "the embedded model knows its foxes"
     assert report["settings"]["images"] == {"of": str(named), "target": 3, "others": 3}
@@ -230,6 +247,10 @@ def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
     ("more", "said"),
     [
         (["--attacks", "hypnosis"], "no attacks ['hypnosis']"),
+        (
+            ["--question", "What is this?", "--attacks", "confirmation", "perturbation"],
+            "confirmation is left out, for which there are no questions",
+        ),
         (["--aliases", " "], "alias 0: the name"),
         (["--images", "nowhere.parquet"], "nowhere.parquet"),
         (["--concept", "wolf"], "none of the 6 pictures is named 'wolf'"),
@@ -291,10 +312,62 @@ def test_all_attacks_and_a_merged_model(adapter, named, tmp_path, capsys):
     assert set(report["attacks"]) == set(KINDS)
     assert main(["merge", str(adapter), str(tmp_path / "merged")]) == 0
     which = ["--merged", str(tmp_path / "merged"), "--base-model", str(demo_model_path()), "--concept", "fox"]
-    assert main(["evaluate", *which, "--images", str(named), "--output", str(tmp_path / "a")]) == 0
-    assert judged("evaluate", adapter, named, tmp_path / "b") == 0
+    code = main(["evaluate", *which, "--images", str(named), "--output", str(tmp_path / "a")])
+    assert code == judged("evaluate", adapter, named, tmp_path / "b")
     merged, apart = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
     assert merged["before"] == apart["before"] and merged["after"]["forget"] == apart["after"]["forget"]
+
+
+def test_a_merged_model_is_loaded_as_it_is_asked_for(monkeypatch):
+    given = []
+    monkeypatch.setattr(erased, "load_pair", lambda place, dtype=None: given.append((place, dtype)) or (None, None))
+    erased.load_judged(SimpleNamespace(adapter=None, merged="m", base_model="b", dtype="bfloat16"))
+    assert given == [("m", "bfloat16"), ("b", "bfloat16")]
+
+
+# An audit beside other attacks
+
+
+@pytest.fixture
+def audited(monkeypatch, tmp_path):
+    """Audits a model that is only called by its name; returns the attacks that are in the folder afterwards."""
+    import space_peft.cli.audit as audit
+
+    entry = {"value": 0.5, "control": None, "before": 1.0, "n": 1, "meaning": "m"}
+    made = SimpleNamespace(name="audit", to_dict=lambda: {**entry, "details": {}})
+    monkeypatch.setattr(audit, "load_attacked", lambda adapter, *a, **k: (adapter, None))
+    monkeypatch.setattr(audit, "adapter_digest", lambda model: model)
+    monkeypatch.setattr(audit, "audit_concept", lambda *a, **k: made)
+    monkeypatch.setattr("space_peft.attacks.report.plot_attacks", lambda *a, **k: None)
+    monkeypatch.setattr(erased, "base_checksum", lambda model: "the base model's")
+
+    def run(adapter):
+        options = SimpleNamespace(
+            adapter=adapter, concept="fox", output=str(tmp_path), images=None, base_model=None, dtype=None, restarts=1,
+            control_name=None, question=None, steps=1, seed=0,
+        )  # fmt: skip
+        return list(audit.run_audit(options).attacks)
+
+    attack = {**entry, "details": {}}
+    AttackReport("fox", {"audit": attack, "hints": attack}).save(tmp_path)
+    model = erased.ErasedModel("one", None, adapter="one")
+    AttackRun.read(tmp_path, "fox").note(model, {"seed": 0}, ["audit", "hints"])
+    return run
+
+
+def test_an_audit_of_another_erasure_does_not_stand_beside_this_ones_attacks(audited, tmp_path, capsys):
+    assert audited("other") == ["audit"]
+    assert "made on another model; they are replaced" in capsys.readouterr().err
+    assert json.loads((tmp_path / "space_attacks_run.json").read_text())["job"] is None
+
+
+def test_an_audit_is_not_taken_for_that_of_the_attacks(audited, tmp_path):
+    assert audited("one") == ["audit", "hints"]
+    # Made with its own settings: the attacks make theirs again.
+    kept = AttackRun.read(tmp_path, "fox").of_the_same_job({"seed": 0})
+    assert list(kept.attacks) == ["hints"]
+    AttackRun.read(tmp_path, "fox").void()
+    assert AttackRun.read(tmp_path, "fox").of_the_same_job({"seed": 0}) is None
 
 
 # Anchors

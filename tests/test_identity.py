@@ -13,17 +13,12 @@ from tiny_models import image_batch, text_batch, tiny_llama, tiny_llava, train, 
 from transformers import Trainer, TrainingArguments
 
 from space_peft import NullSpaceCallback, SpaceLoraConfig, fit_null_space
+from space_peft.modeling.checksum import base_checksum, same_base, weights_at_rest
 from space_peft.modeling.layers import adapted_layers, deployed_weights, lora_weights
 from space_peft.null_space import NullSpaceFitter, load_null_spaces, save_null_spaces
 from space_peft.null_space.certificate import measure_certificate
 from space_peft.null_space.differences import fit_differences
-from space_peft.null_space.identity import (
-    adapter_digest,
-    base_checksum,
-    data_digest,
-    same_base,
-    weights_at_rest,
-)
+from space_peft.null_space.identity import adapter_digest, data_digest
 from space_peft.null_space.projection import attach_null_space
 from space_peft.records.digests import file_digest
 from space_peft.records.folder import NULL_SPACES_NAME, SPACE_CONFIG_NAME
@@ -265,7 +260,7 @@ def test_the_weights_are_read_once_when_training_begins_and_again_the_next_time(
         read.append(args)
         return deployed_weights(*args)
 
-    monkeypatch.setattr("space_peft.null_space.identity.deployed_weights", weights_of)
+    monkeypatch.setattr("space_peft.modeling.checksum.deployed_weights", weights_of)
     trainer_for(model, tmp_path, callback).train()
     assert len(read) == 1
     held = callback.null_spaces

@@ -9,8 +9,10 @@ from tiny_models import text_batch, tiny_llama
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from space_peft import SpaceLoraConfig, merge_adapter
+from space_peft.canary.check import Canary
 from space_peft.cli import main
 from space_peft.demo import demo_model_path, load_demo_images, load_demo_model
+from space_peft.modeling.fingerprint import fingerprint_base
 from space_peft.modeling.prompts import build_batch
 
 
@@ -159,3 +161,17 @@ def test_an_adapter_without_a_base_asks_for_one(adapter, tmp_path):
     config.write_text(config.read_text().replace(str(demo_model_path()), ""))
     with pytest.raises(ValueError, match="give `base_model`"):
         merge_adapter(adapter, tmp_path / "merged")
+
+
+def test_a_base_model_of_the_same_shapes_is_refused(adapter, tmp_path):
+    model, processor = load_demo_model()
+    Canary((), fingerprint_base(model)).save(adapter)
+    merge_adapter(adapter, tmp_path / "merged")
+    for name, weight in model.named_parameters():
+        if "q_proj" in name:
+            weight.data += 0.1
+    model.save_pretrained(tmp_path / "tuned")
+    processor.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(ValueError, match="the base model is not the one the adapter was trained on"):
+        merge_adapter(adapter, tmp_path / "other", base_model=tmp_path / "tuned")
+    assert not (tmp_path / "other").exists()

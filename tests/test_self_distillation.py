@@ -83,6 +83,21 @@ def test_a_cache_of_something_else_is_refused(demo, pictures, tmp_path):
         retained_answers(*demo, pictures.select([0]), questions=ASKED, cache=cache, progress=False)
 
 
+def test_a_cache_of_other_pictures_is_refused(demo, demo_images, tmp_path):
+    cache, options = tmp_path / "answers.jsonl", {"questions": ASKED[:1], "per_image": 1, "progress": False}
+    pictures = list(demo_images.select(range(3))["image"])
+    rows = retained_answers(*demo, pictures, cache=cache, **options)
+    # As many of them: the answers would stand beside other pictures.
+    with pytest.raises(ValueError, match="in answer 1, one about another picture than image 1 is now"):
+        retained_answers(*demo, [pictures[0], pictures[2], pictures[1]], cache=cache, **options)
+    assert len(retained_answers(*demo, pictures, cache=cache, **options)) == len(rows)
+    model, processor = load_demo_model()
+    # Any weight, not some of them.
+    model.get_submodule("model.language_model.layers.1.self_attn.q_proj").weight.data[-1, -1] += 1
+    with pytest.raises(ValueError, match="another model"):
+        retained_answers(model, processor, pictures, cache=cache, **options)
+
+
 def test_nothing_to_ask_is_refused(demo, pictures):
     for options, message in [
         ({"images": []}, "0 images"),

@@ -270,6 +270,14 @@ def test_another_model_that_answers_and_garbage_are_noted(pictures, capsys):
     assert "'base' has answered" in out and "1 of 51 answers are no language" in out
 
 
+def test_garbage_for_most_is_no_verdict(pictures, capsys):
+    # As of a model that thinks, whose short answers are cut off before they begin.
+    replies = iter(["dog", "dog", *(["", "", "a dog"] * 20)])
+    with Served(lambda body: chat(next(replies), body)) as server:
+        assert probe(server, pictures) == 2
+    assert "of the 51 answers of 'erased' 17 read as language" in capsys.readouterr().err
+
+
 def test_nobody_there(pictures, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

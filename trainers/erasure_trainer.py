@@ -35,7 +35,7 @@ from space_peft.retained.self_distillation import retained_answers
 
 from .callbacks import CurrentAnswersCallback, ForgottenStoppingCallback, GradientHealthCallback
 from .certifying import CertifyingMixin
-from .checkpoints import last_complete_checkpoint
+from .checkpoints import RunCallback, check_same_run, last_complete_checkpoint, run_identity
 from .deployed_answers import DeployedAnswers, DeployedAnswersCallback, DeployedAnswersMixin
 from .erasure_config import ErasureConfig
 from .evaluating import EvaluationMixin, check_args, check_optimizer, refuse_arguments, retained_sets
@@ -287,7 +287,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         return True
 
     def _own_callbacks(self, args: ErasureConfig, processor, fitted: list[int], constrained: bool) -> list:
-        callbacks = [GradientHealthCallback()]
+        callbacks = [GradientHealthCallback(), RunCallback(lambda: self._run)]
         if args.stop_threshold is not None:
             callbacks.append(ForgottenStoppingCallback(args.stop_threshold, args.stop_smoothing))
         self.null_space = None
@@ -364,6 +364,9 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
 
     def _prepare_run(self, resume_from_checkpoint: str | None) -> None:
         """Looks at what the deployed model says, before the first step."""
+        self._run = run_identity(self)
+        if resume_from_checkpoint is not None:
+            check_same_run(resume_from_checkpoint, self._run)
         self._record_base()  # Now: later the cache may hold another commit as well.
         before = self._paired_for
         paired = self._pair_rows(self.args)

@@ -139,9 +139,11 @@ class ForgetRows:
         return list(zip([0, *ends], ends))
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes what was found while training to a checkpoint's folder."""
+        """Writes what was found while training to a checkpoint's folder; what another run left there goes."""
         if self._added:
             write_json(Path(folder) / ROWS_NAME, {"added": self._added})
+        else:
+            (Path(folder) / ROWS_NAME).unlink(missing_ok=True)
 
     def _whole(self, rows: Sequence[dict]) -> list[dict]:
         """Rows with their conversations and images again."""

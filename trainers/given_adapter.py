@@ -24,7 +24,7 @@ ADAPTER = "default"
 """The adapter that a trainer trains: what PEFT saves into the folder itself, where it is looked for."""
 
 # Written by PEFT when an adapter is loaded or saved; they do not say what it is.
-_NOT_THE_ADAPTER = {
+NOT_THE_ADAPTER = {
     "base_model_name_or_path",
     "revision",
     "inference_mode",
@@ -153,7 +153,7 @@ def _restore(model: PeftModel, config: SpaceLoraConfig) -> None:
     """Gives the adapter a config with a constraint, if it is that of the same LoRA."""
     own, asked = model.peft_config[ADAPTER].to_dict(), config.to_dict()
     for name, value in own.items():
-        if name not in _NOT_THE_ADAPTER and _plain(value) != _plain(asked.get(name)):
+        if name not in NOT_THE_ADAPTER and _plain(value) != _plain(asked.get(name)):
             raise ValueError(
                 f"`peft_config` is not that of the adapter which `model` carries: its `{name}` is {asked.get(name)!r:.200}, "
                 f"the adapter's is {value!r:.200}. Pass SpaceLoraConfig.from_pretrained of the adapter's own folder."

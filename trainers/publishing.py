@@ -130,7 +130,7 @@ class PublishingMixin(TrainerPart):
         self._record_base()
         data, model = self.card_data, self.accelerator.unwrap_model(self.model)
         adapter = model.peft_config[ADAPTER]
-        data.add_settings(type(self.args).__name__, self.args, _defaults(self.args))
+        data.add_settings(type(self.args).__name__, self.args, defaults_of(self.args))
         data.add_settings(type(adapter).__name__, adapter, type(adapter)())
         data.steps, data.versions, data.hardware = self.state.global_step, collect_versions(), _hardware(self.args)
         data.created = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
@@ -403,7 +403,7 @@ def _pool_record(anchors: Dataset) -> DatasetRecord:
     return DatasetRecord("pool", **{key: value for key, value in pool.items() if key in names})
 
 
-def _defaults(args) -> SimpleNamespace:
+def defaults_of(args) -> SimpleNamespace:
     """Defaults of the arguments, without making an instance: that would set up devices and processes once more."""
     defaults = {}
     for option in dataclasses.fields(args):

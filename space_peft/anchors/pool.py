@@ -47,6 +47,19 @@ class Pool:
                 digest.update(hashlib.sha256(_encoded_bytes(image)).digest())
         return digest.hexdigest()
 
+    def files_digest(self) -> str | None:
+        """A digest of the files that hold the pictures; `None` if the pool holds all of them itself, so that its fingerprint
+        says which they are."""
+        column = self.image_column
+        if not any(chunk.field("bytes").null_count for chunk in self.data.data.column(column).chunks):
+            return None  # Arrow knows without reading a picture.
+        digest = hashlib.sha256()
+        for start in range(0, len(self), 64):
+            for image in self._encoded[start : start + 64][column]:
+                if image is not None and image["bytes"] is None:
+                    digest.update(hashlib.sha256(_encoded_bytes(image)).digest())
+        return digest.hexdigest()
+
     @cached_property
     def _encoded(self) -> Dataset:
         return self._only_images.cast_column(self.image_column, datasets.Image(decode=False))

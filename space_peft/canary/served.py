@@ -203,7 +203,7 @@ def probe_served(
         progress (`bool`, defaults to `True`): Whether to show a progress bar.
 
     Raises:
-        EndpointError: If the server cannot be asked, its answers are no language, or pictures do not reach the model.
+        EndpointError: If the server cannot be asked, most of its answers are no language, or pictures do not reach the model.
         ValueError: If there is no picture, or the name is none.
     """
     concept = check_concept(concept)
@@ -233,10 +233,12 @@ def probe_served(
             found.append(_ask_canary(endpoint, item))
             bar.update()
     result = ServedResult(concept, endpoint.model, answered, tuple(answers), tuple(found), shown, most)
-    if not result.sensible:
+    if 2 * result.sensible < len(answers):
         # To say nothing, or garbage, is not to have forgotten.
+        garbage = next(answer.answer for answer in answers if not is_fluent(answer.answer))
         raise EndpointError(
-            f"none of the {len(answers)} answers of {endpoint.model!r} is language, the first is {answers[0].answer!r:.80}: "
+            f"of the {len(answers)} answers of {endpoint.model!r} {result.sensible} read as language, one that does not is "
+            f"{garbage!r:.80}: "
             "whether the erasure is in force cannot be said. See whether the server uses the model's chat template, and "
             "switch off reasoning, which may use up all the tokens of an answer."
         )

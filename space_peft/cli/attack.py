@@ -7,7 +7,6 @@ import hashlib
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 from ..attacks.kinds import KINDS, check_attacks
 from ..attacks.material import Material
@@ -16,9 +15,10 @@ from ..data.pictures import load_rgb
 from ..data.questions import questions_of
 from ..data.seed_images import pixel_hash
 from ..evaluation.named_images import NamedImages
-from ..records.folder import ATTACKS_NAME, ATTACKS_RUN_NAME
-from ..records.io import json_text, write_json
-from ..records.safe_json import parse_json, read_json
+from ..records.folder import ATTACKS_NAME
+from ..records.io import json_text
+from ..records.safe_json import parse_json
+from .attack_run import AttackRun
 from .erased import ErasedModel, check_output, load_judged, named_pictures, note_result
 
 
@@ -35,12 +35,7 @@ def run_attack(args: argparse.Namespace) -> tuple[AttackReport, dict[str, str]]:
         OSError: If there is no such model, or are no such pictures.
         ValueError: If a picture, name or attack is none, or `args.output` holds attacks on something else.
     """
-    names, output = check_attacks(args.attacks), Path(args.output)
-    earlier = AttackReport.load(output) if (output / ATTACKS_NAME).exists() else None
-    if earlier is not None and earlier.concept != args.concept:
-        raise ValueError(
-            f"{output} holds attacks on the erasure of {earlier.concept!r}, not {args.concept!r}; choose another folder."
-        )
+    names, run = check_attacks(args.attacks), AttackRun.read(args.output, args.concept)
     material = Material(
         args.concept, named_pictures(args), aliases=tuple(args.aliases), control_names=tuple(args.control_names or ()),
         questions=questions_of(args.question), steps=args.steps, restarts=args.restarts,
@@ -48,13 +43,16 @@ def run_attack(args: argparse.Namespace) -> tuple[AttackReport, dict[str, str]]:
     )  # fmt: skip
     reasons = {name: KINDS[name].needs.lacks(material) for name in names}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
-    if len(left_out) == len(names):
+    if left_out and (args.attacks is not None or len(left_out) == len(names)):
+        # One that was asked for by name is not passed over.
         raise ValueError("; ".join(f"{name} is left out, {why}" for name, why in left_out.items()))
     erased = load_judged(args, original=False)
     check_output(args.output, erased)
     job = _job(erased, material)
-    report = None if args.fresh else _resumed(output, earlier, job)
+    report = None if args.fresh else run.of_the_same_job(job)
     done = set() if report is None else set(report.attacks)
+    if report is None:
+        run.void()
     for number, name in enumerate(names, start=1):
         if name in left_out or name in done:
             _progress(number, len(names), name, "left out" if name in left_out else "done before")
@@ -63,13 +61,13 @@ def run_attack(args: argparse.Namespace) -> tuple[AttackReport, dict[str, str]]:
         start = time.perf_counter()
         made = AttackReport.from_results(args.concept, [KINDS[name].make(erased.model, erased.processor, material)])
         report = made if report is None else report.updated(made)
-        report.save(output, picture=False)
-        # Last: what it does not list is made again, and what another job left is not taken for this one's.
-        write_json(output / ATTACKS_RUN_NAME, {"job": job, "done": sorted(report.attacks)})
+        report.save(args.output, picture=False)
+        # Last: what it does not list is made again.
+        run.note(erased, job, report.attacks)
         note_result(args.output, ATTACKS_NAME, erased)
         _progress(number, len(names), name, f"{time.perf_counter() - start:.0f} s")
     assert report is not None  # One attack at least was made, now or before.
-    report.save(output)
+    report.save(args.output)
     return report, left_out
 
 
@@ -93,18 +91,3 @@ def _pictures_digest(images: NamedImages) -> str:
     shown = [("", image) for image in images.target] + list(images.others)
     parts = "\n".join(f"{pixel_hash(load_rgb(image))} {name}" for name, image in shown)
     return hashlib.sha256(parts.encode()).hexdigest()
-
-
-def _resumed(output: Path, earlier: AttackReport | None, job: dict) -> AttackReport | None:
-    """What an earlier call of the same job left."""
-    path = output / ATTACKS_RUN_NAME
-    if earlier is None:
-        return None
-    noted = read_json(path, kind="job of attacks", remedy="Use --fresh.") if path.is_file() else {}
-    if noted.get("job") != job:
-        print(
-            f"The attacks in {output} were made otherwise, or on something else; they are made anew.", file=sys.stderr
-        )
-        return None
-    kept = {name: entry for name, entry in earlier.attacks.items() if name in noted.get("done", ())}
-    return AttackReport(earlier.concept, kept) if kept else None

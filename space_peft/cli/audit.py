@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
-
-import torch
 
 from ..attacks.audit import audit_concept
 from ..attacks.report import AttackReport
 from ..data.questions import questions_of
+from ..null_space.identity import adapter_digest
 from ..records.folder import ATTACKS_NAME
+from .attack_run import AttackRun
+from .erased import ErasedModel, check_output, load_attacked, note_result
 from .pictures import load_images
 
 
 def run_audit(args: argparse.Namespace) -> AttackReport:
     """Loads an erased model, audits it, and writes `attacks.json` and its picture to `args.output`.
 
-    What other attacks have put into an `attacks.json` there about the same concept stays.
+    What other attacks on the same erasure have put into an `attacks.json` there stays.
 
     Args:
         args (`argparse.Namespace`): As `space_peft.cli` parses it.
@@ -28,16 +27,13 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
 
     Raises:
         FileNotFoundError: If there is no adapter, or there are no images.
-        ValueError: If an image does not decode, or `args.output` holds attacks on another concept.
+        ValueError: If an image does not decode, or `args.output` holds attacks on another concept, or another adapter.
     """
-    output = Path(args.output)
-    earlier = AttackReport.load(output) if (output / ATTACKS_NAME).exists() else None
-    if earlier is not None and earlier.concept != args.concept:
-        raise ValueError(
-            f"{output} holds attacks on the erasure of {earlier.concept!r}, not {args.concept!r}; choose another folder."
-        )
+    run = AttackRun.read(args.output, args.concept)
     images = [] if args.images is None else load_images(args.images)
     model, processor = load_attacked(args.adapter, args.base_model, dtype=args.dtype)
+    erased = ErasedModel(model, processor, adapter=adapter_digest(model))
+    check_output(args.output, erased)
     result = audit_concept(
         model,
         processor,
@@ -50,25 +46,15 @@ def run_audit(args: argparse.Namespace) -> AttackReport:
         seed=args.seed,
     )
     report = AttackReport.from_results(args.concept, [result])
-    (report if earlier is None else earlier.updated(report)).save(output)
+    job, done = None, []
+    if (earlier := run.of_the_same(erased)) is not None:
+        report = earlier.updated(report)
+        # `attack` makes its own audit again: this one was made with other settings.
+        job, done = run.noted.get("job"), [name for name in run.noted.get("done", ()) if name != result.name]
+        run.note(erased, job, done)
+    else:
+        run.void()
+    report.save(args.output)
+    run.note(erased, job, done)
+    note_result(args.output, ATTACKS_NAME, erased)
     return report
-
-
-def load_attacked(adapter: str, base_model: str | None, dtype: str | None = None) -> tuple:
-    """An erased model with its adapter, and the processor.
-
-    Args:
-        adapter (`str`): Folder or Hub id.
-        base_model (`str`, *optional*): The original, by default the one recorded.
-        dtype (`str`, *optional*): To load it in; by default as it was saved, on a CPU float32: processors have no fast
-            arithmetic in half precision, and a search takes hundreds of passes.
-    """
-    from transformers import AutoProcessor
-
-    from ..hub_cards import load_erased  # Stands above this package; a command may use it.
-
-    where: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": None}
-    if dtype is not None:
-        where["dtype"] = dtype
-    model = load_erased(adapter, base_model=base_model, check_canary=False, **where)
-    return model, AutoProcessor.from_pretrained(base_model or model.peft_config["default"].base_model_name_or_path)

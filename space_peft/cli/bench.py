@@ -376,11 +376,18 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def load_pair(place: str) -> tuple:
-    """A model and its processor from a folder or the Hub; `EMBEDDED` is the embedded model."""
+def load_pair(place: str, dtype: str | None = None) -> tuple:
+    """A model and its processor from a folder or the Hub; `EMBEDDED` is the embedded model.
+
+    Args:
+        place (`str`): Where it is.
+        dtype (`str`, *optional*): To load it in; by default as it was saved, on a CPU float32.
+    """
     if place == EMBEDDED:
         from ..demo import load_demo_model
 
         return load_demo_model()
     where: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    if dtype is not None:
+        where["dtype"] = dtype
     return load_model(place, **where), AutoProcessor.from_pretrained(place)

@@ -57,8 +57,8 @@ def _demo(args: argparse.Namespace) -> int:
         f"  attack    space-peft audit --adapter {args.output} --concept {shlex.quote(args.concept)} --question 'what is this?'",
         "  your own  space-peft plan MODEL says what it takes, space-peft erase --help how it is done",
     ]
-    tell(args, "\n".join(lines), {"folder": args.output, **report.to_dict()})
-    return 0
+    tell(args, "\n".join(lines), {"folder": args.output, **report.to_dict(), "verdict": report.verdict})
+    return 0 if report.verdict == "erased" else 1
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -381,7 +381,8 @@ def _erase(args: argparse.Namespace) -> int:
 
         erased = run_erase(args.rest, args.config)
     tell(args, erased.summary(), erased.to_dict())
-    return 0
+    # Of test pictures: without any nothing was asked, and nothing is claimed.
+    return 1 if any(verdict != "erased" for verdict in erased.verdicts().values()) else 0
 
 
 def _anchors(args: argparse.Namespace) -> int:
@@ -415,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`list[str]`, *optional*): Arguments; those of the process by default.
 
     Returns:
-        `int`: Exit code: 0 for success, 2 for bad input, 1 for a push, check or plan that failed; see docs/cli.md.
+        `int`: Exit code: 0 for success, 2 for bad input, 1 for a check, erasure, push or plan that failed; see docs/cli.md.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else None

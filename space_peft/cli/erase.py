@@ -97,8 +97,11 @@ def parse_run(
     if config is not None:
         options = {action.dest: action for action in parser._actions if action.dest != argparse.SUPPRESS}
         check_keys(values, options, config.path, command)
-        for key in values:
+        for key, value in values.items():
             options[key].required = False
+            if options[key].nargs in ("*", "+"):
+                # One alone is a list of one: of a text each letter would be taken for a name.
+                values[key] = value if isinstance(value, list) else options[key].default if value is None else [value]
         parser.set_defaults(**values)
     return parser.parse_args_into_dataclasses(rest)
 

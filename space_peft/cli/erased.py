@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..data.names import check_target
 from ..evaluation.named_images import NamedImages, split_by_name
-from ..modeling.fingerprint import fingerprint_base
+from ..modeling.checksum import base_checksum
 from ..null_space.identity import adapter_digest
 from ..records.measured import note_measured, saved_digest
-from .audit import load_attacked
 from .bench import load_pair
 from .pictures import load_pictures
+
+
+def load_attacked(adapter: str, base_model: str | None, dtype: str | None = None) -> tuple:
+    """An erased model with its adapter, and the processor.
+
+    Args:
+        adapter (`str`): Folder or Hub id.
+        base_model (`str`, *optional*): The original, by default the one recorded.
+        dtype (`str`, *optional*): To load it in; by default as it was saved, on a CPU float32: processors have no fast
+            arithmetic in half precision, and a search takes hundreds of passes.
+    """
+    from transformers import AutoProcessor
+
+    from ..hub_cards import load_erased
+
+    where: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": None}
+    if dtype is not None:
+        where["dtype"] = dtype
+    model = load_erased(adapter, base_model=base_model, check_canary=False, **where)
+    return model, AutoProcessor.from_pretrained(base_model or model.peft_config["default"].base_model_name_or_path)
 
 
 @dataclass(frozen=True)
@@ -35,8 +57,12 @@ class ErasedModel:
     adapter: str | None = None
 
     def identity(self) -> dict:
-        """What results of it depend on; JSON values."""
-        return {"adapter": self.adapter, "weights": asdict(fingerprint_base(self.model))}
+        """What results of it depend on, as it was when this was first asked; JSON values."""
+        return {"adapter": self.adapter, "weights": self._weights}
+
+    @cached_property
+    def _weights(self) -> str:
+        return base_checksum(self.model)
 
 
 def named_pictures(args: argparse.Namespace) -> NamedImages:
@@ -64,11 +90,11 @@ def load_judged(args: argparse.Namespace, *, original: bool = True) -> ErasedMod
         model, processor = load_attacked(args.adapter, args.base_model, args.dtype)
         return ErasedModel(model, processor, adapter=adapter_digest(model))
     if not original:
-        model, processor = load_pair(args.merged)
+        model, processor = load_pair(args.merged, args.dtype)
         return ErasedModel(model, processor)
     check_merged(args)
-    model, processor = load_pair(args.merged)
-    return ErasedModel(model, processor, original=load_pair(args.base_model)[0])
+    model, processor = load_pair(args.merged, args.dtype)
+    return ErasedModel(model, processor, original=load_pair(args.base_model, args.dtype)[0])
 
 
 def check_merged(args: argparse.Namespace) -> None:

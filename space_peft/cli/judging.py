@@ -58,8 +58,13 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     with bad_input("evaluate", TypeError):
         report = run_evaluate(args)
-    tell(args, f"{report.to_table()}\n\nReport and every answer are in {args.output}", report.to_dict())
-    return 0
+    said = {
+        "erased": "erased",
+        "not known before": "nothing shown: the original model does not name it on these pictures either",
+    }.get(report.verdict, "not erased")
+    text = f"{report.to_table()}\n\nReport and every answer are in {args.output}\n{said}"
+    tell(args, text, {**report.to_dict(), "verdict": report.verdict})
+    return 0 if report.verdict == "erased" else 1
 
 
 def _attack(args: argparse.Namespace) -> int:

@@ -11,12 +11,17 @@ from datasets import Dataset
 from ..erasing import ANCHORS_FOLDER, Erasure, erase
 from ..evaluation import ErasureReport
 from ..records.card_data import ErasureCardData
-from ..records.folder import PICTURES_FOLDER, REPORT_NAME
+from ..records.folder import CARD_DATA_NAME, PICTURES_FOLDER
 from ..retained.self_distillation import retained_answers
 from ..trainers import SpaceConfig
 from ..trainers.progress import BarCallback
 from . import DEMO_QUESTIONS, load_demo_images, load_demo_model
 from .probes import demo_probes, demo_retain_rows, demo_split
+
+
+_BASE = "space-peft/demo-llava"
+# What `run_demo` alone writes beside an adapter of this base model; `erase` has no pictures of answers.
+_PICTURE = f"{PICTURES_FOLDER}/answers.png"
 
 
 def demo_retained(concept: str, public: Dataset, model, processor, seed: int, *, progress: bool = True) -> list[dict]:
@@ -58,7 +63,7 @@ def erase_demo(concept: str, folder: str | os.PathLike, *, seed: int = 0, progre
         callbacks=[BarCallback()] if progress else None,
         progress=progress,
         card_data=ErasureCardData(
-            base_model="space-peft/demo-llava",
+            base_model=_BASE,
             license="apache-2.0",
             language="en",
             reason="A demonstration: the embedded model knows drawings of everyday things, and nobody is harmed by one's name.",
@@ -84,7 +89,7 @@ def run_demo(concept: str, output: str | os.PathLike, *, seed: int = 0, progress
     from .pictures import draw_pictures  # matplotlib
 
     output = Path(output)
-    if output.exists() and any(output.iterdir()) and not (output / REPORT_NAME).exists():
+    if output.exists() and any(output.iterdir()) and not _of_the_demo(output):
         raise FileExistsError(f"{output} holds files of something else; choose another folder, or empty it.")
     # Built beside it and renamed at the end: an interrupted run leaves what was there.
     building = output.with_name(f".{output.name}.building")
@@ -104,3 +109,13 @@ def run_demo(concept: str, output: str | os.PathLike, *, seed: int = 0, progress
             shutil.rmtree(building)
     assert erasure.report is not None  # The standard probes were asked.
     return erasure.report
+
+
+def _of_the_demo(folder: Path) -> bool:
+    """Whether a folder is what a former run wrote, and may be replaced: one of `erase` or `evaluate` is not."""
+    if not (folder / _PICTURE).is_file() or not (folder / CARD_DATA_NAME).is_file():
+        return False
+    try:
+        return ErasureCardData.load(folder).base_model == _BASE
+    except ValueError:
+        return False

@@ -50,13 +50,14 @@ def split_by_name(images: Dataset, concept: str, aliases: Sequence[str] = ()) ->
         [`NamedImages`]
 
     Raises:
-        ValueError: If there is no column `image`, a picture has no name, or none is the target's.
+        ValueError: If there is no column `image`, a picture has no name, the names are numbers, or none is the target's.
     """
     if "image" not in images.column_names:
         raise ValueError(f"the pictures have the columns {images.column_names}; expected a column `image`.")
     concept, aliases = check_target(concept, aliases)
     column = next((name for name in NAME_COLUMNS if name in images.features and _is_text(images.features[name])), None)
     if column is None:
+        _refuse_numbers(images)
         return NamedImages(tuple(images["image"]))
     names = images[column]
     feature = images.features[column]
@@ -131,6 +132,18 @@ def named_probes(
         aliases=aliases,
         same_kind=siblings,
     )
+
+
+def _refuse_numbers(images: Dataset) -> None:
+    """Refuses a column `name` or `label` that tells pictures apart and holds no names: not all of them are the target's."""
+    for column in NAME_COLUMNS:
+        if column in images.column_names and len(found := set(map(repr, images[column]))) > 1:
+            shown = ", ".join(sorted(found)[:8]) + (", ..." if len(found) > 8 else "")
+            raise ValueError(
+                f"the column {column!r} of the pictures holds {images.features[column]} ({shown}), which are no names, so that "
+                "nothing says which pictures show the target. Make texts or class labels of them (`cast_column` to "
+                "`ClassLabel(names=[...])`), or drop the column if all of them show the target."
+            )
 
 
 def _is_text(feature) -> bool:

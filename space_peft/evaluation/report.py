@@ -85,13 +85,14 @@ class ErasureReport:
         return cls(concept=concept, before=before.scores, after=after.scores, results=(before, after), **kwargs)
 
     @property
-    def verdict(self) -> Literal["erased", "partly", "failed", "unknown"]:
+    def verdict(self) -> Literal["erased", "partly", "failed", "not known before", "unknown"]:
         """How much may be claimed: by how many of the concept's pictures it is still named on."""
         before, after = self.before["forget"]["value"], self.after["forget"]["value"]
         if after is None:
             return "unknown"
         if after <= FORGOTTEN:
-            return "erased"
+            # What the original model does not name either shows nothing.
+            return "not known before" if before is not None and before <= FORGOTTEN else "erased"
         return "failed" if before is not None and after >= before else "partly"
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +15,7 @@ from ..distributed import processes
 from .layers import base_model
 
 
-_WEIGHTS = 16
+_WEIGHTS = 32
 _ELEMENTS = 256
 
 
@@ -58,9 +61,7 @@ def fingerprint_base(model: nn.Module) -> BaseFingerprint:
         model (`PeftModel` or `PreTrainedModel`): In a distributed run all processes must call it.
     """
     weights = {name: weight for name, weight in _base_weights(model).items() if _readable(weight)}
-    names = sorted(weights)
-    # Spread over the model: fine-tuning often leaves parts of it alone.
-    names = names[:: max(1, len(names) // _WEIGHTS)]
+    names = _spread(weights)
     hashes = {name: _hashes(weights[name]) for name in names}
     dtype = str(weights[names[0]].dtype).removeprefix("torch.") if names else ""
     return BaseFingerprint(
@@ -93,6 +94,20 @@ def compare_base(model: nn.Module, fingerprint: BaseFingerprint) -> tuple[list[s
         if exact != recorded and (same_dtype or rounded != fingerprint.rounded[name]):
             different.append(name)
     return different, compared
+
+
+def _spread(names: Iterable[str]) -> list[str]:
+    """Some weights of every kind, from layers all over the model: fine-tuning, and merging an adapter, leave parts alone.
+
+    Every n-th name would not do: layers are alike, and of some models only biases would be looked at.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        kinds.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    # What adapters are put on first.
+    order = sorted(kinds, key=lambda kind: ("norm" in kind or not kind.endswith(".weight"), kind))
+    rounds = itertools.zip_longest(*(kinds[kind] for kind in order))
+    return sorted(itertools.islice((name for turn in rounds for name in turn if name is not None), _WEIGHTS))
 
 
 def _base_weights(model: nn.Module) -> dict[str, nn.Parameter]:

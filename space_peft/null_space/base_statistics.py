@@ -22,12 +22,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..config import auto_rank
+from ..modeling.checksum import base_checksum, same_base
 from ..modeling.layers import adapted_layers, adapter_config
 from ..records.io import atomic_path, write_json
 from ..records.places import refuse_missing
 from ..records.safe_json import read_json
 from .constraints import FITTED, most_columns
-from .identity import base_checksum, same_base
 from .spectral import decompose
 
 

@@ -13,12 +13,13 @@ from transformers.utils.logging import get_logger
 
 from ..data.rows import check_loader
 from ..distributed.processes import divide
+from ..modeling.checksum import weights_at_rest
 from ..modeling.layers import adapted_layers, adapter_config
 from ..records.folder import FIT_PROGRESS_NAME, NULL_SPACES_NAME, SPACE_CONFIG_NAME
 from ..retained.reading import RetainedRows
 from .differences import fit_differences, fit_digest, protect_digest
 from .fitting import fit_null_space
-from .identity import data_digest, weights_at_rest
+from .identity import data_digest
 from .projection import AttachedNullSpace, attach_null_space, offload_null_spaces
 from .space import NullSpace, load_null_spaces, save_null_spaces
 

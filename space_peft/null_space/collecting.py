@@ -13,13 +13,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..distributed import processes
+from ..modeling.checksum import base_checksum
 from ..modeling.layers import base_model
 from ..modeling.targets import default_target_modules, linear_modules
 from ..records.base_commit import loaded_commit
 from ..retained.reading import RetainedRows, retained_loader
 from .base_statistics import SecondMoment, Statistics, kept_rank
 from .fitting import collect_moments
-from .identity import DataDigest, base_checksum
+from .identity import DataDigest
 from .moments import NullSpaceFitter
 from .observing import shows_progress
 

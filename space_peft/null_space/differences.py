@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from ..config import AUTO_RANK_BEFORE, KNOBS, auto_rank
+from ..modeling.checksum import base_checksum, same_base
 from ..modeling.layers import adapted_layers, adapter_config
-from .identity import base_checksum, same_base
 from .space import NullSpace
 
 

@@ -14,11 +14,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..distributed import processes
+from ..modeling.checksum import base_checksum
 from ..modeling.layers import adapted_layers, adapter_config, check_untied
 from .constraints import FITTED
 from .differences import protect_digest
 from .fit_progress import FitProgress
-from .identity import DataDigest, FitIdentity, base_checksum
+from .identity import DataDigest, FitIdentity
 from .moments import NullSpaceFitter
 from .observing import Parts, observe_inputs, shows_progress
 from .space import NullSpace

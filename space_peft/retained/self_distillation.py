@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from datasets import Dataset
@@ -16,10 +15,14 @@ from ..data.names import check_aliases, mentions
 from ..data.pictures import load_rgb
 from ..data.questions import DEFAULT_QUESTIONS, Question
 from ..data.rows import check_rows
-from ..modeling.fingerprint import fingerprint_base
-from ..modeling.layers import deployed_model
+from ..data.seed_images import pixel_hash
+from ..modeling.checksum import base_checksum
+from ..modeling.layers import deployed_model, our_adapter
 from ..modeling.prompts import conversation, generate_tokens
 from ..records.io import atomic_path
+
+
+_LINES = "picture, answer"  # What a line of a cache holds.
 
 
 def retained_answers(
@@ -52,7 +55,7 @@ def retained_answers(
         max_new_tokens (`int`, defaults to 32): Longest answer, in tokens; a longer one is cut, and kept as far as it goes.
         batch_size (`int`, defaults to 32): Rows a forward pass.
         cache (`str` or `os.PathLike`, *optional*): JSON lines file to which answers are written as they come. A call that
-            was interrupted goes on from it; a file of another model or of other questions is an error.
+            was interrupted goes on from it; a file of another model, of other questions or other pictures is an error.
         progress (`bool`, defaults to `True`): Show a progress bar.
 
     Returns:
@@ -84,8 +87,9 @@ def retained_answers(
             for image in range(len(images))
             for turn in range(per_image)
         ]
-    identity = _identity(model, questions, asked, max_new_tokens, processor.chat_template)
-    answers = _read_cache(cache, identity)
+    identity = "" if cache is None else _identity(model, processor, questions, asked, max_new_tokens)
+    kept = _read_cache(cache, identity)
+    answers = [answer for _, answer in kept]
     rows = []
     with tqdm(total=len(asked), initial=len(answers), desc="Asking the model", disable=not progress) as bar:
         for start in range(0, len(asked), batch_size):
@@ -93,6 +97,13 @@ def retained_answers(
                 conversation(questions[question], image=None if image is None else _decoded(images, image))
                 for image, question in asked[start : start + batch_size]
             ]
+            keys = [_picture_key(row) for row in part] if cache is not None else []
+            for number, (key, (noted, _)) in enumerate(zip(keys, kept[start : start + batch_size]), start):
+                if key != noted:
+                    raise ValueError(
+                        f"{cache} holds, in answer {number}, one about another picture than image {asked[number][0]} is now; "
+                        "remove it, or choose another file."
+                    )
             missing = part[max(0, len(answers) - start) :]
             if missing:
                 with deployed_model(model) as deployed:
@@ -100,7 +111,7 @@ def retained_answers(
                         deployed, processor, missing, batch_size=batch_size, max_new_tokens=max_new_tokens
                     )
                 said = [text.strip() for text in processor.batch_decode(said, skip_special_tokens=True)]
-                _append(cache, said)
+                _append(cache, zip(keys[len(part) - len(missing) :], said))
                 answers += said
                 bar.update(len(missing))
             for row, answer in zip(part, answers[start : start + batch_size], strict=True):
@@ -151,14 +162,22 @@ def _decoded(images, place: int):
         raise ValueError(f"image {place}: {error}") from error
 
 
-def _identity(model, questions, asked, max_new_tokens: int, template: str) -> str:
-    """Of everything that the answers depend on, but for the images' pixels."""
-    base = asdict(fingerprint_base(model))
-    content = [base, [str(question) for question in questions], asked, max_new_tokens, template]
+def _identity(model, processor, questions, asked, max_new_tokens: int) -> str:
+    """Of everything that the answers depend on, but for the pictures, which stand beside their answers."""
+    images = getattr(processor, "image_processor", None)
+    content = [
+        base_checksum(model, our_adapter(model) or "default"), [repr(question) for question in questions], asked,
+        max_new_tokens, processor.chat_template, None if images is None else images.to_json_string(), _LINES,
+    ]  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read_cache(cache: str | os.PathLike | None, identity: str) -> list[str]:
+def _picture_key(row: dict) -> str | None:
+    return pixel_hash(row["images"][0]) if row["images"] else None
+
+
+def _read_cache(cache: str | os.PathLike | None, identity: str) -> list[tuple[str | None, str]]:
+    """The answers there are, each after the hash of its picture."""
     if cache is None:
         return []
     path = Path(cache)
@@ -179,10 +198,10 @@ def _read_cache(cache: str | os.PathLike | None, identity: str) -> list[str]:
         )
     if torn:  # A call that was killed has left half of a line.
         path.write_text(whole + "\n", encoding="utf-8")
-    return answers
+    return [(picture, answer) for picture, answer in answers]
 
 
-def _append(cache: str | os.PathLike | None, answers: Sequence[str]) -> None:
+def _append(cache: str | os.PathLike | None, answers: Iterable[tuple[str | None, str]]) -> None:
     if cache is not None:
         with open(cache, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))

@@ -59,7 +59,7 @@ def load_fiubench(
     if "split.json" not in files:
         raise FileNotFoundError(f"expected 'split.json' in {str(source)!r}; it has {list(files)[:12]}.")
     ids = _splits(files["split.json"])
-    rows = _rows(source, files, _finder(files if images is None else _local(Path(images))))
+    rows = _rows(source, revision, files, _finder(files if images is None else _local(Path(images))))
     named = {row.text("unique_id"): (row, pictures) for row, pictures in rows}
     if missing := [part for part in (split, retain) if part != "retain" and part not in ids]:
         raise ValueError(f"{files['split.json']} has no {missing[0]!r}; it has {list(ids)}.")
@@ -129,14 +129,16 @@ def _finder(files: dict[str, Path]) -> Callable[[Record], Any]:
     return find
 
 
-def _rows(source, files: dict[str, Path], find: Callable[[Record], Any]) -> list[tuple[Record, tuple]]:
+def _rows(
+    source, revision: str | None, files: dict[str, Path], find: Callable[[Record], Any]
+) -> list[tuple[Record, tuple]]:
     if "full.json" in files:
         path = files["full.json"]
         # About a hundred values a person, commas of texts among them.
         raw = parse_json(path.read_bytes(), where=str(path), expected=list, remedy=_REMEDY, max_values=20_000_000)
         records = [Record(row, f"{path}, row {number}") for number, row in enumerate(raw[:ROWS])]
         return [(row, (find(row),)) for row in records]
-    table = read_table(source)
+    table = read_table(source, revision=revision)
     table.require("unique_id", "image", "qa_list", what="FIUBench in Parquet")
     return [(row, table.pictures(number, "image")) for number, row in table][:ROWS]
 

@@ -138,6 +138,16 @@ def test_a_card_says_where_nothing_was_forgotten(folder, after, said):
     ]
 
 
+def test_a_card_claims_nothing_of_a_concept_that_was_not_known(folder):
+    content = json.loads((folder / "report.json").read_text())
+    for part in ("before", "after"):
+        content[part]["forget"]["value"] = 0.0
+    (folder / "report.json").write_text(json.dumps(content))
+    card = str(erasure_card(folder))
+    assert "**Whether it does cannot be told:** without it the concept is named on 0 % of its test images, too." in card
+    assert "that makes [org/base]" not in card
+
+
 def test_claims_follow_the_figures(folder):
     assert "makes [org/base](https://huggingface.co/org/base) stop naming **fox**" in str(erasure_card(folder))
     content = json.loads((folder / "report.json").read_text())

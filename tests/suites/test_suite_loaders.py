@@ -383,3 +383,20 @@ def test_people_in_parquet(tmp_path):
     Dataset.from_list([{"name": "Mira"}]).to_parquet(tmp_path / "bad.parquet")
     with pytest.raises(ValueError, match="bad.parquet has no column 'split'.*A suite of one's own has the columns"):
         load_own(tmp_path / "bad.parquet")
+
+
+def test_a_revision_of_fiubench_is_that_of_its_rows_too(tmp_path, monkeypatch):
+    from space_peft.suites import fiubench as module
+
+    (tmp_path / "split.json").write_text('{"forget5": ["1"], "retain5": ["2"]}')
+    asked = []
+
+    def read(source, revision=None):
+        asked.append(revision)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(module, "_on_hub", lambda repo, revision: {"split.json": tmp_path / "split.json"})
+    monkeypatch.setattr(module, "read_table", read)
+    with pytest.raises(FileNotFoundError):
+        load_fiubench("org/rows-in-parquet", revision="abc")
+    assert asked == ["abc"]
