@@ -36,6 +36,7 @@ from medium_runs import (
     half_precision,
     known_questions,
     load,
+    model_digest,
 )
 
 from space_peft.records.io import write_json
@@ -220,6 +221,7 @@ def main() -> int:
     settings = {
         "anchors": ANCHORS, "refine_steps": REFINE_STEPS, "batch_size": BATCH_SIZE,
         "retained_concepts": RETAINED_CONCEPTS, "retained_facts": len(facts),
+        "model": model_digest(args.work),
     }  # fmt: skip
     output = Path(args.output)
     kept = KeptRows(output, defaults=defaults, settings=settings)

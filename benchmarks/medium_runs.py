@@ -184,6 +184,13 @@ def measure_text(model, processor, concept: str, known: list[tuple[str, str]], b
     }
 
 
+def model_digest(work: Path) -> str:
+    """Which model is in the folder: joined again, it is another one."""
+    from space_peft.records.digests import file_digest
+
+    return file_digest(work / "model" / "model.safetensors")[:12]
+
+
 def known_questions(work: Path, most: int) -> tuple[list[tuple[str, str]], list[str]]:
     """Questions without a picture that the medium model answers right before any erasure; asked once, kept beside it.
 
@@ -196,7 +203,7 @@ def known_questions(work: Path, most: int) -> tuple[list[tuple[str, str]], list[
 
     from space_peft.modeling.prompts import generate_answers
 
-    path = work / "right_before.json"
+    path = work / f"right_before_{model_digest(work)}.json"
     if not path.exists():
         model, processor = load(work)
         questions = [question for question, _ in KNOWLEDGE]

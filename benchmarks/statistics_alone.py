@@ -265,7 +265,12 @@ def main() -> int:
         }
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     which = "medium" if args.medium else "embedded"
-    folder = args.folder / which
+    folder, model = args.folder / which, None
+    if args.medium:
+        import medium_runs
+
+        model = medium_runs.model_digest(args.work)
+        folder = args.folder / f"{which}_{model}"
     made, more, pool = (begin_medium if args.medium else begin_embedded)(args, folder)
     from space_peft import SpaceConfig, SpaceLoraConfig
 
@@ -274,7 +279,9 @@ def main() -> int:
         "adapter": adapter_fields(SpaceLoraConfig()),
         "limits": limits,
     }
-    kept = KeptRows(args.output.with_name(f"{args.output.stem}_{which}.json"), defaults=defaults, made=made)
+    kept = KeptRows(
+        args.output.with_name(f"{args.output.stem}_{which}.json"), defaults=defaults, made=made, model=model
+    )
     with ProcessPoolExecutor(args.workers) as executor:
         while True:
             unknown = {row["concept"] for row in kept.rows if row["variant"] is None}
