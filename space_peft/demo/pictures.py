@@ -13,6 +13,7 @@ from ..evaluation.plots import (
     plot_spectrum,
 )
 from ..evaluation.sentence_page import plot_sentence_page, sentence_page_rows
+from ..records.folder import ANCHORS_PICTURE_NAME
 
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def draw_pictures(erasure: Erasure, folder: Path) -> None:
     assert report is not None and report.results is not None and trainer.probes is not None
     concept, probes, (before, after) = report.concept, trainer.probes, report.results
     raw = anchors.select_columns(["raw_image"]).rename_column("raw_image", "image")
-    plot_anchor_grid(raw, anchors, folder / "anchors.png", concept=concept)
+    plot_anchor_grid(raw, anchors, folder / ANCHORS_PICTURE_NAME, concept=concept)
     plot_answer_page(answer_page_rows(probes, before, after), folder / "answers.png", concept=concept)
     plot_sentence_page(sentence_page_rows(probes, before, after), folder / "sentences.png", concept=concept)
     plot_probe_bars(report, folder / "probes.png")

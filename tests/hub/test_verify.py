@@ -17,10 +17,11 @@ from space_peft.cli import main
 from space_peft.data.seed_images import seed_image
 from space_peft.demo import demo_model_path, load_demo_model
 from space_peft.hub_cards import load_erased, verify_erasure
+from space_peft.hub_cards.load import attach_adapter
 from space_peft.hub_cards.manifest import write_manifest
 from space_peft.hub_cards.source import AdapterSource, fetch, recorded_base
 from space_peft.hub_cards.verify import Check, VerifyReport
-from space_peft.modeling.prompts import build_batch
+from space_peft.modeling.prompts import build_batch, generate_answers
 from space_peft.records.folder import CANARY_NAME, CERTIFICATE_NAME
 
 
@@ -301,13 +302,21 @@ def foxes(demo_images):
     return list(demo_images.filter(lambda name: name == "fox", input_columns="name")["image"][:3])
 
 
-def test_the_checkers_own_pictures_are_shown(folder, foxes):
+@pytest.fixture(scope="module")
+def said_instead(erasure_folder, foxes):
+    """What the erased model calls the first of the foxes."""
+    model, processor = load_demo_model()
+    model = attach_adapter(fetch(erasure_folder), model)
+    return generate_answers(model, processor, ["what is this?"], images=foxes[:1])[0]
+
+
+def test_the_checkers_own_pictures_are_shown(folder, foxes, said_instead):
     ask = {"canary": False, "question": "what is this?"}
     check = find(verify_erasure(folder, images=foxes, **ask), "name")
     assert check.status == "ok" and "names 3 'fox', this model 0" in check.message
     # A name that was not erased, and pictures that show nothing of the kind.
-    wolf = find(verify_erasure(folder, images=foxes, concept="wolf", **ask), "name")
-    assert wolf.status == "FAILED" and "the base model names 0 'wolf'" in wolf.message
+    other = find(verify_erasure(folder, images=foxes, concept=said_instead, **ask), "name")
+    assert other.status == "FAILED" and f"the base model names 0 {said_instead!r}" in other.message
     check = find(verify_erasure(folder, images=[seed_image(0, 64, 64)], **ask), "name")
     assert check.status == "not checked" and "shows nothing" in check.message
 
@@ -333,14 +342,14 @@ def test_the_search_and_what_it_cannot_show(folder, foxes):
     assert "--concept" in find(verify_erasure(folder, **ask), "name").message
 
 
-def test_command_line_shows_pictures_of_a_folder(folder, foxes, tmp_path, capsys):
+def test_command_line_shows_pictures_of_a_folder(folder, foxes, said_instead, tmp_path, capsys):
     (tmp_path / "pictures").mkdir()
     for i, image in enumerate(foxes):
         image.save(tmp_path / "pictures" / f"{i}.png")
     arguments = ["verify", str(folder), "--no-canary", "--question", "what is this?", "--images"]
     assert main([*arguments, str(tmp_path / "pictures")]) == 0
     assert "names 3 'fox', this model 0" in capsys.readouterr().out
-    assert main([*arguments, str(tmp_path / "pictures"), "--concept", "wolf"]) == 1
+    assert main([*arguments, str(tmp_path / "pictures"), "--concept", said_instead]) == 1
     assert main([*arguments, str(tmp_path / "nothing")]) == 2
 
 
