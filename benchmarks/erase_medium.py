@@ -65,6 +65,7 @@ VARIANTS: dict[str, dict] = {
     "twice the steps": {"training": {"max_steps": 120}},
     "says the kind": {"training": {"overwrite": "kind"}},
     "no constraint": {"training": {"keep_weight": 0.0}, "adapter": {"constraint": "none"}},
+    "t = 0.003": {"adapter": {"strength": 0.003}},
     "all eigenvectors": {"adapter": {"max_rank": None}},
     "little text": {"text": "general"},
     "text about names": {"text": "names"},

@@ -402,7 +402,7 @@ class AdapterArguments:
         lora_alpha (`int`, *optional*): Twice the rank by default.
         lora_dropout (`float`, defaults to 0.0): Dropout.
         lora_target_modules (`list[str]`, *optional*): Layers; by default those of `SpaceConfig.target`.
-        constraint (`str`, defaults to `"soft"`), strength (`float`, defaults to 0.003), energy (`float`, defaults to 0.999),
+        constraint (`str`, defaults to `"soft"`), strength (`float`, defaults to 0.005), energy (`float`, defaults to 0.999),
             tokens_per_row (`int`, defaults to 64), max_rank (`str`, defaults to `"auto"`): See [`SpaceLoraConfig`].
     """
 
@@ -411,7 +411,7 @@ class AdapterArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Layers that get it.", "nargs": "+"})
     constraint: ConstraintName = field(default="soft", metadata={"help": "How it is constrained."})
-    strength: float = field(default=0.003, metadata={"help": "t of the soft constraint; smaller is stricter."})
+    strength: float = field(default=0.005, metadata={"help": "t of the soft constraint; smaller is stricter."})
     energy: float = field(default=0.999, metadata={"help": "Share of the energy that the hard constraint removes."})
     tokens_per_row: int = field(default=64, metadata={"help": "Most tokens of a kind of a retained row that count."})
     max_rank: str = field(default="auto", metadata={"help": "Most eigenvectors a layer: a number, 'auto' or 'all'."})
