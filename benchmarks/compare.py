@@ -205,14 +205,8 @@ def main() -> int:
     chosen = saved["earlier"]["chosen"] if "earlier" in saved else choose(list(rows.values()), names)
     chosen = {name: chosen[name] for name in names if name in chosen}
     if args.phase in ("test", "all"):
-        execute(
-            quick(test_tasks(chosen, test, range(args.seeds), args.depth)),
-            rows,
-            save,
-            args.workers,
-            max_steps,
-            deadline,
-        )
+        tasks = quick(test_tasks(chosen, test, range(args.seeds), args.depth))
+        execute(tasks, rows, save, args.workers, max_steps, deadline)
     if args.phase in ("parts", "all"):
         execute(parts_tasks(chosen, test), rows, save, args.workers, max_steps, deadline)
     if args.phase in ("longer", "all"):

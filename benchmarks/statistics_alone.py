@@ -150,7 +150,6 @@ def run_medium(task: tuple[str, list[tuple[str, int]], str, dict, str, list]) ->
         return [{"concept": concept, "seed": None, "variant": None, "named_before": known_as.named}]
     from tasks import QUESTIONS
 
-    known_as.text  # noqa: B018  Asked before anything is timed.
     done = []
     for variant, seed in runs:
         anchors = known_as.anchors(seed, limits.get("refine_steps", medium.REFINE_STEPS))

@@ -168,7 +168,8 @@ def erase_several(
     if isinstance(model, str):
         model = load_model(model, **args.init_kwargs)
     noted = read_json(place / _BASE_NAME, kind="checksum of a model") if served else {}
-    if served and not _same_model(noted, model):
+    weights = base_checksum(model)
+    if served and not _same_model(noted, model, weights):
         raise ValueError(
             f"the requests in {str(place)!r} were served by another model than this one; choose another `output_dir`, or load "
             "the model that they are of."
@@ -182,7 +183,7 @@ def erase_several(
                 f"{name!r} was erased with other settings ({', '.join(keys)}) and stays as it is; `resume=False` begins anew.",
                 stacklevel=2,
             )
-    base = {"weights": base_checksum(model), "settings": made_with}
+    base = {"weights": weights, "settings": made_with}
     write_json(place / _BASE_NAME, base)
     original = copy.deepcopy(model)
     model = ledger.fold(model)
@@ -228,11 +229,12 @@ def _by_name(given: Mapping[str, Any] | None, concepts: Sequence[str], what: str
     return own
 
 
-def _same_model(noted: Mapping[str, Any], model) -> bool:
+def _same_model(noted: Mapping[str, Any], model, weights: str) -> bool:
+    """Whether what is noted is of this model, whose `base_checksum` is `weights`."""
     if "exact" in noted:  # Of version 0.2.0: a few numbers of a few weights.
         different, compared = compare_base(model, BaseFingerprint.from_dict(noted))
         return compared > 0 and not different
-    return noted.get("weights") == base_checksum(model)
+    return noted.get("weights") == weights
 
 
 def _settings(args: SpaceConfig, peft_config: SpaceLoraConfig | None, options: Mapping[str, Any]) -> dict[str, Any]:

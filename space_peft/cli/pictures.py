@@ -24,12 +24,9 @@ def draw_sheet(anchors: Dataset, folder: Path, concept: str) -> None:
         folder (`pathlib.Path`): Of the run.
         concept (`str`): Its name.
     """
-    from ..evaluation.plots import plot_anchor_grid  # matplotlib
+    from ..evaluation.plots import plot_anchors  # matplotlib
 
-    raw = anchors
-    if "raw_image" in anchors.column_names:
-        raw = anchors.select_columns(["raw_image"]).rename_column("raw_image", "image")
-    plot_anchor_grid(raw, anchors, folder / ANCHORS_PICTURE_NAME, concept=concept)
+    plot_anchors(anchors, folder / ANCHORS_PICTURE_NAME, concept=concept)
 
 
 def load_pictures(place: str) -> Dataset:

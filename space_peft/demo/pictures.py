@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..evaluation.plots import (
     answer_page_rows,
-    plot_anchor_grid,
+    plot_anchors,
     plot_answer_page,
     plot_probe_bars,
     plot_spectrum,
@@ -31,8 +31,7 @@ def draw_pictures(erasure: Erasure, folder: Path) -> None:
     trainer, anchors, report = erasure.trainer, erasure.anchors, erasure.report
     assert report is not None and report.results is not None and trainer.probes is not None
     concept, probes, (before, after) = report.concept, trainer.probes, report.results
-    raw = anchors.select_columns(["raw_image"]).rename_column("raw_image", "image")
-    plot_anchor_grid(raw, anchors, folder / ANCHORS_PICTURE_NAME, concept=concept)
+    plot_anchors(anchors, folder / ANCHORS_PICTURE_NAME, concept=concept)
     plot_answer_page(answer_page_rows(probes, before, after), folder / "answers.png", concept=concept)
     plot_sentence_page(sentence_page_rows(probes, before, after), folder / "sentences.png", concept=concept)
     plot_probe_bars(report, folder / "probes.png")

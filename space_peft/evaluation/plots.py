@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -49,6 +50,20 @@ class _Page:
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set(visible=True, color=edge, linewidth=0.8)
+
+
+def plot_anchors(anchors: Dataset, path: str | os.PathLike, *, concept: str) -> None:
+    """Draws each public image beside what refinement made of it; see `plot_anchor_grid`.
+
+    Args:
+        anchors (`datasets.Dataset`): Anchors, refined or not.
+        path (`str` or `os.PathLike`): PNG file to write.
+        concept (`str`): Named in the title.
+    """
+    raw = anchors
+    if "raw_image" in anchors.column_names:
+        raw = anchors.select_columns(["raw_image"]).rename_column("raw_image", "image")
+    plot_anchor_grid(raw, anchors, path, concept=concept)
 
 
 def plot_anchor_grid(

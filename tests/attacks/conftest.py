@@ -14,7 +14,6 @@ def erasure(erasure_folder, demo_erasure_data, demo_images):
     from space_peft.demo import load_demo_model
 
     concept = anchor_info(demo_erasure_data[0])["concept"]
-
     model, processor = load_demo_model()
     model = PeftModel.from_pretrained(model, erasure_folder, is_trainable=True).eval()  # as trained
     others = [row["image"] for row in demo_images.select(range(0, len(demo_images), 24)) if row["name"] != concept]
