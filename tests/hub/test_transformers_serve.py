@@ -1,7 +1,7 @@
 """`space-peft probe` against `transformers serve`: the embedded model before the erasure, with the adapter merged,
 with the adapter beside it, and with one that matches nothing.
 
-Needs the server's packages (`pip install transformers[serving]`).
+Needs the server's packages (`pip install transformers[serving]`, which the `test` extra does).
 """
 
 import json
@@ -27,10 +27,7 @@ from space_peft.evaluation.endpoint import Endpoint
 from space_peft.records.folder import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not is_serve_available(), reason="needs pip install transformers[serving]"),
-]
+pytestmark = pytest.mark.skipif(not is_serve_available(), reason="needs pip install transformers[serving]")
 
 
 @pytest.fixture(scope="module")
