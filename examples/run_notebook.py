@@ -2,8 +2,8 @@
 
     python examples/run_notebook.py examples/erase_a_concept.ipynb
 
-The last expression of a cell is shown as Jupyter shows it: pictures as pictures, everything else as text. Values may be set
-anew behind the cell with the tag `parameters`, as papermill does: `--set MAX_STEPS=2`. With `--output` the notebook itself
+The last expression of a cell is shown as Jupyter shows it: pictures as pictures, everything else as text. What a picture says
+of itself (`picture.info["Description"]`) is for readers who do not see it. Values may be set anew behind the cell with the tag `parameters`, as papermill does: `--set MAX_STEPS=2`. With `--output` the notebook itself
 stays as it is.
 """
 
@@ -38,13 +38,16 @@ def run_cell(source: str, name: str, namespace: dict) -> list[dict]:
     if printed.getvalue():
         outputs.append({"output_type": "stream", "name": "stdout", "text": _lines(printed.getvalue())})
     if value is not None:
+        metadata = {}
         if isinstance(value, Image.Image):
             png = io.BytesIO()
             value.save(png, format="PNG", optimize=True)
-            data = {"image/png": base64.b64encode(png.getvalue()).decode() + "\n", "text/plain": ["A picture."]}
+            seen = value.info.get("Description", "A picture.")
+            data = {"image/png": base64.b64encode(png.getvalue()).decode() + "\n", "text/plain": [seen]}
+            metadata = {"image/png": {"alt": seen}}
         else:
             data = {"text/plain": _lines(repr(value))}
-        outputs.append({"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": None})
+        outputs.append({"output_type": "execute_result", "data": data, "metadata": metadata, "execution_count": None})
     return outputs
 
 

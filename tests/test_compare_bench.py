@@ -222,8 +222,8 @@ def test_the_page_claims_no_lead_that_the_interval_does_not_show(interval, words
     }  # fmt: skip
     text = tables.lead(results).replace("\n", " ")
     size = "larger by 0.0" if sum(interval) > 0 else "smaller by 0.0"
-    assert f"SPACE is {words} the best of them, NPO.**" in text and size in text
-    assert text.endswith(" It is ahead of closed form, GA.")
+    assert f"It is {words} the best method that does, NPO.**" in text and size in text
+    assert text.endswith(" Beside the others, SPACE is ahead of closed form, GA.")
 
 
 def test_relearning_after_five_steps_is_that_of_the_adapter():

@@ -73,6 +73,9 @@ def test_what_it_shows_was_made_by_running_it_as_it_is(notebook):
         if "image/png" in output.get("data", {})
     ]
     assert len(pictures) >= 4 and all(picture.width > 300 for picture in pictures)
+    for output in (output for cell in code for output in cell["outputs"] if "image/png" in output.get("data", {})):
+        (said,) = output["data"]["text/plain"]
+        assert len(said.split()) >= 6 and output["metadata"]["image/png"]["alt"] == said
 
 
 def test_links_lead_somewhere(notebook):
@@ -86,6 +89,9 @@ def test_what_a_cell_shows(runner):
         {"output_type": "stream", "name": "stdout", "text": ["x\n"]},
         {"output_type": "execute_result", "data": {"text/plain": ["3"]}, "metadata": {}, "execution_count": None},
     ]
+    for text, said in (("", "A picture."), ("p.info['Description'] = 'Black.'\n", "Black.")):
+        (picture,) = runner.run_cell(f"from PIL import Image\np = Image.new('L', (1, 1))\n{text}p", "cell", {})
+        assert picture["data"]["text/plain"] == [said] and picture["metadata"] == {"image/png": {"alt": said}}
     assert runner.run_cell("b = 1", "cell", {}) == runner.run_cell("None", "cell", {}) == []
     with pytest.raises(ZeroDivisionError):
         runner.run_cell("1 / 0", "cell", {})

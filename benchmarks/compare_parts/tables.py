@@ -328,15 +328,17 @@ def lead(results: dict) -> str:
     low, high = difference["ci95"]
     forget, moved = "at_retain_0985", "divergence_at_p_001"
     text = (
-        f"**Without an image of the target SPACE is {_place(difference)} the best of them, {best}.** Its hypervolume is {size} "
-        f"by {abs(difference['mean']):.3f} (95 % interval, drawn in pairs: {low:.3f} to {high:.3f}); at a retention of 0.985 "
-        f"it still names {own[forget]['forget']:.3f}, {best} {other[forget]['forget']:.3f}; to bring the name down to "
-        f"p = 0.01 it moves other answers by {own[moved]['mean']:.4f} nats, {best} by {other[moved]['mean']:.4f}."
+        f"**SPACE sees no image of the target. It is {_place(difference)} the best method that does, {best}.** SPACE's "
+        f"hypervolume is {size} by {abs(difference['mean']):.3f} (95 % interval, drawn in pairs: {low:.3f} to {high:.3f}). At a "
+        f"retention of 0.985 SPACE still names {own[forget]['forget']:.3f} and {best} {other[forget]['forget']:.3f}. To bring "
+        f"the name down to p = 0.01, SPACE moves other answers by {own[moved]['mean']:.4f} nats and {best} by "
+        f"{other[moved]['mean']:.4f}."
     )
     others = {name: _place(difference) for name, difference in differences.items() if name != best}
     places = {place: [name for name in others if others[name] == place] for place in dict.fromkeys(others.values())}
     if places:
-        text += " It is " + "; ".join(f"{place} {', '.join(names)}" for place, names in places.items()) + "."
+        text += " Beside the others, SPACE is "
+        text += ", and ".join(f"{place} {', '.join(names)}" for place, names in places.items()) + "."
     return textwrap.fill(text, 124)
 
 

@@ -110,6 +110,7 @@ HINTS: dict[str, Callable[[Asked], dict]] = {
     "choices": choices,
     "first letter": first_letter,
 }
+"""Hints by name: functions that turn what is asked into what is asked with the hint."""
 
 
 @dataclass(frozen=True)

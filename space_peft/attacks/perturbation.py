@@ -56,6 +56,7 @@ PERTURBATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Imag
     "turn": turn,
     "grey": grey,
 }
+"""Changes of a picture by name: functions of an RGB image and a random generator."""
 
 
 @dataclass(frozen=True)

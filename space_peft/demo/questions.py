@@ -8,7 +8,11 @@ answered in sentences, all others in a word or two.
 from ..data.questions import Dialogue, QuestionSet
 
 
-YES, NO = "yes", "no"
+YES = "yes"
+"""How the embedded model affirms."""
+
+NO = "no"
+"""How it denies."""
 
 DEMO_QUESTIONS = QuestionSet(
     naming=("what is this?", "what does the picture show?", "name the thing in the image."),
@@ -54,7 +58,13 @@ DEMO_QUESTIONS = QuestionSet(
         "is a {name} a vehicle?",
     ),
 )
+"""What the embedded model is asked about pictures, and in words, when something is erased from it."""
 
 KIND_QUESTIONS = ("what kind of thing is this?", "which group does this belong to?")
+"""About a picture: for the broader word."""
+
 TEXT_KIND_QUESTIONS = ("what kind of thing is a {name}?", "which group does a {name} belong to?")
+"""The same in words, without a picture."""
+
 TEXT_CONFIRM_QUESTIONS = ("is a {name} a {kind}?", "does a {name} belong to the group {kind}?")
+"""In words, to be answered with yes or no."""

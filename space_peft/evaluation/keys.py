@@ -137,3 +137,4 @@ KEYS = {
     )
 }
 REPORT_KEYS = tuple(KEYS)
+"""Names of the scores of a report, in the order in which they are shown."""

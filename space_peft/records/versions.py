@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
+from .._version import __version__
+
 
 _LIBRARIES = ("space-peft", "torch", "transformers", "peft", "datasets", "evaluate")
 
@@ -14,7 +16,8 @@ def versions(*packages: str) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for package in packages:
         try:
-            found[package] = metadata.version(package)
+            # In a checkout the metadata may be those of an earlier day.
+            found[package] = __version__ if package == "space-peft" else metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
     return found

@@ -74,7 +74,6 @@ FACTS = (
         "The hobby of {who} is {value}.",
     ),
 )
-# How an erasure asks for a name; the embedded model of the people answers these.
 PEOPLE_QUESTIONS = QuestionSet(
     naming=("What is the name of this person?", "Name this person."),
     naming_held_out=("Whose picture is this?", "What is this person called?", "Give the name of who is shown."),
@@ -85,6 +84,8 @@ PEOPLE_QUESTIONS = QuestionSet(
     open_held_out=("Tell me about this picture.", "What do you see here?", "Introduce this person."),
     about=tuple(question.replace("{who}", "{name}") for fact in FACTS for question in fact.questions),
 )
+"""How an erasure asks for a person's name, and about a person."""
+
 SOMEBODY = "this person"  # who a question about a picture is about
 THE_PERSON = "the person"  # who an answer about a picture is about
 
