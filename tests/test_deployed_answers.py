@@ -12,6 +12,7 @@ from space_peft.demo import load_demo_model
 from space_peft.losses import IGNORE_INDEX, answer_labels
 from space_peft.modeling.layers import adapted_layers, deployed_model, lora_weights
 from space_peft.modeling.prompts import answer_columns, answer_logits
+from space_peft.trainers.deployed_answers import DeployedAnswers
 from space_peft.trainers.pairs import forget_loader
 
 
@@ -44,11 +45,29 @@ def test_kept_logits_are_those_of_the_deployed_model(trained):
 
 def test_answers_of_several_lengths_in_one_batch(trained):
     data = trained.train_dataset
-    loader = forget_loader(trained.processing_class, data, len(data.rows))
+    loader = forget_loader(trained.processing_class, data.rows, len(data.rows))
     batch = next(iter(loader))
     lengths = (answer_labels(batch["labels"]) != IGNORE_INDEX).sum(dim=1)
     assert len(set(lengths.tolist())) > 1
     assert largest_difference(trained, "forget", batch, range(len(data.rows))) < 1e-4
+
+
+def test_finding_rows_shows_the_answers_as_well(demo_model, demo_erasure_data, tmp_path):
+    """No row is put through the model for its answer that has just been put through it for its branches."""
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, fit_batch_size=8)
+    passes = []
+    trainer.model.register_forward_hook(lambda module, args, output: passes.append(len(output.logits)))
+    trainer.forget.find_rows()  # Nobody keeps answers yet: the passes that branches take.
+    assert trainer.deployed_answers is None and sum(passes) >= len(trainer.train_dataset.rows)
+    alone, passes[:] = list(passes), []
+    trainer._prepare_run(None)
+    assert passes == alone
+    data, shared = trainer.train_dataset, trainer.deployed_answers
+    again = DeployedAnswers(trainer.model)
+    again.observe(again.watch_forget(forget_loader(trainer.processing_class, data.rows, 8), range(len(data.rows))))
+    for row, tokens in enumerate(len(row["answer_tokens"]) for row in data.rows):
+        kept = shared.logits("forget", [row], tokens)
+        assert kept is not None and torch.equal(kept, again.logits("forget", [row], tokens))
 
 
 class Passes(TrainerCallback):

@@ -104,7 +104,7 @@ class CVFTrainer(ForgetTrainer):
         self._look()  # Where the deployed model puts all images.
 
     def _look(self) -> None:
-        forget = forget_loader(self.processing_class, self.train_dataset, self.args.fit_batch_size)
+        forget = forget_loader(self.processing_class, self.train_dataset.rows, self.args.fit_batch_size)
         retained = retained_loader(self.processing_class, self.retained, self._shown, self.args.fit_batch_size)
         with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
             self._features = {"forget": _all_features(deployed, forget)}

@@ -83,7 +83,7 @@ class ForgetRows:
                         self._trees[self._names], batch_size=size, max_new_tokens=trainer.args.answer_tokens,
                     )  # fmt: skip
                     rows += distinct(own, rows)
-                rows = add_branches(deployed, trainer.processing_class, rows, self._trees, size)
+                rows = self._branched(deployed, rows, 0)
             return [_light(row) for row in rows]
 
         # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.
@@ -114,7 +114,7 @@ class ForgetRows:
             )
         rows = mentions_in(answers, processor.tokenizer, self._names, self._trees[self._names])
         with deployed_model(self._model) as deployed:
-            rows = add_branches(deployed, processor, distinct(rows, data.rows), self._trees, size)
+            rows = self._branched(deployed, distinct(rows, data.rows), len(data.rows))
         processes.reshard(self._model)
         # All processes ask the same; rank 0 decides where rounding made them differ.
         rows = processes.gather_objects([_light(row) for row in rows])[0]
@@ -124,19 +124,22 @@ class ForgetRows:
         # Not that of the arguments: `auto_find_batch_size` may have made it smaller.
         batch = trainer._train_batch_size * trainer.args.world_size
         item = (step * trainer.args.gradient_accumulation_steps + 1) * batch % len(data)
-        known = len(data.rows)
         data.add_rows(self._whole(rows), item)
         self._added.append((item, rows))
-        if trainer.deployed_answers is not None:
-            trainer.deployed_answers.observe(
-                forget_loader(processor, data, size, start=known), "forget", range(known, len(data.rows))
-            )
 
-    def found_together(self) -> list[tuple[int, int]]:
-        """First row and end of those known when training began, and of each lot found while it went on."""
+    def _branched(self, deployed, rows: Sequence[dict], first: int) -> list[dict]:
+        """Rows with their branches; of the same passes the deployed model's answers are kept, as those of rows `first` on."""
+        processor, size = self._trainer.processing_class, self._trainer.args.fit_batch_size
+        batches, answers = None, self._trainer.deployed_answers
+        if rows and answers is not None:
+            batches = answers.watch_forget(forget_loader(processor, rows, size), range(first, first + len(rows)))
+        return add_branches(deployed, processor, rows, self._trees, size, batches=batches)
+
+    def found_while_training(self) -> list[tuple[int, int]]:
+        """First row and end of each lot found while training went on."""
         sizes = [len(rows) for _, rows in self._added]
         ends = [len(self._trainer.train_dataset.rows) - sum(sizes[place:]) for place in range(len(sizes) + 1)]
-        return list(zip([0, *ends], ends))
+        return list(zip(ends, ends[1:]))
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes what was found while training to a checkpoint's folder; what another run left there goes."""

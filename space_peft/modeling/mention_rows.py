@@ -296,6 +296,7 @@ def add_branches(
     trees: dict[tuple[str, ...], FormTree],
     batch_size: int = 32,
     look_into: float = LOOK_INTO,
+    batches: Iterable[dict] | None = None,
 ) -> list[dict]:
     """Adds to each row what the other forms of its names are worth at each token of its mention.
 
@@ -307,6 +308,8 @@ def add_branches(
         batch_size (`int`, defaults to 32): Rows a forward pass.
         look_into (`float`, defaults to 0.01): A token that only begins a form is looked into if it holds this share of
             what is left beside the forms whose chance is known; others count as not saying the name.
+        batches (iterable of `dict[str, torch.Tensor]`, *optional*): The rows in order, encoded: for who looks on while they
+            are put through the model. By default they are encoded here, `batch_size` at a time.
 
     Returns:
         `list[dict]`: The rows with `branches`: for each token from `kept_from` on a list of `(token, share)`. Before the
@@ -320,12 +323,14 @@ def add_branches(
         before = [[*whole] for _ in range(start, row["mention"][0])]
         done.append({**row, "kept_from": start, "branches": before + [[] for _ in range(*row["mention"])]})
     asked: list[tuple[int, int, int, tuple[int, ...]]] = []  # (row, position, token, what would complete the form)
+    if batches is None:
+        starts = range(0, len(rows), batch_size)
+        batches = (encode_conversations(processor, rows[start : start + batch_size]) for start in starts)
+    first = 0
     with evaluating(model):
-        for start in range(0, len(rows), batch_size):
-            part = range(start, min(start + batch_size, len(rows)))
-            batch = to_device(encode_conversations(processor, [rows[i] for i in part]), model)
-            probabilities = answer_logits(model, batch).float().softmax(-1)
-            for i, p in zip(part, probabilities, strict=True):
+        for batch in batches:
+            probabilities = answer_logits(model, to_device(batch, model)).float().softmax(-1)
+            for i, p in enumerate(probabilities, first):
                 begin, end = rows[i]["mention"]
                 tree = trees.get(rows[i].get("says") or ())
                 path, shift = rows[i]["answer_tokens"][begin:end], begin - done[i]["kept_from"]
@@ -343,6 +348,7 @@ def add_branches(
                     for token in open_ends:
                         if float(values[token]) >= look_into * max(1 - known, 0.0):
                             asked += [(i, j, token, rest) for rest in endings(others[token])]
+            first += len(probabilities)
         shares: dict[tuple[int, int, int], float] = {}
         for start in range(0, len(asked), batch_size):
             some = asked[start : start + batch_size]
