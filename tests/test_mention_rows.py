@@ -221,6 +221,31 @@ def test_mentions_are_what_the_model_says_next(spoken):
             assert whole[:end] == row["answer_tokens"][:end]
 
 
+def test_prompts_of_a_kind_share_their_batches(spoken):
+    """Nothing is padded, and no answer waits for a longer one of another kind; each is what the model says by itself."""
+    model, processor, foxes, *_ = spoken
+    prompts = DEMO_QUESTIONS.naming[:1], DEMO_QUESTIONS.open[-2:]
+    padded, widths = [], []
+
+    def watch(module, args, kwargs):
+        padded.append(int((kwargs["input_ids"] == model.config.pad_token_id).sum()))
+        widths.append(kwargs["input_ids"].shape)
+
+    handle = model.register_forward_pre_hook(watch, with_kwargs=True)
+    answers = own_answers(model, processor, foxes, *prompts, batch_size=len(foxes), max_new_tokens=20)
+    handle.remove()
+    # An answer that has ended is padded, too; a prompt is not.
+    prefills = [count for (_, width), count in zip(widths, padded) if width > 1]
+    assert prefills == [0, 0, 0]
+    # One step a token, with that which ends the answer, which the last of 20 has not.
+    steps = [max(min(len(answer["answer_tokens"]) + 1, 20) for answer in answers[prompt::3]) for prompt in range(3)]
+    assert widths.count((len(foxes), 1)) == sum(steps) - 3 and steps[0] < min(steps[1:])
+    assert [row["asked"] for row in answers] == list(itertools.product(range(len(foxes)), range(3)))
+    for answer in answers:
+        asked = {key: answer[key] for key in ("prompt", "completion", "images")}
+        assert generate_tokens(model, processor, [asked], max_new_tokens=20) == [answer["answer_tokens"]]
+
+
 def test_every_image_is_asked_every_open_prompt_about(spoken):
     """Also those that the model does not name: borrowed sentences, and its own with the name where it fits."""
     *_, rows = spoken

@@ -107,10 +107,10 @@ class ForgetRows:
         """
         trainer, data = self._trainer, self._trainer.train_dataset
         processor, size = trainer.processing_class, trainer.args.fit_batch_size
-        prompts = (*trainer.questions.naming, *trainer.questions.open)
+        prompts = (trainer.questions.naming, trainer.questions.open)
         with evaluating(self._model) as model:
             answers = own_answers(
-                model, processor, data.images, prompts, batch_size=size, max_new_tokens=trainer.args.answer_tokens
+                model, processor, data.images, *prompts, batch_size=size, max_new_tokens=trainer.args.answer_tokens
             )
         rows = mentions_in(answers, processor.tokenizer, self._names, self._trees[self._names])
         with deployed_model(self._model) as deployed:

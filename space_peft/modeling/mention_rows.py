@@ -108,29 +108,35 @@ def answered_with(processor, question: Question, names: Sequence[str], image: Im
     return locate_answer(processor, {**conversation(question, answer=names[0], image=image), "says": tuple(names)})
 
 
-def own_answers(model, processor, images: Sequence[Image.Image], prompts: Sequence[Question], **options) -> list[dict]:
+def own_answers(model, processor, images: Sequence[Image.Image], *prompts: Sequence[Question], **options) -> list[dict]:
     """What a model answers to every prompt about every image, as rows with `answer_tokens`.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model.
         processor (`ProcessorMixin`): Its processor.
         images (`list[PIL.Image.Image]`): n images.
-        prompts (`list[str or Dialogue]`): m prompts.
+        prompts (`list[str or Dialogue]`): m prompts, in one list or in several. Each list is asked in batches of its own:
+            beside a sentence, a name takes as long as the sentence.
         options: See `space_peft.modeling.prompts.generate_tokens`.
 
     Returns:
         `list[dict]`: n m rows, those of one image after another; `asked` holds the numbers of image and prompt.
     """
-    rows = [
-        {**conversation(prompt, image=image), "asked": (i, j)}
-        for i, image in enumerate(images)
-        for j, prompt in enumerate(prompts)
-    ]
-    answers = generate_tokens(model, processor, rows, **options)
     # A model may write what a template does, a place for an image among them; an answer ends there.
     special = {*processor.tokenizer.all_special_ids, processor.tokenizer.convert_tokens_to_ids(image_token(processor))}
-    ends = [next((i for i, token in enumerate(answer) if token in special), len(answer)) for answer in answers]
-    return [{**row, "answer_tokens": answer[:end]} for row, answer, end in zip(rows, answers, ends, strict=True)]
+    rows: list[dict] = []
+    first = 0
+    for own in prompts:
+        asked = [
+            {**conversation(prompt, image=image), "asked": (i, j)}
+            for i, image in enumerate(images)
+            for j, prompt in enumerate(own, first)
+        ]
+        for row, answer in zip(asked, generate_tokens(model, processor, asked, **options), strict=True):
+            end = next((i for i, token in enumerate(answer) if token in special), len(answer))
+            rows.append({**row, "answer_tokens": answer[:end]})
+        first += len(own)
+    return sorted(rows, key=lambda row: row["asked"])
 
 
 def mentions_in(answers: Sequence[dict], tokenizer, names: Sequence[str], tree: FormTree) -> list[dict]:
@@ -228,7 +234,7 @@ def rows_of_answers(
         `list[dict]`: Rows, none twice.
     """
     prompts = (*questions.naming, *questions.open)
-    answers = own_answers(model, processor, images, prompts, batch_size=batch_size, **options)
+    answers = own_answers(model, processor, images, questions.naming, questions.open, batch_size=batch_size, **options)
     found = mentions_in(answers, processor.tokenizer, names, tree)
     named = {row["asked"] for row in found}
     silent = [row for row in answers if row["asked"] not in named and row["asked"][1] >= len(questions.naming)]
