@@ -15,7 +15,14 @@ from space_peft.distributed.processes import with_batches
 from space_peft.losses import answer_labels, keep_loss
 from space_peft.modeling.features import attends_to_images, multimodal_core
 from space_peft.modeling.layers import base_model, deployed_model
-from space_peft.modeling.prompts import IGNORE_INDEX, answer_columns, answer_logits, takes_logits_to_keep, to_device
+from space_peft.modeling.prompts import (
+    IGNORE_INDEX,
+    answer_columns,
+    answer_logits,
+    length_order,
+    takes_logits_to_keep,
+    to_device,
+)
 
 from .pairs import forget_loader
 from .parts import TrainerPart
@@ -166,8 +173,10 @@ class DeployedAnswersMixin(TrainerPart):
             return
         # A resumed run in the batches of the one that found the rows: beside others they would be rounded otherwise.
         for start, end in self.forget.found_while_training():
-            loader = forget_loader(self.processing_class, data.rows[start:end], self.args.fit_batch_size)
-            answers.observe(answers.watch_forget(loader, range(start, end)))
+            rows = data.rows[start:end]
+            order = length_order(self.processing_class, rows)
+            loader = forget_loader(self.processing_class, rows, self.args.fit_batch_size, order)
+            answers.observe(answers.watch_forget(loader, [start + row for row in order]))
         if not answers.faithful:
             self.deployed_answers = None
         elif self.null_space is not None and self.keep_model is None:

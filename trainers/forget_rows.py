@@ -19,7 +19,7 @@ from space_peft.modeling.mention_rows import (
     own_answers,
     rows_of_answers,
 )
-from space_peft.modeling.prompts import conversation
+from space_peft.modeling.prompts import conversation, length_order
 from space_peft.records.folder import ROWS_NAME
 from space_peft.records.io import write_json
 from space_peft.records.safe_json import read_json
@@ -130,10 +130,12 @@ class ForgetRows:
     def _branched(self, deployed, rows: Sequence[dict], first: int) -> list[dict]:
         """Rows with their branches; of the same passes the deployed model's answers are kept, as those of rows `first` on."""
         processor, size = self._trainer.processing_class, self._trainer.args.fit_batch_size
-        batches, answers = None, self._trainer.deployed_answers
+        order, answers = length_order(processor, rows), self._trainer.deployed_answers
+        batches = None
         if rows and answers is not None:
-            batches = answers.watch_forget(forget_loader(processor, rows, size), range(first, first + len(rows)))
-        return add_branches(deployed, processor, rows, self._trees, size, batches=batches)
+            batches = answers.watch_forget(forget_loader(processor, rows, size, order), [first + row for row in order])
+        done = add_branches(deployed, processor, [rows[row] for row in order], self._trees, size, batches=batches)
+        return [row for _, row in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
 
     def found_while_training(self) -> list[tuple[int, int]]:
         """First row and end of each lot found while training went on."""

@@ -33,6 +33,7 @@ from .prompts import (
     encode_conversations,
     generate_tokens,
     image_token,
+    length_order,
     to_device,
 )
 
@@ -183,7 +184,7 @@ def placed(model, processor, answers: Sequence[dict], names: Sequence[str], tree
     first = torch.tensor(sorted(tree.root))
     usual = {path[0]: path for path in reversed(endings(tree.root))}
     rows: list[dict | None] = [None] * len(answers)
-    spoken = [i for i, answer in enumerate(answers) if answer["answer_tokens"]]
+    spoken = [i for i in length_order(processor, answers) if answers[i]["answer_tokens"]]
     with evaluating(model):
         for start in range(0, len(spoken), batch_size):
             part = spoken[start : start + batch_size]
