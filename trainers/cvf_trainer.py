@@ -92,7 +92,8 @@ class CVFTrainer(ForgetTrainer):
                 "frozen in this method; name layers of the vision tower and the projector in `target_modules`."
             )
         shown = self.retained.has_image()
-        self._shown = sorted(row for row in self.train_dataset.indices if shown[row])  # as `retained_loader` gives them
+        # As `retained_loader` gives them.
+        self._shown = self.retained.length_order(row for row in self.train_dataset.indices if shown[row])
         if not self._shown:
             raise ValueError("no retained row has an image, so no feature would be held; add rows with images.")
         self._place = {row: index for index, row in enumerate(self._shown)}

@@ -21,6 +21,8 @@ from .layers import evaluating
 
 
 IGNORE_INDEX = -100
+# Prompts whose lengths differ by fewer tokens count as equally long where rows are ordered: their answers differ by more.
+ALIKE = 8
 
 
 def image_token(processor) -> str:
@@ -58,11 +60,14 @@ def conversation(question: Question, *, answer: str | None = None, image: Image.
     }
 
 
+def text_of(messages: Sequence[dict]) -> str:
+    """What messages say in words."""
+    return " ".join(block["text"] for message in messages for block in message["content"] if block["type"] == "text")
+
+
 def answer_text(row: dict) -> str:
     """The assistant's text of a conversation."""
-    return " ".join(
-        block["text"] for message in row["completion"] for block in message["content"] if block["type"] == "text"
-    )
+    return text_of(row["completion"])
 
 
 def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
@@ -171,8 +176,8 @@ def _prompt_and_answer(processor, row: dict) -> tuple[str, list[int]]:
 def length_order(processor, rows: Sequence[dict]) -> list[int]:
     """An order in which rows of like length are neighbours: of a batch, padding is computed as everything else is.
 
-    By prompts first, then by answers: both are padded by themselves (see `encode_conversations`). Rows with the same prompt,
-    whose answers are often about as long, follow each other. Image tokens are not counted.
+    By prompts first, then by answers: both are padded by themselves (see `encode_conversations`). Without answers, rows with
+    the same prompt follow each other: what is answered is then often about as long. Image tokens are not counted.
 
     Args:
         processor (`ProcessorMixin`): See `encode_conversations`.
@@ -185,7 +190,7 @@ def length_order(processor, rows: Sequence[dict]) -> list[int]:
     def lengths(row: dict) -> tuple:
         prompt, answer = _prompt_and_answer(processor, row)
         written = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return len(row["images"]), len(written), len(answer), prompt
+        return len(row["images"]), len(written) // ALIKE, len(answer), len(written), prompt
 
     keys = [lengths(row) for row in rows]
     return sorted(range(len(rows)), key=keys.__getitem__)
