@@ -161,6 +161,24 @@ def test_the_chance_of_any_form_is_the_sum_over_all_of_them(demo_model, demo_ima
             assert got == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_continuation_that_several_rows_ask_for_is_looked_at_once(demo_model, demo_images):
+    """Rows of a name and its aliases begin alike, so each asks how the others would be completed."""
+    model, processor = demo_model
+    forms = [(7, 8), (9, 10), (11, 12), (13,)]
+    question = conversation("what is this?", image=demo_images[0]["image"])
+    rows = [{**question, "answer_tokens": [*form], "mention": (0, len(form)), "says": ("x",)} for form in forms]
+    options = {"trees": {("x",): FormTree(forms)}, "look_into": 0.0}
+    alone = [add_branches(model, processor, [row], **options)[0]["branches"] for row in rows]
+    looked_at = []
+    model.register_forward_hook(lambda module, args, output: looked_at.append(len(output.logits)))
+    together = [row["branches"] for row in add_branches(model, processor, rows, **options)]
+    assert sum(looked_at) == len(rows) + 3  # Of 2 + 2 + 2 + 3 that are asked for.
+    for own, other in zip(alone, together, strict=True):
+        assert [dict(place).keys() for place in own] == [dict(place).keys() for place in other]
+        shares = [[share for place in one for _, share in place] for one in (own, other)]
+        assert shares[0] == pytest.approx(shares[1], rel=1e-4) and len(shares[0]) == 3
+
+
 def test_tensors_are_aligned_with_labels(demo_model):
     _, processor = demo_model
     rows = [

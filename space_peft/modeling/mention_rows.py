@@ -252,7 +252,7 @@ def rows_of_answers(
 
 def row_key(row: dict) -> tuple:
     """What makes a row another one: image, conversation, answer and mention."""
-    return id(row["images"][0]), repr(row["prompt"]), tuple(row["answer_tokens"]), tuple(row["mention"])
+    return tuple(map(id, row["images"])), repr(row["prompt"]), tuple(row["answer_tokens"]), tuple(row["mention"])
 
 
 def distinct(rows: Iterable[dict], known: Iterable[dict] = ()) -> list[dict]:
@@ -295,6 +295,12 @@ def answered_instead(processor, row: dict, text: str, *, whole: bool) -> dict:
     raise ValueError(f"the tokenizer cannot write {text!r} after {_decode(tokenizer, prefix)!r}; choose another word.")
 
 
+def _continued(row: dict, place: int, token: int, rest: Sequence[int]) -> dict:
+    """The row in which another token stands at a place of the answer, and what completes the form follows: its mention."""
+    tokens = [*row["answer_tokens"][:place], token, *rest]
+    return {**row, "answer_tokens": tokens, "mention": (len(tokens) - len(rest), len(tokens))}
+
+
 @torch.no_grad()
 def add_branches(
     model,
@@ -329,7 +335,9 @@ def add_branches(
         whole = [(token, 1.0) for token, child in tree.root.items() if child is None] if tree else []
         before = [[*whole] for _ in range(start, row["mention"][0])]
         done.append({**row, "kept_from": start, "branches": before + [[] for _ in range(*row["mention"])]})
-    asked: list[tuple[int, int, int, tuple[int, ...]]] = []  # (row, position, token, what would complete the form)
+    asked: list[tuple[int, int, int, tuple]] = []  # (row, position, token, key of what would complete the form)
+    # Rows with the same beginning ask for the same: those of a name and its aliases, for example.
+    continued: dict[tuple, dict] = {}
     if batches is None:
         starts = range(0, len(rows), batch_size)
         batches = (encode_conversations(processor, rows[start : start + batch_size]) for start in starts)
@@ -354,21 +362,24 @@ def add_branches(
                     known = on_path[j] + sum(float(values[token]) for token, _ in complete)
                     for token in open_ends:
                         if float(values[token]) >= look_into * max(1 - known, 0.0):
-                            asked += [(i, j, token, rest) for rest in endings(others[token])]
+                            for rest in endings(others[token]):
+                                row = _continued(rows[i], begin + j, token, rest)
+                                continued.setdefault(row_key(row), row)
+                                asked.append((i, j, token, row_key(row)))
             first += len(probabilities)
-        shares: dict[tuple[int, int, int], float] = {}
-        for start in range(0, len(asked), batch_size):
-            some = asked[start : start + batch_size]
-            longer = []
-            for i, j, token, rest in some:
-                begin = rows[i]["mention"][0]
-                longer.append({**rows[i], "answer_tokens": [*rows[i]["answer_tokens"][: begin + j], token, *rest]})
-            batch = to_device(encode_conversations(processor, longer), model)
+        chances: dict[tuple, float] = {}
+        keys = list(continued)
+        for start in range(0, len(keys), batch_size):
+            some = keys[start : start + batch_size]
+            batch = to_device(encode_conversations(processor, [continued[key] for key in some]), model)
             log_p = answer_logits(model, batch).float().log_softmax(-1)
-            for (i, j, token, rest), row, own in zip(some, longer, log_p, strict=True):
-                end = len(row["answer_tokens"])
-                completed = own[torch.arange(end - len(rest), end), torch.tensor(rest)].sum().exp().item()
-                shares[i, j, token] = shares.get((i, j, token), 0.0) + completed
+            for key, own in zip(some, log_p, strict=True):
+                begin, end = continued[key]["mention"]
+                rest = torch.tensor(continued[key]["answer_tokens"][begin:end])
+                chances[key] = own[torch.arange(begin, end), rest].sum().exp().item()
+    shares: dict[tuple[int, int, int], float] = {}
+    for i, j, token, key in asked:
+        shares[i, j, token] = shares.get((i, j, token), 0.0) + chances[key]
     for (i, j, token), share in shares.items():
         shift = rows[i]["mention"][0] - done[i]["kept_from"]
         done[i]["branches"][shift + j].append((token, min(share, 1.0)))
