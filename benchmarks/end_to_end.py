@@ -56,7 +56,7 @@ def pool_rows(concept: str, trainer) -> tuple[list[dict], list[dict]]:
             question = DEMO_QUESTIONS.naming[i % len(DEMO_QUESTIONS.naming)]
             part = unseen if row["style"] == UNSEEN_STYLE else retained
             part.append(conversation(question, answer=row["name"], image=row["image"]))
-    held_out = one_row_each(trainer.retained, trainer.held_out.dataset.indices, trainer.args.seed, most=None)
+    held_out = one_row_each(trainer.retained, trainer._unseen(None)[1], trainer.args.seed, most=None)
     return retained + [trainer.retained[row] for row in held_out], unseen
 
 

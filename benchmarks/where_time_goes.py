@@ -41,7 +41,6 @@ STAGES = {
     "refinement": ["space_peft:refine_anchors", "demo_runs:refine_anchors"],
     "retained rows' answers": ["demo_runs:demo_retained", "erase_medium:retained"],
     "asking": ["space_peft.trainers.forget_rows:ForgetRows.find_rows", "space_peft.trainers.forget_rows:ForgetRows.refresh"],
-    "deployed answers": ["space_peft.trainers.deployed_answers:DeployedAnswers.observe"],
     "statistics": ["space_peft.null_space.fitting:collect_moments"],
     "decomposition": ["space_peft.null_space.moments:NullSpaceFitter.fit"],
     "steps": ["transformers:Trainer.training_step"],

@@ -11,7 +11,9 @@ from transformers import TrainerCallback
 from space_peft.demo import load_demo_model
 from space_peft.losses import IGNORE_INDEX, answer_labels
 from space_peft.modeling.layers import adapted_layers, deployed_model, lora_weights
-from space_peft.modeling.prompts import answer_columns, answer_logits
+from space_peft.modeling.mention_rows import add_branches
+from space_peft.modeling.prompts import answer_columns, answer_logits, encode_conversations, length_order
+from space_peft.trainers.deployed_answers import DeployedAnswers
 from space_peft.trainers.pairs import forget_loader
 
 
@@ -44,11 +46,61 @@ def test_kept_logits_are_those_of_the_deployed_model(trained):
 
 def test_answers_of_several_lengths_in_one_batch(trained):
     data = trained.train_dataset
-    loader = forget_loader(trained.processing_class, data, len(data.rows))
+    loader = forget_loader(trained.processing_class, data.rows, len(data.rows))
     batch = next(iter(loader))
     lengths = (answer_labels(batch["labels"]) != IGNORE_INDEX).sum(dim=1)
     assert len(set(lengths.tolist())) > 1
     assert largest_difference(trained, "forget", batch, range(len(data.rows))) < 1e-4
+
+
+def test_finding_rows_shows_the_answers_as_well(demo_model, demo_erasure_data, tmp_path):
+    """No row is put through the model for its answer that has just been put through it for its branches."""
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, fit_batch_size=8)
+    passes = []
+    trainer.model.register_forward_hook(lambda module, args, output: passes.append(len(output.logits)))
+    trainer.forget.find_rows()  # Nobody keeps answers yet: the passes that branches take.
+    assert trainer.deployed_answers is None and sum(passes) >= len(trainer.train_dataset.rows)
+    alone, passes[:] = list(passes), []
+    trainer._prepare_run(None)
+    assert passes == alone
+    # In the same batches, the answers that a pass of their own gives are the same, bit by bit.
+    rows, shared, again = trainer.train_dataset.rows, trainer.deployed_answers, DeployedAnswers(trainer.model)
+    order = length_order(trainer.processing_class, rows)
+    again.observe(again.watch_forget(forget_loader(trainer.processing_class, rows, 8, order), order))
+    for number, row in enumerate(rows):
+        kept, own = (answers.logits("forget", [number], len(row["answer_tokens"])) for answers in (shared, again))
+        assert kept is not None and torch.equal(kept, own)
+
+
+def test_rows_of_like_length_share_a_batch(trained, monkeypatch):
+    """Fewer tokens are padding, and every row gets what it gets by itself."""
+    monkeypatch.setattr(trained.args, "fit_batch_size", 8)
+    rows, processor, trees, tokens = (
+        trained.train_dataset.rows[::-1],
+        trained.processing_class,
+        trained.forget._trees,
+        [],
+    )
+    with deployed_model(trained.model) as deployed:
+        alone = add_branches(deployed, processor, rows, trees, 1)
+        handle = deployed.register_forward_pre_hook(
+            lambda module, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+        )
+        add_branches(deployed, processor, rows, trees, 8)
+        padded, tokens[:] = sum(tokens), []
+        together = trained.forget._branched(deployed, rows, 1000)
+        handle.remove()
+    assert sum(tokens) < 0.9 * padded
+    assert [row["answer_tokens"] for row in together] == [row["answer_tokens"] for row in rows]
+    for row, own in zip(together, alone, strict=True):
+        assert [[token for token, _ in place] for place in row["branches"]] == [
+            [token for token, _ in place] for place in own["branches"]
+        ]
+        shares = [[share for place in one["branches"] for _, share in place] for one in (row, own)]
+        assert shares[0] == pytest.approx(shares[1], abs=1e-5)
+    for number in (0, len(rows) // 2, len(rows) - 1):  # Answers are kept under the numbers of their rows.
+        batch = encode_conversations(processor, [rows[number]])
+        assert largest_difference(trained, "forget", batch, [1000 + number]) < 1e-4
 
 
 class Passes(TrainerCallback):

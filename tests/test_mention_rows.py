@@ -161,6 +161,24 @@ def test_the_chance_of_any_form_is_the_sum_over_all_of_them(demo_model, demo_ima
             assert got == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_continuation_that_several_rows_ask_for_is_looked_at_once(demo_model, demo_images):
+    """Rows of a name and its aliases begin alike, so each asks how the others would be completed."""
+    model, processor = demo_model
+    forms = [(7, 8), (9, 10), (11, 12), (13,)]
+    question = conversation("what is this?", image=demo_images[0]["image"])
+    rows = [{**question, "answer_tokens": [*form], "mention": (0, len(form)), "says": ("x",)} for form in forms]
+    options = {"trees": {("x",): FormTree(forms)}, "look_into": 0.0}
+    alone = [add_branches(model, processor, [row], **options)[0]["branches"] for row in rows]
+    looked_at = []
+    model.register_forward_hook(lambda module, args, output: looked_at.append(len(output.logits)))
+    together = [row["branches"] for row in add_branches(model, processor, rows, **options)]
+    assert sum(looked_at) == len(rows) + 3  # Of 2 + 2 + 2 + 3 that are asked for.
+    for own, other in zip(alone, together, strict=True):
+        assert [dict(place).keys() for place in own] == [dict(place).keys() for place in other]
+        shares = [[share for place in one for _, share in place] for one in (own, other)]
+        assert shares[0] == pytest.approx(shares[1], rel=1e-4) and len(shares[0]) == 3
+
+
 def test_tensors_are_aligned_with_labels(demo_model):
     _, processor = demo_model
     rows = [
@@ -219,6 +237,31 @@ def test_mentions_are_what_the_model_says_next(spoken):
             asked = {key: row[key] for key in ("prompt", "completion", "images")}
             whole = generate_tokens(model, processor, [asked], max_new_tokens=20)[0]
             assert whole[:end] == row["answer_tokens"][:end]
+
+
+def test_prompts_of_a_kind_share_their_batches(spoken):
+    """Nothing is padded, and no answer waits for a longer one of another kind; each is what the model says by itself."""
+    model, processor, foxes, *_ = spoken
+    prompts = DEMO_QUESTIONS.naming[:1], DEMO_QUESTIONS.open[-2:]
+    padded, widths = [], []
+
+    def watch(module, args, kwargs):
+        padded.append(int((kwargs["input_ids"] == model.config.pad_token_id).sum()))
+        widths.append(kwargs["input_ids"].shape)
+
+    handle = model.register_forward_pre_hook(watch, with_kwargs=True)
+    answers = own_answers(model, processor, foxes, *prompts, batch_size=len(foxes), max_new_tokens=20)
+    handle.remove()
+    # An answer that has ended is padded, too; a prompt is not.
+    prefills = [count for (_, width), count in zip(widths, padded) if width > 1]
+    assert prefills == [0, 0, 0]
+    # One step a token, with that which ends the answer, which the last of 20 has not.
+    steps = [max(min(len(answer["answer_tokens"]) + 1, 20) for answer in answers[prompt::3]) for prompt in range(3)]
+    assert widths.count((len(foxes), 1)) == sum(steps) - 3 and steps[0] < min(steps[1:])
+    assert [row["asked"] for row in answers] == list(itertools.product(range(len(foxes)), range(3)))
+    for answer in answers:
+        asked = {key: answer[key] for key in ("prompt", "completion", "images")}
+        assert generate_tokens(model, processor, [asked], max_new_tokens=20) == [answer["answer_tokens"]]
 
 
 def test_every_image_is_asked_every_open_prompt_about(spoken):

@@ -1,11 +1,15 @@
 """TRL's row formats, and the rows that name the concept."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from space_peft.retained.reading import RetainedRows, answer_text, to_conversation
+from space_peft.demo import load_demo_model
+from space_peft.retained.reading import RetainedRows, answer_text, retained_loader, to_conversation
+from space_peft.trainers.certifying import CertifyingMixin
 
 
 PICTURE = PILImage.fromarray(np.full((8, 8, 3), 120, dtype=np.uint8))
@@ -46,6 +50,25 @@ def test_every_trl_format_gives_the_same_conversation(row):
     assert _images(conversation) == 1 and conversation["images"] == [PICTURE]
     assert answer_text(conversation) == "wolf"
     assert conversation["prompt"][-1]["content"][-1] == {"type": "text", "text": "what is this?"}
+
+
+def test_rows_of_like_length_are_read_together():
+    """Texts apart from images, long prompts from short ones, and of like prompts long answers from short ones."""
+    prompts = ("what is this?", "what is this? " * 8)
+    rows = [
+        {"prompt": prompt, "completion": " ".join(["wolf"] * words), "images": [PICTURE] * shown}
+        for words in (1, 12)
+        for shown in (1, 0)
+        for prompt in prompts
+    ]
+    retained = RetainedRows(rows * 2)
+    loader = retained_loader(load_demo_model()[1], retained, range(16), 2)
+    order = loader.dataset.indices
+    assert sorted(order) == list(range(16)) and [retained.has_image()[row] for row in order] == [False] * 8 + [True] * 8
+    assert all(batch["attention_mask"].all() for batch in loader)  # Each row beside its twin: nothing is padded.
+    # Who draws some of them draws the same ones, however they are put into batches.
+    held_out = CertifyingMixin._unseen(SimpleNamespace(retained=retained, held_out=loader), None)[1]
+    assert held_out == [2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13]
 
 
 def test_text_only_rows_have_no_image():

@@ -92,7 +92,9 @@ class CertifyingMixin(TrainerPart):
     def _unseen(self, rows: Dataset | Sequence[dict] | None) -> tuple[RetainedRows, list[int]]:
         """Data, and which of its rows were held out: those given, after a check, or the retained ones that were."""
         if rows is None:
-            return self.retained, list(self.held_out.dataset.indices)
+            shown = self.retained.has_image()
+            # Which of them are drawn must not depend on how they are put into batches.
+            return self.retained, sorted(self.held_out.dataset.indices, key=lambda row: (shown[row], row))
         rows, held_out = RetainedRows(rows), set(self.held_out.dataset.indices)
         trained_on = [row for row in range(len(self.retained)) if row not in held_out]
         if (seen := first_seen(rows, self.retained, trained_on)) is not None:

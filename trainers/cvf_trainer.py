@@ -92,7 +92,8 @@ class CVFTrainer(ForgetTrainer):
                 "frozen in this method; name layers of the vision tower and the projector in `target_modules`."
             )
         shown = self.retained.has_image()
-        self._shown = sorted(row for row in self.train_dataset.indices if shown[row])  # as `retained_loader` gives them
+        # As `retained_loader` gives them.
+        self._shown = self.retained.length_order(row for row in self.train_dataset.indices if shown[row])
         if not self._shown:
             raise ValueError("no retained row has an image, so no feature would be held; add rows with images.")
         self._place = {row: index for index, row in enumerate(self._shown)}
@@ -104,7 +105,7 @@ class CVFTrainer(ForgetTrainer):
         self._look()  # Where the deployed model puts all images.
 
     def _look(self) -> None:
-        forget = forget_loader(self.processing_class, self.train_dataset, self.args.fit_batch_size)
+        forget = forget_loader(self.processing_class, self.train_dataset.rows, self.args.fit_batch_size)
         retained = retained_loader(self.processing_class, self.retained, self._shown, self.args.fit_batch_size)
         with deployed_model(self.accelerator.unwrap_model(self.model)) as deployed:
             self._features = {"forget": _all_features(deployed, forget)}

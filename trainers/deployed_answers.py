@@ -15,7 +15,14 @@ from space_peft.distributed.processes import with_batches
 from space_peft.losses import answer_labels, keep_loss
 from space_peft.modeling.features import attends_to_images, multimodal_core
 from space_peft.modeling.layers import base_model, deployed_model
-from space_peft.modeling.prompts import IGNORE_INDEX, answer_columns, answer_logits, takes_logits_to_keep, to_device
+from space_peft.modeling.prompts import (
+    IGNORE_INDEX,
+    answer_columns,
+    answer_logits,
+    length_order,
+    takes_logits_to_keep,
+    to_device,
+)
 
 from .pairs import forget_loader
 from .parts import TrainerPart
@@ -26,11 +33,15 @@ class DeployedAnswers:
     Keeps, for rows seen once, the hidden states from which the output layer makes the logits of their answers.
 
     Those are exact and small (a row's answer is a few vectors of length d, where its logits are as many of the
-    vocabulary's), and most of a deployed pass is not needed again: the retained rows' states are a by-product of
-    fitting the null space.
+    vocabulary's), and need no pass of their own: the states of rows to forget are a by-product of finding their branches,
+    those of retained rows of fitting the null space.
 
     Args:
         model (`PeftModel`): The adapted model; its output layer is used with adapters off.
+
+    Attributes:
+        faithful (`bool`): Whether the logits made of what was kept are the model's own. They are not where a model scales
+            or caps what its output layer puts out.
     """
 
     def __init__(self, model):
@@ -38,7 +49,16 @@ class DeployedAnswers:
         self._head = base_model(model).get_output_embeddings()
         self._states: dict[tuple[str, int], torch.Tensor] = {}  # (kind, row) -> (answer tokens, d), on the CPU
         self._retained: tuple[DataLoader, set[int]] | None = None
-        self._last: torch.Tensor | None = None
+        self.faithful = True
+
+    def watch_forget(self, loader: Iterable[dict], rows: Sequence[int]) -> Iterable[dict]:
+        """The same batches for who puts them through the deployed model, from which their answers are kept.
+
+        Args:
+            loader (iterable of `dict[str, torch.Tensor]`): From `forget_loader`.
+            rows (`list[int]`): What its rows are called, in order.
+        """
+        return _Watched(self, loader, "forget", rows, set(rows), check=True)
 
     def watch_retained(self, loader: DataLoader, wanted: Collection[int]) -> Iterable[dict]:
         """The same batches for fitting the null space, from which the answers of the `wanted` rows are kept.
@@ -66,36 +86,23 @@ class DeployedAnswers:
         every = [list(range(start, min(start + loader.batch_size, len(rows)))) for start in starts]
         batches = [places for places in every if missing & {rows[place] for place in places}]
         part = with_batches(loader, batches)
-        self.observe(part, "retain", [rows[place] for places in batches for place in places], wanted)
+        self.observe(_Watched(self, part, "retain", [rows[place] for places in batches for place in places], wanted))
 
-    def observe(
-        self, loader: Iterable[dict], kind: str, rows: Sequence[int], wanted: Collection[int] | None = None
-    ) -> bool:
-        """Puts batches through the deployed model and keeps their answers.
+    def observe(self, batches: Iterable[dict]) -> None:
+        """Puts batches of which the answers are to be kept through the deployed model.
 
         Args:
-            loader (iterable of `dict[str, torch.Tensor]`): Batches with `labels`.
-            kind (`str`): Which numbering `rows` is of.
-            rows (`list[int]`): The loader's rows, in order.
-            wanted (collection of `int`, *optional*): Those whose answers are kept; all by default.
-
-        Returns:
-            `bool`: Whether the logits made of what was kept are the model's own. They are not where a model scales or
-            caps what its output layer puts out.
+            batches (iterable of `dict[str, torch.Tensor]`): From `watch_forget` or `watch_retained`.
         """
-        faithful = True
         with deployed_model(self._model) as deployed:
-            for batch in _Watched(self, loader, kind, rows, set(rows if wanted is None else wanted)):
-                batch.pop("logits_to_keep", None)
-                logits = answer_logits(deployed, to_device(batch, deployed))
-                faithful = faithful and self._faithful(logits)
-        return faithful
+            for batch in batches:
+                answer_logits(deployed, to_device(batch, deployed))
 
     def logits(self, kind: str, rows: Sequence[int], columns: int) -> torch.Tensor | None:
         """The deployed model's logits of rows' answers, aligned as `answer_logits` aligns them.
 
         Args:
-            kind (`str`): As for `observe`.
+            kind (`str`): "forget" or "retain": which numbering `rows` is of.
             rows (`list[int]`): Which rows.
             columns (`int`): `answer_columns` of the batch they are in.
 
@@ -116,25 +123,28 @@ class DeployedAnswers:
         with torch.no_grad(), deployed_model(self._model) if adapted else contextlib.nullcontext():
             return self._head(hidden.to(device, non_blocking=True))
 
-    def _faithful(self, logits: torch.Tensor) -> bool:
-        """Whether the output layer's last output is what the model put out."""
-        assert self._last is not None  # The batch has just gone through.
-        return torch.allclose(self._last[:, -logits.shape[1] :].to(logits), logits, rtol=1e-5, atol=1e-5)
-
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[list[torch.Tensor]]:
+    def _listening(self, check: bool) -> Iterator[list[torch.Tensor]]:
+        """What the output layer was given last; with `check`, what the model makes of its output is compared with that."""
         heard: list[torch.Tensor] = []
 
         def listen(module, args, output):
-            heard[:] = [args[0].detach()]
-            self._last = output.detach()
+            heard[:] = [args[0].detach(), output.detach()]
 
-        handle = self._head.register_forward_hook(listen)
+        def compare(module, args, output):
+            logits = output.logits
+            self.faithful = self.faithful and torch.allclose(
+                heard[1][:, -logits.shape[1] :].to(logits), logits, rtol=1e-5, atol=1e-5
+            )
+
+        handles = [self._head.register_forward_hook(listen)]
+        if check:
+            handles.append(self._model.register_forward_hook(compare))
         try:
             yield heard
         finally:
-            handle.remove()
-            self._last = None
+            for handle in handles:
+                handle.remove()
 
     def _keep(self, kind: str, rows: Sequence[int | None], labels: torch.Tensor, hidden: torch.Tensor) -> None:
         hidden = hidden[:, -answer_columns(labels) :]
@@ -147,22 +157,30 @@ class DeployedAnswers:
 class DeployedAnswersMixin(TrainerPart):
     """How an erasure trainer gets at the deployed model's answers: `self.deployed_answers`, or a forward pass."""
 
-    def _keep_deployed_answers(self) -> DeployedAnswers | None:
-        """Looks at the rows to forget now, and at the retained ones while the null space is fitted."""
+    def _new_deployed_answers(self) -> DeployedAnswers | None:
+        """None are kept yet; `None` where none can be."""
         if not self._compares_with_deployed or self.args.world_size > 1:
             return None  # A process fits on other rows than those it trains on.
         if attends_to_images(multimodal_core(self.model)):
             return None  # Rows without images answer otherwise beside rows that have one.
-        data = self.train_dataset
-        answers = DeployedAnswers(self.accelerator.unwrap_model(self.model))
+        return DeployedAnswers(self.accelerator.unwrap_model(self.model))
+
+    def _keep_deployed_answers(self) -> None:
+        """Looks at the rows to forget that nobody has looked at yet, and at the retained ones while the null space is
+        fitted."""
+        answers, data = self.deployed_answers, self.train_dataset
+        if answers is None:
+            return
         # A resumed run in the batches of the one that found the rows: beside others they would be rounded otherwise.
-        for start, end in self.forget.found_together():
-            loader = forget_loader(self.processing_class, data, self.args.fit_batch_size, start, end)
-            if not answers.observe(loader, "forget", range(start, end)):
-                return None
-        if self.null_space is not None and self.keep_model is None:
+        for start, end in self.forget.found_while_training():
+            rows = data.rows[start:end]
+            order = length_order(self.processing_class, rows)
+            loader = forget_loader(self.processing_class, rows, self.args.fit_batch_size, order)
+            answers.observe(answers.watch_forget(loader, [start + row for row in order]))
+        if not answers.faithful:
+            self.deployed_answers = None
+        elif self.null_space is not None and self.keep_model is None:
             self.null_space.retain_dataloader = answers.watch_retained(self.fit_loader, data.retained_rows())
-        return answers
 
     def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int], columns: int | None = None) -> torch.Tensor:
         """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass.
@@ -210,9 +228,11 @@ class _Watched:
     output layer is given meanwhile is kept. May be gone through again.
     """
 
-    def __init__(self, answers: DeployedAnswers, loader, kind: str, rows: Sequence[int], wanted: set[int]):
+    def __init__(
+        self, answers: DeployedAnswers, loader, kind: str, rows: Sequence[int], wanted: set[int], check: bool = False
+    ):
         self._answers, self._loader, self._kind = answers, loader, kind
-        self._rows, self._wanted = list(rows), wanted
+        self._rows, self._wanted, self._check = list(rows), wanted, check
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -220,15 +240,15 @@ class _Watched:
     def __iter__(self) -> Iterator[dict]:
         few_logits = takes_logits_to_keep(self._answers._model)
         start = 0
-        with self._answers._listening() as heard:
+        with self._answers._listening(self._check) as heard:
             for batch in self._loader:
                 labels = batch["labels"]
                 rows = [row if row in self._wanted else None for row in self._rows[start : start + len(labels)]]
                 start += len(labels)
-                heard.clear()
                 yield {**batch, "logits_to_keep": answer_columns(labels)} if few_logits else batch
                 if heard:
                     self._answers._keep(self._kind, rows, labels, heard[0])
+                    heard.clear()  # Logits are large.
 
 
 @torch.no_grad()

@@ -374,10 +374,10 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             self.train_dataset = paired
         if self.null_space is not None:
             self.null_space.resumed_from = resume_from_checkpoint
-        self.forget.find_rows(resume_from_checkpoint)
-        if self.null_space is not None:
             self.null_space.retain_dataloader = self.fit_loader
-        self.deployed_answers = self._keep_deployed_answers()
+        self.deployed_answers = self._new_deployed_answers()
+        self.forget.find_rows(resume_from_checkpoint)
+        self._keep_deployed_answers()
         if self.null_space is not None and self.statistics is not None:
             several: list[Any] = [self._about(), self.null_space.retain_dataloader]
             loaders = [loader for loader in several if len(loader)]

@@ -214,7 +214,7 @@ class EvaluationMixin(TrainerPart):
                 else:
                     predictions, labels = nested_concat(predictions, parts[0]), nested_concat(labels, parts[1])
         if predictions is not None:
-            # The loader puts rows without images first.
+            # The loader has an order of its own.
             order = torch.tensor(loader.dataset.indices).argsort()
             predictions, labels = nested_numpify(predictions[order]), nested_numpify(labels[order])
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}

@@ -19,7 +19,7 @@ from space_peft.modeling.mention_rows import (
     own_answers,
     rows_of_answers,
 )
-from space_peft.modeling.prompts import conversation
+from space_peft.modeling.prompts import conversation, length_order
 from space_peft.records.folder import ROWS_NAME
 from space_peft.records.io import write_json
 from space_peft.records.safe_json import read_json
@@ -83,7 +83,7 @@ class ForgetRows:
                         self._trees[self._names], batch_size=size, max_new_tokens=trainer.args.answer_tokens,
                     )  # fmt: skip
                     rows += distinct(own, rows)
-                rows = add_branches(deployed, trainer.processing_class, rows, self._trees, size)
+                rows = self._branched(deployed, rows, 0)
             return [_light(row) for row in rows]
 
         # By rank 0 alone: with FSDP's RAM-efficient loading no other process has the weights yet.
@@ -107,14 +107,14 @@ class ForgetRows:
         """
         trainer, data = self._trainer, self._trainer.train_dataset
         processor, size = trainer.processing_class, trainer.args.fit_batch_size
-        prompts = (*trainer.questions.naming, *trainer.questions.open)
+        prompts = (trainer.questions.naming, trainer.questions.open)
         with evaluating(self._model) as model:
             answers = own_answers(
-                model, processor, data.images, prompts, batch_size=size, max_new_tokens=trainer.args.answer_tokens
+                model, processor, data.images, *prompts, batch_size=size, max_new_tokens=trainer.args.answer_tokens
             )
         rows = mentions_in(answers, processor.tokenizer, self._names, self._trees[self._names])
         with deployed_model(self._model) as deployed:
-            rows = add_branches(deployed, processor, distinct(rows, data.rows), self._trees, size)
+            rows = self._branched(deployed, distinct(rows, data.rows), len(data.rows))
         processes.reshard(self._model)
         # All processes ask the same; rank 0 decides where rounding made them differ.
         rows = processes.gather_objects([_light(row) for row in rows])[0]
@@ -124,19 +124,24 @@ class ForgetRows:
         # Not that of the arguments: `auto_find_batch_size` may have made it smaller.
         batch = trainer._train_batch_size * trainer.args.world_size
         item = (step * trainer.args.gradient_accumulation_steps + 1) * batch % len(data)
-        known = len(data.rows)
         data.add_rows(self._whole(rows), item)
         self._added.append((item, rows))
-        if trainer.deployed_answers is not None:
-            trainer.deployed_answers.observe(
-                forget_loader(processor, data, size, start=known), "forget", range(known, len(data.rows))
-            )
 
-    def found_together(self) -> list[tuple[int, int]]:
-        """First row and end of those known when training began, and of each lot found while it went on."""
+    def _branched(self, deployed, rows: Sequence[dict], first: int) -> list[dict]:
+        """Rows with their branches; of the same passes the deployed model's answers are kept, as those of rows `first` on."""
+        processor, size = self._trainer.processing_class, self._trainer.args.fit_batch_size
+        order, answers = length_order(processor, rows), self._trainer.deployed_answers
+        batches = None
+        if rows and answers is not None:
+            batches = answers.watch_forget(forget_loader(processor, rows, size, order), [first + row for row in order])
+        done = add_branches(deployed, processor, [rows[row] for row in order], self._trees, size, batches=batches)
+        return [row for _, row in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
+
+    def found_while_training(self) -> list[tuple[int, int]]:
+        """First row and end of each lot found while training went on."""
         sizes = [len(rows) for _, rows in self._added]
         ends = [len(self._trainer.train_dataset.rows) - sum(sizes[place:]) for place in range(len(sizes) + 1)]
-        return list(zip([0, *ends], ends))
+        return list(zip(ends, ends[1:]))
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes what was found while training to a checkpoint's folder; what another run left there goes."""

@@ -177,7 +177,7 @@ def request_statistics(trainer: ErasureTrainer) -> dict[str, NullSpace]:
     Returns:
         `dict[str, NullSpace]`: By layer; the leading eigenpairs, as many as a constraint keeps by default.
     """
-    loader = forget_loader(trainer.processing_class, trainer.train_dataset, trainer.args.fit_batch_size)
+    loader = forget_loader(trainer.processing_class, trainer.train_dataset.rows, trainer.args.fit_batch_size)
     config = trainer.model.peft_config[ADAPTER]
     defaults = SpaceLoraConfig()
     fitters = collect_moments(

@@ -187,10 +187,10 @@ class Chained:
         return itertools.chain.from_iterable(self._loaders)
 
 
-def forget_loader(processor, data: PairedRows, batch_size: int, start: int = 0, end: int | None = None):
-    """A dataloader of `data.rows[start:end]`, each encoded as the items of `data` are."""
+def forget_loader(processor, rows: Sequence[dict], batch_size: int, order: Sequence[int] | None = None):
+    """A dataloader of rows to forget, each encoded as the items of `PairedRows` are; `order` holds numbers of rows."""
     return torch.utils.data.DataLoader(
-        range(len(data.rows))[start:end],
+        range(len(rows)) if order is None else order,
         batch_size=batch_size,
-        collate_fn=lambda rows: encode_conversations(processor, [data.rows[row] for row in rows]),
+        collate_fn=lambda places: encode_conversations(processor, [rows[place] for place in places]),
     )

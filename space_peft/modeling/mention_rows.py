@@ -33,6 +33,7 @@ from .prompts import (
     encode_conversations,
     generate_tokens,
     image_token,
+    length_order,
     to_device,
 )
 
@@ -108,29 +109,35 @@ def answered_with(processor, question: Question, names: Sequence[str], image: Im
     return locate_answer(processor, {**conversation(question, answer=names[0], image=image), "says": tuple(names)})
 
 
-def own_answers(model, processor, images: Sequence[Image.Image], prompts: Sequence[Question], **options) -> list[dict]:
+def own_answers(model, processor, images: Sequence[Image.Image], *prompts: Sequence[Question], **options) -> list[dict]:
     """What a model answers to every prompt about every image, as rows with `answer_tokens`.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model.
         processor (`ProcessorMixin`): Its processor.
         images (`list[PIL.Image.Image]`): n images.
-        prompts (`list[str or Dialogue]`): m prompts.
+        prompts (`list[str or Dialogue]`): m prompts, in one list or in several. Each list is asked in batches of its own:
+            beside a sentence, a name takes as long as the sentence.
         options: See `space_peft.modeling.prompts.generate_tokens`.
 
     Returns:
         `list[dict]`: n m rows, those of one image after another; `asked` holds the numbers of image and prompt.
     """
-    rows = [
-        {**conversation(prompt, image=image), "asked": (i, j)}
-        for i, image in enumerate(images)
-        for j, prompt in enumerate(prompts)
-    ]
-    answers = generate_tokens(model, processor, rows, **options)
     # A model may write what a template does, a place for an image among them; an answer ends there.
     special = {*processor.tokenizer.all_special_ids, processor.tokenizer.convert_tokens_to_ids(image_token(processor))}
-    ends = [next((i for i, token in enumerate(answer) if token in special), len(answer)) for answer in answers]
-    return [{**row, "answer_tokens": answer[:end]} for row, answer, end in zip(rows, answers, ends, strict=True)]
+    rows: list[dict] = []
+    first = 0
+    for own in prompts:
+        asked = [
+            {**conversation(prompt, image=image), "asked": (i, j)}
+            for i, image in enumerate(images)
+            for j, prompt in enumerate(own, first)
+        ]
+        for row, answer in zip(asked, generate_tokens(model, processor, asked, **options), strict=True):
+            end = next((i for i, token in enumerate(answer) if token in special), len(answer))
+            rows.append({**row, "answer_tokens": answer[:end]})
+        first += len(own)
+    return sorted(rows, key=lambda row: row["asked"])
 
 
 def mentions_in(answers: Sequence[dict], tokenizer, names: Sequence[str], tree: FormTree) -> list[dict]:
@@ -177,7 +184,7 @@ def placed(model, processor, answers: Sequence[dict], names: Sequence[str], tree
     first = torch.tensor(sorted(tree.root))
     usual = {path[0]: path for path in reversed(endings(tree.root))}
     rows: list[dict | None] = [None] * len(answers)
-    spoken = [i for i, answer in enumerate(answers) if answer["answer_tokens"]]
+    spoken = [i for i in length_order(processor, answers) if answers[i]["answer_tokens"]]
     with evaluating(model):
         for start in range(0, len(spoken), batch_size):
             part = spoken[start : start + batch_size]
@@ -228,7 +235,7 @@ def rows_of_answers(
         `list[dict]`: Rows, none twice.
     """
     prompts = (*questions.naming, *questions.open)
-    answers = own_answers(model, processor, images, prompts, batch_size=batch_size, **options)
+    answers = own_answers(model, processor, images, questions.naming, questions.open, batch_size=batch_size, **options)
     found = mentions_in(answers, processor.tokenizer, names, tree)
     named = {row["asked"] for row in found}
     silent = [row for row in answers if row["asked"] not in named and row["asked"][1] >= len(questions.naming)]
@@ -245,7 +252,7 @@ def rows_of_answers(
 
 def row_key(row: dict) -> tuple:
     """What makes a row another one: image, conversation, answer and mention."""
-    return id(row["images"][0]), repr(row["prompt"]), tuple(row["answer_tokens"]), tuple(row["mention"])
+    return tuple(map(id, row["images"])), repr(row["prompt"]), tuple(row["answer_tokens"]), tuple(row["mention"])
 
 
 def distinct(rows: Iterable[dict], known: Iterable[dict] = ()) -> list[dict]:
@@ -288,6 +295,12 @@ def answered_instead(processor, row: dict, text: str, *, whole: bool) -> dict:
     raise ValueError(f"the tokenizer cannot write {text!r} after {_decode(tokenizer, prefix)!r}; choose another word.")
 
 
+def _continued(row: dict, place: int, token: int, rest: Sequence[int]) -> dict:
+    """The row in which another token stands at a place of the answer, and what completes the form follows: its mention."""
+    tokens = [*row["answer_tokens"][:place], token, *rest]
+    return {**row, "answer_tokens": tokens, "mention": (len(tokens) - len(rest), len(tokens))}
+
+
 @torch.no_grad()
 def add_branches(
     model,
@@ -296,6 +309,7 @@ def add_branches(
     trees: dict[tuple[str, ...], FormTree],
     batch_size: int = 32,
     look_into: float = LOOK_INTO,
+    batches: Iterable[dict] | None = None,
 ) -> list[dict]:
     """Adds to each row what the other forms of its names are worth at each token of its mention.
 
@@ -307,6 +321,8 @@ def add_branches(
         batch_size (`int`, defaults to 32): Rows a forward pass.
         look_into (`float`, defaults to 0.01): A token that only begins a form is looked into if it holds this share of
             what is left beside the forms whose chance is known; others count as not saying the name.
+        batches (iterable of `dict[str, torch.Tensor]`, *optional*): The rows in order, encoded: for who looks on while they
+            are put through the model. By default they are encoded here, `batch_size` at a time.
 
     Returns:
         `list[dict]`: The rows with `branches`: for each token from `kept_from` on a list of `(token, share)`. Before the
@@ -319,13 +335,17 @@ def add_branches(
         whole = [(token, 1.0) for token, child in tree.root.items() if child is None] if tree else []
         before = [[*whole] for _ in range(start, row["mention"][0])]
         done.append({**row, "kept_from": start, "branches": before + [[] for _ in range(*row["mention"])]})
-    asked: list[tuple[int, int, int, tuple[int, ...]]] = []  # (row, position, token, what would complete the form)
+    asked: list[tuple[int, int, int, tuple]] = []  # (row, position, token, key of what would complete the form)
+    # Rows with the same beginning ask for the same: those of a name and its aliases, for example.
+    continued: dict[tuple, dict] = {}
+    if batches is None:
+        starts = range(0, len(rows), batch_size)
+        batches = (encode_conversations(processor, rows[start : start + batch_size]) for start in starts)
+    first = 0
     with evaluating(model):
-        for start in range(0, len(rows), batch_size):
-            part = range(start, min(start + batch_size, len(rows)))
-            batch = to_device(encode_conversations(processor, [rows[i] for i in part]), model)
-            probabilities = answer_logits(model, batch).float().softmax(-1)
-            for i, p in zip(part, probabilities, strict=True):
+        for batch in batches:
+            probabilities = answer_logits(model, to_device(batch, model)).float().softmax(-1)
+            for i, p in enumerate(probabilities, first):
                 begin, end = rows[i]["mention"]
                 tree = trees.get(rows[i].get("says") or ())
                 path, shift = rows[i]["answer_tokens"][begin:end], begin - done[i]["kept_from"]
@@ -342,20 +362,24 @@ def add_branches(
                     known = on_path[j] + sum(float(values[token]) for token, _ in complete)
                     for token in open_ends:
                         if float(values[token]) >= look_into * max(1 - known, 0.0):
-                            asked += [(i, j, token, rest) for rest in endings(others[token])]
-        shares: dict[tuple[int, int, int], float] = {}
-        for start in range(0, len(asked), batch_size):
-            some = asked[start : start + batch_size]
-            longer = []
-            for i, j, token, rest in some:
-                begin = rows[i]["mention"][0]
-                longer.append({**rows[i], "answer_tokens": [*rows[i]["answer_tokens"][: begin + j], token, *rest]})
-            batch = to_device(encode_conversations(processor, longer), model)
+                            for rest in endings(others[token]):
+                                row = _continued(rows[i], begin + j, token, rest)
+                                continued.setdefault(row_key(row), row)
+                                asked.append((i, j, token, row_key(row)))
+            first += len(probabilities)
+        chances: dict[tuple, float] = {}
+        keys = list(continued)
+        for start in range(0, len(keys), batch_size):
+            some = keys[start : start + batch_size]
+            batch = to_device(encode_conversations(processor, [continued[key] for key in some]), model)
             log_p = answer_logits(model, batch).float().log_softmax(-1)
-            for (i, j, token, rest), row, own in zip(some, longer, log_p, strict=True):
-                end = len(row["answer_tokens"])
-                completed = own[torch.arange(end - len(rest), end), torch.tensor(rest)].sum().exp().item()
-                shares[i, j, token] = shares.get((i, j, token), 0.0) + completed
+            for key, own in zip(some, log_p, strict=True):
+                begin, end = continued[key]["mention"]
+                rest = torch.tensor(continued[key]["answer_tokens"][begin:end])
+                chances[key] = own[torch.arange(begin, end), rest].sum().exp().item()
+    shares: dict[tuple[int, int, int], float] = {}
+    for i, j, token, key in asked:
+        shares[i, j, token] = shares.get((i, j, token), 0.0) + chances[key]
     for (i, j, token), share in shares.items():
         shift = rows[i]["mention"][0] - done[i]["kept_from"]
         done[i]["branches"][shift + j].append((token, min(share, 1.0)))

@@ -21,6 +21,8 @@ from .layers import evaluating
 
 
 IGNORE_INDEX = -100
+# Prompts whose lengths differ by fewer tokens count as equally long where rows are ordered: their answers differ by more.
+ALIKE = 8
 
 
 def image_token(processor) -> str:
@@ -58,11 +60,14 @@ def conversation(question: Question, *, answer: str | None = None, image: Image.
     }
 
 
+def text_of(messages: Sequence[dict]) -> str:
+    """What messages say in words."""
+    return " ".join(block["text"] for message in messages for block in message["content"] if block["type"] == "text")
+
+
 def answer_text(row: dict) -> str:
     """The assistant's text of a conversation."""
-    return " ".join(
-        block["text"] for message in row["completion"] for block in message["content"] if block["type"] == "text"
-    )
+    return text_of(row["completion"])
 
 
 def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
@@ -95,12 +100,9 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
     prompts, completions = [], []
     for number, row in enumerate(rows):
         _check_no_image_token(processor, row, number)
-        tokens = row.get("answer_tokens")
-        prompt, answer = _split_rendering(processor, {**row, "completion": []} if tokens is not None else row)
+        prompt, tokens = _prompt_and_answer(processor, row)
         prompts.append(prompt)
-        if tokens is None:
-            tokens = tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
-        completions.append(list(tokens))
+        completions.append(tokens)
     # By row: processors that allow several images a row take a flat list for one row's.
     images = [[load_rgb(image) for image in row["images"]] for row in rows]
     try:
@@ -163,11 +165,40 @@ def _split_rendering(processor, row: dict) -> tuple[str, str]:
     return prompt, whole[len(prompt) :]
 
 
+def _prompt_and_answer(processor, row: dict) -> tuple[str, list[int]]:
+    """A conversation's prompt as the chat template writes it, and the token ids of its answer."""
+    if (tokens := row.get("answer_tokens")) is not None:
+        return _split_rendering(processor, {**row, "completion": []})[0], list(tokens)
+    prompt, answer = _split_rendering(processor, row)
+    return prompt, processor.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
+
+
+def length_order(processor, rows: Sequence[dict]) -> list[int]:
+    """An order in which rows of like length are neighbours: of a batch, padding is computed as everything else is.
+
+    By prompts first, then by answers: both are padded by themselves (see `encode_conversations`). Without answers, rows with
+    the same prompt follow each other: what is answered is then often about as long. Image tokens are not counted.
+
+    Args:
+        processor (`ProcessorMixin`): See `encode_conversations`.
+        rows (`list[dict]`): Conversations, with answers or without.
+
+    Returns:
+        `list[int]`: Numbers of rows, each once.
+    """
+
+    def lengths(row: dict) -> tuple:
+        prompt, answer = _prompt_and_answer(processor, row)
+        written = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return len(row["images"]), len(written) // ALIKE, len(answer), len(written), prompt
+
+    keys = [lengths(row) for row in rows]
+    return sorted(range(len(rows)), key=keys.__getitem__)
+
+
 def answer_token_ids(processor, row: dict) -> list[int]:
     """The token ids of a row's answer with what the chat template puts around it, as `encode_conversations` has them."""
-    if (tokens := row.get("answer_tokens")) is not None:
-        return list(tokens)
-    return processor.tokenizer(_split_rendering(processor, row)[1], add_special_tokens=False)["input_ids"]
+    return _prompt_and_answer(processor, row)[1]
 
 
 def _encode_prompts(processor, prompts: list[str], images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
@@ -296,6 +327,8 @@ def generate_tokens(
 ) -> list[list[int]]:
     """Greedy answers to conversations, as token ids, the same for any `batch_size` up to rounding.
 
+    A batch runs until the longest of its answers has ended; rows of like prompts are put into one.
+
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model; its training mode is restored afterwards.
         processor (`ProcessorMixin`): Its processor.
@@ -309,15 +342,18 @@ def generate_tokens(
     """
     ends = model.generation_config.eos_token_id
     ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id}
-    answers = []
+    order = length_order(processor, rows)
+    answers: list[list[int]] = [[] for _ in rows]
     with evaluating(model):
         for start in tqdm(range(0, len(rows), batch_size), desc=desc, disable=desc is None, leave=False):
-            batch = encode_conversations(processor, rows[start : start + batch_size])
+            places = order[start : start + batch_size]
+            batch = encode_conversations(processor, [rows[place] for place in places])
             batch.pop("labels")
             width = batch["input_ids"].shape[1]
             tokens = model.generate(**to_device(batch, model), max_new_tokens=max_new_tokens, do_sample=False)
-            for answer in tokens[:, width:].tolist():
-                answers.append(answer[: next((i for i, token in enumerate(answer) if token in ends), len(answer))])
+            for place, answer in zip(places, tokens[:, width:].tolist(), strict=True):
+                end = next((i for i, token in enumerate(answer) if token in ends), len(answer))
+                answers[place] = answer[:end]
     return answers
 
 

@@ -172,8 +172,8 @@ class AnswerComparison:
         self.model, self.processor, self.retained = model, processor, retained
         self.max_new_tokens = max_new_tokens
         shown = retained.has_image()
-        # Without and with images apart: in one batch the former would be mostly padding.
-        self.rows = sorted(rows, key=lambda row: (shown[row], row))
+        # The rows' own answers say about how long the model's are going to be.
+        self.rows = retained.length_order(rows)
         with deployed_model(model) as deployed:
             self._answers = self._ask(deployed)
             texts = self._texts(self._answers)

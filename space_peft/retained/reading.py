@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_dis
 from ..data.names import mentions
 from ..data.pictures import open_picture
 from ..data.rows import check_rows, holds_json, holds_text, unread_media, unread_media_of
-from ..modeling.prompts import answer_text, encode_conversations
+from ..modeling.prompts import ALIKE, answer_text, encode_conversations, text_of
 from ..records.places import dataset_on_hub, refuse_missing
 
 
@@ -25,6 +25,8 @@ FORMATS = (
 
 # Fewer retained rows hold next to nothing: as many as there are anchors of a concept, and each of those is asked about in ten ways.
 FEW_ROWS = 32
+# Of a token, about.
+_CHARACTERS = 4
 # What chat templates know; many drop a message or a block of any other kind without a word.
 ROLES = ("system", "user", "assistant", "tool")
 BLOCKS = ("text", "image")
@@ -323,15 +325,18 @@ class RetainedRows(torch.utils.data.Dataset):
             stored, options = _Stored(rows), {"opened": _can_open}
         # Of rows with an image, the answer.
         self._answers: list[str | None] = []
+        self._lengths: list[tuple[int, int]] = []  # of prompt and answer, in characters
         for index in range(len(stored)):
             row = read_row(stored, index, "retained row", **options)
-            self._answers.append(answer_text(row) if row["images"] else None)
+            answer = answer_text(row)
+            self._answers.append(answer if row["images"] else None)
+            self._lengths.append((len(text_of(row["prompt"])), len(answer)))
 
     @classmethod
     def none(cls) -> RetainedRows:
         """No rows: where the base model's [`Statistics`] say what must not change."""
         empty = cls.__new__(cls)
-        empty.rows, empty._answers = [], []
+        empty.rows, empty._answers, empty._lengths = [], [], []
         return empty
 
     def __len__(self) -> int:
@@ -343,6 +348,20 @@ class RetainedRows(torch.utils.data.Dataset):
     def has_image(self) -> list[bool]:
         """Whether each row shows an image; reads no row."""
         return [answer is not None for answer in self._answers]
+
+    def length_order(self, rows: Iterable[int]) -> list[int]:
+        """An order in which rows of like length are neighbours, those without an image first; reads no row.
+
+        Of a batch, padding is computed as everything else is, and beside images, which take many tokens, a text would be
+        mostly padding. As `space_peft.modeling.prompts.length_order`, but by characters.
+        """
+        shown = self.has_image()
+
+        def key(row: int) -> tuple:
+            prompt, answer = self._lengths[row]
+            return shown[row], prompt // (_CHARACTERS * ALIKE), answer, row
+
+        return sorted(rows, key=key)
 
     def warn_if_few(self, stacklevel: int = 1) -> None:
         """Warns if next to nothing says what must not change: a handful of rows, or none that shows an image.
@@ -370,13 +389,9 @@ class RetainedRows(torch.utils.data.Dataset):
 
 
 def retained_loader(processor, retained: RetainedRows, indices: Sequence[int], batch_size: int):
-    """A dataloader of encoded retained rows, for fitting and for the certificate.
-
-    Text-only rows come first: in one batch with images, which take many tokens, they would be mostly padding.
-    """
-    shown = retained.has_image()
+    """A dataloader of encoded retained rows, for fitting and for the certificate, in [`RetainedRows.length_order`]."""
     return torch.utils.data.DataLoader(
-        torch.utils.data.Subset(retained, sorted(indices, key=lambda index: (shown[index], index))),
+        torch.utils.data.Subset(retained, retained.length_order(indices)),
         batch_size=batch_size,
         collate_fn=lambda rows: encode_conversations(processor, rows),
     )
