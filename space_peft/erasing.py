@@ -364,8 +364,8 @@ class EraseArguments:
         concept (`str`): The name to forget.
         more_concepts (`list[str]`, *optional*): Names to forget after it, one after another; see [`erase_several`].
         aliases (`list[str]`, *optional*): Other names of `concept`.
-        pool (`str`, *optional*): Public images: a dataset on the Hub, a folder of pictures, a Parquet file, a saved dataset.
-        retain (`str`, *optional*): Retained rows in TRL's formats: the same, or a JSON file.
+        pool (`str`, *optional*): Public images: a folder, a file or a dataset on the Hub, see `data.loading.load_rows`.
+        retain (`str`, *optional*): Retained rows in TRL's formats: the same.
         statistics (`str`, *optional*): Statistics of the model: a folder or a repository.
         test_images (`str`, *optional*): Pictures of the concept to test with, as `pool`. They are never trained on.
         questions (`str`, *optional*): YAML file of what is asked about pictures, see [`load_questions`].
@@ -381,8 +381,8 @@ class EraseArguments:
         default_factory=list, metadata={"help": "Names to forget after it, one by one.", "nargs": "*"}
     )
     aliases: list[str] = field(default_factory=list, metadata={"help": "Other names of it.", "nargs": "*"})
-    pool: str | None = field(default=None, metadata={"help": "Public images: Hub id, folder, Parquet file."})
-    retain: str | None = field(default=None, metadata={"help": "Retained rows: Hub id, folder, Parquet or JSON file."})
+    pool: str | None = field(default=None, metadata={"help": "Public images: folder, file or Hub id."})
+    retain: str | None = field(default=None, metadata={"help": "Retained rows: folder, file or Hub id."})
     statistics: str | None = field(default=None, metadata={"help": "Statistics of the model: folder or Hub id."})
     test_images: str | None = field(default=None, metadata={"help": "Pictures of the concept, to test with alone."})
     questions: str | None = field(default=None, metadata={"help": "Your own questions, a YAML file."})

@@ -9,11 +9,11 @@ from dataclasses import fields
 from datasets import Dataset, load_from_disk
 from transformers import HfArgumentParser
 
+from ..data.loading import load_rows
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet, load_questions
 from ..erasing import ANCHORS_FOLDER, AdapterArguments, EraseArguments, Erasure, erase, get_space_config
 from ..evaluation.named_images import named_probes, split_by_name
 from ..modeling.loading import load_model
-from ..retained.reading import load_rows
 from ..several import Erasures, erase_several, request_folder
 from ..trainers import SpaceConfig
 from .options import Help, check_keys

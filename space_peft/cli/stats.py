@@ -7,11 +7,11 @@ from pathlib import Path
 
 from transformers import AutoProcessor
 
+from ..data.loading import load_rows
 from ..hub_cards import push_statistics
 from ..modeling.loading import load_model
 from ..null_space.base_statistics import Statistics
 from ..null_space.collecting import collect_statistics
-from ..retained.reading import load_rows
 
 
 # Beside the statistics while they are made; a call that was killed goes on from there.

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
-from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_disk
+from datasets import Dataset, Features
 
 from ..data.names import mentions
 from ..data.pictures import open_picture
 from ..data.rows import check_rows, holds_json, holds_text, unread_media, unread_media_of
 from ..modeling.prompts import answer_text, encode_conversations
-from ..records.places import dataset_on_hub, refuse_missing
 
 
 FORMATS = (
@@ -222,31 +220,6 @@ def read_row(rows, index: int, what: str, **options) -> dict:
         raise ValueError(f"{what} {index}: {error}") from error
     except StopIteration as error:
         raise RuntimeError(f"{what} {index}: reading it raised StopIteration, e.g. in a transform.") from error
-
-
-def load_rows(place: str) -> Dataset:
-    """Retained rows for the command line.
-
-    Args:
-        place (`str`): A folder that `Dataset.save_to_disk` wrote, a JSON, JSON lines or Parquet file, or a dataset on the
-            Hub; the split "train" unless another is named as in "org/name:validation". Of a dataset with several
-            configurations, "org/name/configuration".
-
-    Raises:
-        FileNotFoundError: If a file or folder does not exist.
-        ValueError: If it is none of these.
-    """
-    if not Path(place).exists():
-        refuse_missing(dataset_on_hub(place.partition(":")[0])[0])
-    if Path(place).is_dir():
-        loaded = load_from_disk(place)
-        return loaded["train"] if isinstance(loaded, DatasetDict) else loaded
-    kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(Path(place).suffix)
-    if kind is not None:
-        return load_dataset(kind, data_files=place, split="train")
-    name, _, split = place.partition(":")
-    repository, configuration = dataset_on_hub(name)
-    return load_dataset(repository, configuration, split=split or "train")
 
 
 def split_retained(rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
