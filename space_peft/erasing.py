@@ -28,9 +28,11 @@ from .hub_cards.card import STAGES
 from .hub_cards.merge import merge_adapter
 from .modeling.loading import load_model
 from .records.durations import duration
-from .records.folder import CARD_NAME, REPORT_TEXT_NAME, contents_table
+from .records.folder import CARD_NAME, REPORT_TEXT_NAME, RETAINED_ANSWERS_NAME, contents_table
 from .records.io import atomic_path
 from .records.places import refuse_missing
+from .retained.reading import RetainedRows
+from .retained.self_distillation import answer_missing
 from .trainers import SpaceConfig, SpaceTrainer
 from .trainers.checkpoints import last_complete_checkpoint, run_identity
 
@@ -218,7 +220,8 @@ def erase(
         pool ([`~datasets.Dataset`], *optional*): Public images, column `image`; see [`select_anchors`].
         anchors ([`~datasets.Dataset`], *optional*): Refined anchors that were made before, instead of `pool`.
         processor ([`~transformers.ProcessorMixin`], *optional*): The model's; loaded from its id by default.
-        retain_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*): What must not change; see [`SpaceTrainer`].
+        retain_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*): What must not change; see [`SpaceTrainer`]. Rows
+            without an answer, such as pictures alone, are answered by the model itself, as by [`retained_answers`].
         statistics ([`Statistics`] or `str`, *optional*): Statistics of the base model instead, or beside it.
         aliases (`list[str]`, *optional*): Other names to forget.
         questions ([`QuestionSet`], *optional*): What is asked about images.
@@ -249,6 +252,7 @@ def erase(
             "`statistics` of the base model."
         )
     args = SpaceConfig(output_dir="space-output") if args is None else args
+    retained = None if retain_dataset is None else RetainedRows.of(retain_dataset, unanswered=True)
     if isinstance(model, str):
         refuse_missing(model)
     if processor is None:
@@ -256,6 +260,11 @@ def erase(
     if isinstance(model, str):
         model = load_model(model, **args.init_kwargs)
     questions = questions or DEFAULT_QUESTIONS
+    if retained is not None:
+        retained = answer_missing(
+            model, processor, retained, questions=(*questions.naming, *questions.open), names=[concept, *aliases],
+            cache=Path(args.output_dir, RETAINED_ANSWERS_NAME), resume=resume, progress=progress,
+        )  # fmt: skip
     began = time.perf_counter()
     if made := anchors is None:
         anchors = make_anchors(
@@ -267,7 +276,7 @@ def erase(
         model=model,
         args=args,
         anchors=anchors,
-        retain_dataset=retain_dataset,
+        retain_dataset=retained,
         statistics=statistics,
         processing_class=processor,
         peft_config=peft_config or default_adapter(),
@@ -365,7 +374,7 @@ class EraseArguments:
         more_concepts (`list[str]`, *optional*): Names to forget after it, one after another; see [`erase_several`].
         aliases (`list[str]`, *optional*): Other names of `concept`.
         pool (`str`, *optional*): Public images: a folder, a file or a dataset on the Hub, see `data.loading.load_rows`.
-        retain (`str`, *optional*): Retained rows in TRL's formats: the same.
+        retain (`str`, *optional*): Retained rows in TRL's formats, or pictures alone: the same.
         statistics (`str`, *optional*): Statistics of the model: a folder or a repository.
         test_images (`str`, *optional*): Pictures of the concept to test with, as `pool`. They are never trained on.
         questions (`str`, *optional*): YAML file of what is asked about pictures, see [`load_questions`].
@@ -382,7 +391,7 @@ class EraseArguments:
     )
     aliases: list[str] = field(default_factory=list, metadata={"help": "Other names of it.", "nargs": "*"})
     pool: str | None = field(default=None, metadata={"help": "Public images: folder, file or Hub id."})
-    retain: str | None = field(default=None, metadata={"help": "Retained rows: folder, file or Hub id."})
+    retain: str | None = field(default=None, metadata={"help": "Retained rows or pictures: folder, file, Hub id."})
     statistics: str | None = field(default=None, metadata={"help": "Statistics of the model: folder or Hub id."})
     test_images: str | None = field(default=None, metadata={"help": "Pictures of the concept, to test with alone."})
     questions: str | None = field(default=None, metadata={"help": "Your own questions, a YAML file."})

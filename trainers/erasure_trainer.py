@@ -174,7 +174,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
                 f"the settings of {type(self).__name__} ask for a loss on retained rows, and there are none: pass "
                 "`retain_dataset` beside `statistics`, or turn that loss off."
             )
-        self.retained = RetainedRows.none() if alone else RetainedRows(retain_dataset)
+        self.retained = RetainedRows.none() if alone else RetainedRows.of(retain_dataset)
         if statistics is None:
             self.retained.warn_if_few(stacklevel=3)
         if mentioned := self.retained.count_target([self.concept, *self.aliases]):
