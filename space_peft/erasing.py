@@ -24,9 +24,11 @@ from .config import ConstraintName, SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
+from .evaluation.before_after import warn_if_not_named
 from .hub_cards.card import STAGES
 from .hub_cards.merge import merge_adapter
 from .modeling.loading import load_model
+from .null_space.base_statistics import Statistics, load_statistics
 from .records.durations import duration
 from .records.folder import CARD_NAME, REPORT_TEXT_NAME, RETAINED_ANSWERS_NAME, contents_table
 from .records.io import atomic_path
@@ -35,11 +37,11 @@ from .retained.reading import RetainedRows
 from .retained.self_distillation import answer_missing
 from .trainers import SpaceConfig, SpaceTrainer
 from .trainers.checkpoints import last_complete_checkpoint, run_identity
+from .trainers.refusals import check_job, check_model
 
 
 if TYPE_CHECKING:
     from .evaluation import ErasureReport, Probe
-    from .null_space.base_statistics import Statistics
     from .null_space.certificate import RetentionCertificate
 
 
@@ -225,7 +227,8 @@ def erase(
         statistics ([`Statistics`] or `str`, *optional*): Statistics of the base model instead, or beside it.
         aliases (`list[str]`, *optional*): Other names to forget.
         questions ([`QuestionSet`], *optional*): What is asked about images.
-        probes (`list[Probe]`, *optional*): From [`build_probes`]: what to ask before and after, of which pictures.
+        probes (`list[Probe]`, *optional*): From [`build_probes`]: what to ask before and after, of which pictures. If the model
+            names the concept on next to none of them, a warning says so before anything is made.
         k (`int`, defaults to 32): Anchors.
         refine_steps (`int`, defaults to 60): Steps of their refinement.
         selection (`dict`, *optional*): Other arguments of [`select_anchors`], such as `caption_column`.
@@ -239,8 +242,8 @@ def erase(
         [`Erasure`]
 
     Raises:
-        ValueError: If there is neither `pool` nor `anchors`, or neither retained rows nor statistics; see also
-            [`select_anchors`] and [`SpaceTrainer`].
+        ValueError: If there is neither `pool` nor `anchors`, or neither retained rows nor statistics; see also [`select_anchors`]
+            and [`SpaceTrainer`]. What the latter would refuse is refused before anchors are made.
     """
     concept = check_concept(concept)
     aliases = list(check_aliases(aliases, concept=concept))
@@ -252,6 +255,10 @@ def erase(
             "`statistics` of the base model."
         )
     args = SpaceConfig(output_dir="space-output") if args is None else args
+    peft_config = peft_config or default_adapter()
+    # Whatever would be refused later is refused now: the model takes minutes to load, and its anchors may take hours.
+    check_job(SpaceTrainer, args, trainer_options, alone=retain_dataset is None)
+    statistics = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
     retained = None if retain_dataset is None else RetainedRows.of(retain_dataset, unanswered=True)
     if isinstance(model, str):
         refuse_missing(model)
@@ -260,6 +267,8 @@ def erase(
     if isinstance(model, str):
         model = load_model(model, **args.init_kwargs)
     questions = questions or DEFAULT_QUESTIONS
+    check_model(model, processor, args, peft_config, retained, statistics)
+    warn_if_not_named(model, processor, concept, probes or (), progress=progress)
     if retained is not None:
         retained = answer_missing(
             model, processor, retained, questions=(*questions.naming, *questions.open), names=[concept, *aliases],
@@ -279,7 +288,7 @@ def erase(
         retain_dataset=retained,
         statistics=statistics,
         processing_class=processor,
-        peft_config=peft_config or default_adapter(),
+        peft_config=peft_config,
         concept=concept,
         aliases=aliases,
         questions=questions,

@@ -14,6 +14,7 @@ from ..data.questions import DEFAULT_QUESTIONS, QuestionSet, load_questions
 from ..erasing import ANCHORS_FOLDER, AdapterArguments, EraseArguments, Erasure, erase, get_space_config
 from ..evaluation.named_images import named_probes, split_by_name
 from ..modeling.loading import load_model
+from ..null_space.base_statistics import load_statistics
 from ..retained.reading import RetainedRows
 from ..several import Erasures, erase_several, request_folder
 from ..trainers import SpaceConfig
@@ -166,6 +167,12 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
     questions = read_questions(arguments)
     pool = read_pool(arguments)
     retain = None if arguments.retain is None else read_retained(arguments.retain)
+    if retain is None and arguments.statistics is None:
+        raise ValueError(
+            "nothing says what must not change: give --retain, rows or pictures alone (the model itself answers them), or "
+            "--statistics of the model, which `space-peft stats` makes."
+        )
+    statistics = None if arguments.statistics is None else load_statistics(arguments.statistics)
     pictures = None if arguments.test_images is None else load_pictures(arguments.test_images)
     concepts = [arguments.concept, *arguments.more_concepts]
     aliases = {arguments.concept: arguments.aliases}
@@ -181,7 +188,7 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
             for name in concepts
         }
     options = {
-        "pool": pool, "retain_dataset": retain, "statistics": arguments.statistics, "questions": questions,
+        "pool": pool, "retain_dataset": retain, "statistics": statistics, "questions": questions,
         "k": arguments.anchors,
         "refine_steps": arguments.refine_steps, "args": args, "peft_config": get_space_config(adapter),
         "resume": not arguments.fresh,
