@@ -256,12 +256,12 @@ def erase(
         )
     args = SpaceConfig(output_dir="space-output") if args is None else args
     peft_config = peft_config or default_adapter()
+    if isinstance(model, str):
+        refuse_missing(model)
     # Whatever would be refused later is refused now: the model takes minutes to load, and its anchors may take hours.
     check_job(SpaceTrainer, args, trainer_options, alone=retain_dataset is None)
     statistics = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
     retained = None if retain_dataset is None else RetainedRows.of(retain_dataset, unanswered=True)
-    if isinstance(model, str):
-        refuse_missing(model)
     if processor is None:
         processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
     if isinstance(model, str):

@@ -91,7 +91,7 @@ def _suffixes(files: Sequence[Path]) -> dict[str, int]:
     return dict(Counter(path.suffix.lower() for path in files).most_common(5))
 
 
-def _read(place: Path, kind: str, **options) -> Dataset:
+def _read(place: Path, kind: str, **options: Any) -> Dataset:
     try:
         return load_dataset(kind, split="train", **options)
     except (DatasetsError, ValueError, StopIteration) as error:
@@ -105,7 +105,7 @@ def _with_pictures(rows: Dataset, folder: Path) -> Dataset:
     for column in PICTURE_COLUMNS:
         feature = rows.features.get(column)
         several = hasattr(feature, "feature")
-        inner = feature.feature if several else feature  # type: ignore[union-attr]
+        inner = feature.feature if several else feature
         if isinstance(inner, Value) and inner.dtype in ("string", "large_string"):
             given = list(rows[column])
             # Not by `map`, whose result is kept: a picture may have been moved since.

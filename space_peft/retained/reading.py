@@ -193,6 +193,8 @@ def to_conversation(row: dict, *, opened: Callable = open_picture, unanswered: b
     if not isinstance(row, Mapping):
         raise ValueError(f"the row is a {type(row).__name__}; expected a dict with {FORMATS}.")
     images = _pictures(row)
+    prompt: Any
+    completion: Any
     if row.get("messages") is not None:
         messages, images = _clean_messages(row["messages"], images)
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
