@@ -267,7 +267,7 @@ def erase(
     if isinstance(model, str):
         model = load_model(model, **args.init_kwargs)
     questions = questions or DEFAULT_QUESTIONS
-    check_model(model, processor, args, peft_config, retained, statistics)
+    check_model(model, processor, args, peft_config, [concept, *aliases], questions, retained, statistics)
     warn_if_not_named(model, processor, concept, probes or (), progress=progress)
     if retained is not None:
         retained = answer_missing(

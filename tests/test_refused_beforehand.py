@@ -55,6 +55,7 @@ def job(demo, tmp_path, **options):
         ({"peft_config": SpaceLoraConfig(target_modules=["embed_tokens"])}, "'model.language_model.embed_tokens' is a Embedding"),
         ({"peft_config": SpaceLoraConfig(target_modules=["self_attn"])}, "only linear layers can be constrained"),
         ({"peft_config": SpaceLoraConfig(layers_to_transform=[0])}, "`layers_to_transform` is .* but `target_modules` is not"),
+        ({"aliases": ["zyzzyva"]}, "the answer 'zyzzyva' is written '<unk>.*, in which no token says it"),
         ({"args": {"target": "vision"}, "retain_dataset": WORDS}, "adapted layers would see no retained data"),
         ({"nosuch": 1}, "SpaceTrainer takes no argument `nosuch`"),
         ({"train_dataset": 1}, "SpaceTrainer takes no argument `train_dataset`: rows to forget and retained rows are given"),
@@ -101,7 +102,10 @@ def test_a_tied_output_layer_is_refused():
     model = type(tiny_llava())(config)
     _, processor = load_demo_model()
     with pytest.raises(ValueError, match="'lm_head' shares its weight with"):
-        check_model(model, processor, SpaceConfig(use_cpu=True), SpaceLoraConfig(target_modules=["lm_head", "q_proj"]))
+        check_model(
+            model, processor, SpaceConfig(use_cpu=True), SpaceLoraConfig(target_modules=["lm_head", "q_proj"]), ["fox"],
+            DEMO_QUESTIONS,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -125,7 +129,8 @@ def test_the_layers_are_those_that_peft_gives_an_adapter(config):
     plan = plan_erasure(adapted, Workload(1, 4, 8, 4))
     assert plan.refused == ()
     _, processor = load_demo_model()
-    check_model(model, processor, SpaceConfig(use_cpu=True, target=target), peft_config, RetainedRows(PICTURES))
+    args = SpaceConfig(use_cpu=True, target=target)
+    check_model(model, processor, args, peft_config, ["fox"], DEMO_QUESTIONS, RetainedRows(PICTURES))
 
 
 def test_the_command_looks_before_it_loads_and_names_its_options(monkeypatch, tmp_path, capsys):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
+from PIL import Image
 from torch import nn
 
 from space_peft.config import SpaceLoraConfig
+from space_peft.data.questions import QuestionSet
 from space_peft.modeling.checksum import base_checksum
 from space_peft.modeling.features import multimodal_core
 from space_peft.modeling.targets import linear_modules
@@ -21,11 +23,17 @@ from space_peft.retained.reading import RetainedRows
 
 from .erasure_config import ErasureConfig
 from .evaluating import check_args, refuse_arguments
+from .forget_rows import located_rows
 from .given_adapter import check_bare, with_target_modules
+from .pairs import forget_rows
 
 
 if TYPE_CHECKING:
     from .erasure_trainer import ErasureTrainer
+
+
+# Stands for an anchor, of which there are none yet.
+_PICTURE = Image.new("RGB", (448, 448), "gray")
 
 
 def check_job(trainer: type[ErasureTrainer], args: ErasureConfig, options: Mapping[str, Any], *, alone: bool) -> None:
@@ -69,6 +77,8 @@ def check_model(
     processor,
     args: ErasureConfig,
     peft_config: LoraConfig,
+    names: Sequence[str],
+    questions: QuestionSet,
     retained: RetainedRows | None = None,
     statistics: Statistics | None = None,
 ) -> None:
@@ -79,15 +89,19 @@ def check_model(
         processor (`ProcessorMixin`): Its processor.
         args ([`ErasureConfig`]): Of training.
         peft_config (`LoraConfig`): Of the adapter.
+        names (`list[str]`): The concept's name and aliases.
+        questions (`QuestionSet`): What is asked about pictures.
         retained ([`RetainedRows`], *optional*): What must not change.
         statistics ([`Statistics`], *optional*): Of the base model.
 
     Raises:
         TypeError: If a layer that is to be adapted is not linear.
-        ValueError: For what [`plan_erasure`] says would be refused, an adapter of no layer, or statistics of something else.
+        ValueError: For what [`plan_erasure`] says would be refused, an adapter of no layer, a name that the tokenizer cannot write,
+            or statistics of something else.
     """
     check_processor(processor)
     multimodal_core(model)
+    located_rows(processor, forget_rows([_PICTURE], names, questions))
     if isinstance(model, PeftModel):
         return
     check_bare(model)
