@@ -24,20 +24,24 @@ from .config import ConstraintName, SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
+from .evaluation.before_after import warn_if_not_named
 from .hub_cards.card import STAGES
 from .hub_cards.merge import merge_adapter
 from .modeling.loading import load_model
+from .null_space.base_statistics import Statistics, load_statistics
 from .records.durations import duration
-from .records.folder import CARD_NAME, REPORT_TEXT_NAME, contents_table
+from .records.folder import CARD_NAME, REPORT_TEXT_NAME, RETAINED_ANSWERS_NAME, contents_table
 from .records.io import atomic_path
 from .records.places import refuse_missing
+from .retained.reading import RetainedRows
+from .retained.self_distillation import answer_missing
 from .trainers import SpaceConfig, SpaceTrainer
 from .trainers.checkpoints import last_complete_checkpoint, run_identity
+from .trainers.refusals import check_job, check_model
 
 
 if TYPE_CHECKING:
     from .evaluation import ErasureReport, Probe
-    from .null_space.base_statistics import Statistics
     from .null_space.certificate import RetentionCertificate
 
 
@@ -218,11 +222,13 @@ def erase(
         pool ([`~datasets.Dataset`], *optional*): Public images, column `image`; see [`select_anchors`].
         anchors ([`~datasets.Dataset`], *optional*): Refined anchors that were made before, instead of `pool`.
         processor ([`~transformers.ProcessorMixin`], *optional*): The model's; loaded from its id by default.
-        retain_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*): What must not change; see [`SpaceTrainer`].
+        retain_dataset ([`~datasets.Dataset`] or `list[dict]`, *optional*): What must not change; see [`SpaceTrainer`]. Rows
+            without an answer, such as pictures alone, are answered by the model itself, as by [`retained_answers`].
         statistics ([`Statistics`] or `str`, *optional*): Statistics of the base model instead, or beside it.
         aliases (`list[str]`, *optional*): Other names to forget.
         questions ([`QuestionSet`], *optional*): What is asked about images.
-        probes (`list[Probe]`, *optional*): From [`build_probes`]: what to ask before and after, of which pictures.
+        probes (`list[Probe]`, *optional*): From [`build_probes`]: what to ask before and after, of which pictures. If the model
+            names the concept on next to none of them, a warning says so before anything is made.
         k (`int`, defaults to 32): Anchors.
         refine_steps (`int`, defaults to 60): Steps of their refinement.
         selection (`dict`, *optional*): Other arguments of [`select_anchors`], such as `caption_column`.
@@ -236,8 +242,8 @@ def erase(
         [`Erasure`]
 
     Raises:
-        ValueError: If there is neither `pool` nor `anchors`, or neither retained rows nor statistics; see also
-            [`select_anchors`] and [`SpaceTrainer`].
+        ValueError: If there is neither `pool` nor `anchors`, or neither retained rows nor statistics; see also [`select_anchors`]
+            and [`SpaceTrainer`]. What the latter would refuse is refused before anchors are made.
     """
     concept = check_concept(concept)
     aliases = list(check_aliases(aliases, concept=concept))
@@ -249,13 +255,25 @@ def erase(
             "`statistics` of the base model."
         )
     args = SpaceConfig(output_dir="space-output") if args is None else args
+    peft_config = peft_config or default_adapter()
     if isinstance(model, str):
         refuse_missing(model)
+    # Whatever would be refused later is refused now: the model takes minutes to load, and its anchors may take hours.
+    check_job(SpaceTrainer, args, trainer_options, alone=retain_dataset is None)
+    statistics = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
+    retained = None if retain_dataset is None else RetainedRows.of(retain_dataset, unanswered=True)
     if processor is None:
         processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
     if isinstance(model, str):
         model = load_model(model, **args.init_kwargs)
     questions = questions or DEFAULT_QUESTIONS
+    check_model(model, processor, args, peft_config, [concept, *aliases], questions, retained, statistics)
+    warn_if_not_named(model, processor, concept, probes or (), progress=progress)
+    if retained is not None:
+        retained = answer_missing(
+            model, processor, retained, questions=(*questions.naming, *questions.open), names=[concept, *aliases],
+            cache=Path(args.output_dir, RETAINED_ANSWERS_NAME), resume=resume, progress=progress,
+        )  # fmt: skip
     began = time.perf_counter()
     if made := anchors is None:
         anchors = make_anchors(
@@ -267,10 +285,10 @@ def erase(
         model=model,
         args=args,
         anchors=anchors,
-        retain_dataset=retain_dataset,
+        retain_dataset=retained,
         statistics=statistics,
         processing_class=processor,
-        peft_config=peft_config or default_adapter(),
+        peft_config=peft_config,
         concept=concept,
         aliases=aliases,
         questions=questions,
@@ -364,8 +382,8 @@ class EraseArguments:
         concept (`str`): The name to forget.
         more_concepts (`list[str]`, *optional*): Names to forget after it, one after another; see [`erase_several`].
         aliases (`list[str]`, *optional*): Other names of `concept`.
-        pool (`str`, *optional*): Public images: a dataset on the Hub, a folder of pictures, a Parquet file, a saved dataset.
-        retain (`str`, *optional*): Retained rows in TRL's formats: the same, or a JSON file.
+        pool (`str`, *optional*): Public images: a folder, a file or a dataset on the Hub, see `data.loading.load_rows`.
+        retain (`str`, *optional*): Retained rows in TRL's formats, or pictures alone: the same.
         statistics (`str`, *optional*): Statistics of the model: a folder or a repository.
         test_images (`str`, *optional*): Pictures of the concept to test with, as `pool`. They are never trained on.
         questions (`str`, *optional*): YAML file of what is asked about pictures, see [`load_questions`].
@@ -381,8 +399,8 @@ class EraseArguments:
         default_factory=list, metadata={"help": "Names to forget after it, one by one.", "nargs": "*"}
     )
     aliases: list[str] = field(default_factory=list, metadata={"help": "Other names of it.", "nargs": "*"})
-    pool: str | None = field(default=None, metadata={"help": "Public images: Hub id, folder, Parquet file."})
-    retain: str | None = field(default=None, metadata={"help": "Retained rows: Hub id, folder, Parquet or JSON file."})
+    pool: str | None = field(default=None, metadata={"help": "Public images: folder, file or Hub id."})
+    retain: str | None = field(default=None, metadata={"help": "Retained rows or pictures: folder, file, Hub id."})
     statistics: str | None = field(default=None, metadata={"help": "Statistics of the model: folder or Hub id."})
     test_images: str | None = field(default=None, metadata={"help": "Pictures of the concept, to test with alone."})
     questions: str | None = field(default=None, metadata={"help": "Your own questions, a YAML file."})

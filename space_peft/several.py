@@ -16,14 +16,17 @@ from transformers import AutoProcessor
 
 from .config import SpaceLoraConfig
 from .data.names import check_aliases, check_concept
+from .data.questions import DEFAULT_QUESTIONS
 from .erasing import default_adapter, erase
 from .modeling.checksum import base_checksum
 from .modeling.fingerprint import BaseFingerprint, compare_base
 from .modeling.loading import load_model
-from .records.folder import ADAPTER_NAME, LEDGER_NAME, REPORT_NAME
+from .records.folder import ADAPTER_NAME, LEDGER_NAME, REPORT_NAME, RETAINED_ANSWERS_NAME
 from .records.io import write_json
 from .records.measured import remove_results, saved_digest
 from .records.safe_json import read_json
+from .retained.reading import RetainedRows
+from .retained.self_distillation import answer_missing
 from .trainers import ErasureLedger, SpaceConfig
 from .trainers.checkpoints import settings_of
 
@@ -187,6 +190,14 @@ def erase_several(
     write_json(place / _BASE_NAME, base)
     original = copy.deepcopy(model)
     model = ledger.fold(model)
+    if options.get("retain_dataset") is not None and len(served) < len(concepts):
+        # Once, by the model that has forgotten nothing yet; an answer that says any of the names is left out.
+        questions = options.get("questions") or DEFAULT_QUESTIONS
+        options["retain_dataset"] = answer_missing(
+            original, processor, RetainedRows.of(options["retain_dataset"], unanswered=True),
+            questions=(*questions.naming, *questions.open), names=[name for one, own in wanted for name in (one, *own)],
+            cache=folder / RETAINED_ANSWERS_NAME, resume=resume, progress=options.get("progress", True),
+        )  # fmt: skip
     for number, concept in enumerate(concepts[len(served) :], len(served) + 1):
         own = copy.deepcopy(args)
         own.output_dir = str(request_folder(folder, number))

@@ -53,9 +53,9 @@ def test_a_missing_path_is_refused_with_the_nearest_there_is(tmp_path, monkeypat
 
 def test_from_python_a_missing_path_is_refused_as_well():
     from space_peft import erase, load_statistics
+    from space_peft.data.loading import load_rows
     from space_peft.hub_cards import load_erased
     from space_peft.modeling.loading import load_model
-    from space_peft.retained.reading import load_rows
 
     options = {"anchors": [], "retain_dataset": []}
     for load in (load_model, load_rows, load_statistics, load_erased, lambda place: erase(place, "fox", **options)):

@@ -44,6 +44,7 @@ from .given_adapter import ADAPTER, add_adapter
 from .pairs import Chained, PairCollator, PairedRows
 from .progress import use_readable_progress
 from .publishing import PublishingMixin
+from .refusals import check_job, check_processor
 from .running_metrics import RunningMetrics
 
 
@@ -169,12 +170,8 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         self.questions, self.probes = questions or DEFAULT_QUESTIONS, probes
         self.statistics = statistics if isinstance(statistics, (Statistics, NoneType)) else load_statistics(statistics)
         alone = statistics is not None and retain_dataset is None
-        if alone and self._steps_on_retained(args):
-            raise ValueError(
-                f"the settings of {type(self).__name__} ask for a loss on retained rows, and there are none: pass "
-                "`retain_dataset` beside `statistics`, or turn that loss off."
-            )
-        self.retained = RetainedRows.none() if alone else RetainedRows(retain_dataset)
+        check_job(type(self), args, {}, alone=alone)
+        self.retained = RetainedRows.none() if alone else RetainedRows.of(retain_dataset)
         if statistics is None:
             self.retained.warn_if_few(stacklevel=3)
         if mentioned := self.retained.count_target([self.concept, *self.aliases]):
@@ -193,11 +190,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoProcessor.from_pretrained(name)
-        if getattr(processing_class, "image_processor", None) is None or not hasattr(processing_class, "image_token"):
-            raise ValueError(
-                f"{type(processing_class).__name__} has no image processor or no image token; pass the multimodal "
-                "processor of the model (`AutoProcessor.from_pretrained`), not its tokenizer."
-            )
+        check_processor(processing_class)
         if isinstance(model, str):
             model = load_model(model, args.device, place=False, **args.init_kwargs)
         multimodal_core(model)

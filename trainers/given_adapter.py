@@ -50,6 +50,15 @@ def add_adapter(model, peft_config: LoraConfig | None, target: Target, output_di
     if isinstance(model, PeftModel):
         return adopt(model, peft_config, output_dir)
     check_bare(model)
+    return get_peft_model(model, with_target_modules(model, peft_config, target))
+
+
+def with_target_modules(model, peft_config: LoraConfig | None, target: Target) -> LoraConfig:
+    """A copy of an adapter's config in which the layers are named; see [`add_adapter`].
+
+    Raises:
+        ValueError: If it chooses layers without naming modules, or the model's parts have unknown names.
+    """
     peft_config = SpaceLoraConfig() if peft_config is None else copy.copy(peft_config)
     if peft_config.target_modules is None:
         for name in ("layers_to_transform", "layers_pattern"):
@@ -60,7 +69,7 @@ def add_adapter(model, peft_config: LoraConfig | None, target: Target, output_di
                     "well, or leave it out."
                 )
         peft_config.target_modules = default_target_modules(model, target)
-    return get_peft_model(model, peft_config)
+    return peft_config
 
 
 def check_bare(model) -> None:

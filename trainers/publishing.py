@@ -43,6 +43,7 @@ from space_peft.records.folder import (
 )
 from space_peft.records.measured import note_measured, remove_results, saved_digest
 from space_peft.records.versions import collect_versions
+from space_peft.retained.reading import RetainedRows
 
 from .erasure_config import RESOLVED
 from .given_adapter import ADAPTER
@@ -101,7 +102,7 @@ class PublishingMixin(TrainerPart):
             data.datasets.append(_pool_record(self.anchors))
         given = {"retained": retain_dataset, "evaluation": eval_dataset}
         data.datasets += [
-            DatasetRecord(role, **dataset_source(rows))
+            DatasetRecord(role, **dataset_source(rows.rows if isinstance(rows, RetainedRows) else rows))
             for role, several in given.items()
             for rows in (several.values() if isinstance(several, dict) else [several])
             if rows is not None

@@ -346,7 +346,7 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
     Args:
         args (`argparse.Namespace`): As `space_peft.cli` parses it.
     """
-    from ..retained.reading import load_rows
+    from .pictures import load_pictures
 
     options = {} if args.split is None else {"split": args.split}
     if args.suite in ("mllmu", "people"):
@@ -371,7 +371,7 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
         args.output,
         settings=settings,
         load_reference=None if args.reference is None else lambda: load_pair(args.reference),
-        pool=None if args.pool is None else load_rows(args.pool),
+        pool=None if args.pool is None else load_pictures(args.pool),
         about={"model": args.model, "reference": args.reference, "pool": args.pool, "limit": args.limit},
     )
 

@@ -115,8 +115,8 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from ..data.loading import load_rows
     from ..hub_cards import verify_erasure
-    from ..retained.reading import load_rows
     from .pictures import load_target_images
 
     with bad_input("verify"):
@@ -219,7 +219,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     stats.add_argument(
         "--data",
         required=True,
-        help="retained rows in TRL's formats: a JSON or Parquet file, a saved dataset, a Hub id",
+        help="retained rows in TRL's formats: a folder, a file or a Hub id",
     )
     stats.add_argument("--output", required=True, help="folder to write to")
     stats.add_argument("--dtype", help="to load the model in (default: as it was saved; float32 on a CPU)")
@@ -259,8 +259,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     verify.add_argument(
         "--retain-data",
         metavar="DATA",
-        help="retained rows to measure the certificate's change on: a saved dataset, a JSON or Parquet file, or a Hub id, "
-        "optionally with :split",
+        help="retained rows to measure the certificate's change on: a folder, a file, or a Hub id, optionally with :split",
     )
     verify.add_argument("--no-canary", action="store_true", help="do not ask the canary's questions")
     verify.add_argument("--audit", action="store_true", help="search for an image that makes the model say the name")
@@ -342,9 +341,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     bench.add_argument("--model", required=True, help="folder or Hub id of the model; demo: the embedded one")
     bench.add_argument("--reference", help="folder or Hub id of a model trained without the forgotten people")
     bench.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help="of space, ga, graddiff, kl, npo")
-    bench.add_argument(
-        "--pool", metavar="DATA", help="public pictures, for space: a saved dataset, a Parquet file, or a Hub id"
-    )
+    bench.add_argument("--pool", metavar="DATA", help="public pictures, for space: a folder, a file or a Hub id")
     bench.add_argument("--steps", type=int, default=60, help="of training; of space, for each person (default: 60)")
     bench.add_argument("--learning-rate", type=float, help="of all methods (default: each method's own)")
     bench.add_argument("--batch-size", type=int, default=16, help="questions or rows at once (default: 16)")

@@ -9,11 +9,13 @@ from dataclasses import fields
 from datasets import Dataset, load_from_disk
 from transformers import HfArgumentParser
 
+from ..data.loading import load_rows
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet, load_questions
 from ..erasing import ANCHORS_FOLDER, AdapterArguments, EraseArguments, Erasure, erase, get_space_config
 from ..evaluation.named_images import named_probes, split_by_name
 from ..modeling.loading import load_model
-from ..retained.reading import load_rows
+from ..null_space.base_statistics import load_statistics
+from ..retained.reading import RetainedRows
 from ..several import Erasures, erase_several, request_folder
 from ..trainers import SpaceConfig
 from .options import Help, check_keys
@@ -123,6 +125,22 @@ def read_pool(arguments: EraseArguments) -> Dataset:
     return load_pictures(arguments.pool)
 
 
+def read_retained(place: str) -> RetainedRows:
+    """What must not change, every row looked at; some may have no answer.
+
+    Args:
+        place (`str`): Of `--retain`.
+
+    Raises:
+        OSError: If it is not there.
+        ValueError: If a row cannot be used.
+    """
+    try:
+        return RetainedRows(load_rows(place), unanswered=True)
+    except ValueError as error:
+        raise ValueError(f"--retain {place}: {error}") from error
+
+
 def read_questions(arguments: EraseArguments) -> QuestionSet:
     """What is asked about pictures.
 
@@ -148,7 +166,13 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
     # Whatever is mistyped shows before the model is loaded.
     questions = read_questions(arguments)
     pool = read_pool(arguments)
-    retain = None if arguments.retain is None else load_rows(arguments.retain)
+    retain = None if arguments.retain is None else read_retained(arguments.retain)
+    if retain is None and arguments.statistics is None:
+        raise ValueError(
+            "nothing says what must not change: give --retain, rows or pictures alone (the model itself answers them), or "
+            "--statistics of the model, which `space-peft stats` makes."
+        )
+    statistics = None if arguments.statistics is None else load_statistics(arguments.statistics)
     pictures = None if arguments.test_images is None else load_pictures(arguments.test_images)
     concepts = [arguments.concept, *arguments.more_concepts]
     aliases = {arguments.concept: arguments.aliases}
@@ -164,7 +188,7 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
             for name in concepts
         }
     options = {
-        "pool": pool, "retain_dataset": retain, "statistics": arguments.statistics, "questions": questions,
+        "pool": pool, "retain_dataset": retain, "statistics": statistics, "questions": questions,
         "k": arguments.anchors,
         "refine_steps": arguments.refine_steps, "args": args, "peft_config": get_space_config(adapter),
         "resume": not arguments.fresh,

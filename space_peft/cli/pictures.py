@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from PIL import Image
 
+from ..data.loading import load_rows
 from ..data.pictures import load_rgb, open_picture
 from ..evaluation.named_images import NAME_COLUMNS, split_by_name
 from ..records.folder import ANCHORS_PICTURE_NAME
-from ..retained.reading import load_rows
 
 
 def draw_sheet(anchors: Dataset, folder: Path, concept: str) -> None:
@@ -30,25 +30,22 @@ def draw_sheet(anchors: Dataset, folder: Path, concept: str) -> None:
 
 
 def load_pictures(place: str) -> Dataset:
-    """Pictures with all that is said of them: a folder of files, or whatever `load_rows` reads.
+    """Pictures with all that is said of them, from whatever [`load_rows`] reads.
 
     Args:
         place (`str`): Folder, file or Hub id. Of a folder with folders in it, their names are the column `label`.
 
     Raises:
         FileNotFoundError: If there is nothing at that place.
-        ValueError: If there is no picture, or no column `image`.
+        ValueError: If there is no picture, or no column `image` of them.
     """
-    folder = Path(place)
-    if folder.is_dir() and not (folder / "state.json").is_file() and not (folder / "dataset_dict.json").is_file():
-        if not any(path.suffix.lower() in Image.registered_extensions() for path in folder.rglob("*")):
-            raise ValueError(f"the folder {place!r} holds no picture; expected files such as .png or .jpg.")
-        # All files: by itself it takes "test_1.png" for a picture of another split.
-        images = load_dataset("imagefolder", data_dir=place, data_files={"train": "**"}, split="train")
-    else:
-        images = load_rows(place)
+    images = load_rows(place)
     if "image" not in images.column_names:
         raise ValueError(f"{place!r} has the columns {images.column_names}; expected a column `image`.")
+    if not isinstance(images.features["image"], datasets.Image):
+        raise ValueError(
+            f"the column `image` of {place!r} holds {images.features['image']}; expected pictures, or the paths of files."
+        )
     return images
 
 

@@ -48,7 +48,8 @@ def model_place(model: str) -> str:
 
 
 def check_places(command: str, options: Mapping[str, Any]) -> None:
-    """Raises `OSError` if some folder, file or repository that a command was given is not there.
+    """Raises `OSError` if some folder, file or repository that a command was given is not there, `ValueError` for a file that
+    no rows are read from.
 
     Args:
         command (`str`): Its name.
@@ -60,7 +61,7 @@ def check_places(command: str, options: Mapping[str, Any]) -> None:
             continue
         try:
             check_place(place, kind)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
 
 

@@ -7,15 +7,18 @@ from pathlib import Path
 
 from transformers import AutoProcessor
 
+from ..data.loading import load_rows
 from ..hub_cards import push_statistics
 from ..modeling.loading import load_model
 from ..null_space.base_statistics import Statistics
 from ..null_space.collecting import collect_statistics
-from ..retained.reading import load_rows
+from ..retained.reading import RetainedRows
+from ..retained.self_distillation import answer_missing
 
 
 # Beside the statistics while they are made; a call that was killed goes on from there.
 _SUMS = ".{name}.sums.safetensors"
+_ANSWERS = ".{name}.answers.jsonl"
 
 
 def run_stats(args: argparse.Namespace) -> Statistics:
@@ -30,17 +33,20 @@ def run_stats(args: argparse.Namespace) -> Statistics:
     """
     output = Path(args.output)
     Statistics.check_folder(output)
-    rows = load_rows(args.data)
+    rows = RetainedRows(load_rows(args.data), unanswered=True)
     model = load_model(args.model, args.device, **({"dtype": args.dtype} if args.dtype else {}))
+    processor = AutoProcessor.from_pretrained(args.model)
+    answers = output.with_name(_ANSWERS.format(name=output.name))
     statistics = collect_statistics(
         model,
-        AutoProcessor.from_pretrained(args.model),
-        rows,
+        processor,
+        answer_missing(model, processor, rows, batch_size=args.batch_size, cache=answers),
         batch_size=args.batch_size,
         tokens_per_row=args.tokens_per_row,
         save_to=output.with_name(_SUMS.format(name=output.name)),
     )
     statistics.save(output)
+    answers.unlink(missing_ok=True)
     if args.push:
         push_statistics(statistics, args.push)
     return statistics

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
+from ..distributed import processes
 from ..modeling.layers import deployed_model
+from .keys import FORGOTTEN
 from .probes import Probe, ProbeResults, evaluate_probes
 from .sentence_fluency import judge_sentences
 
@@ -38,3 +41,34 @@ def evaluate_erasure(
     after = evaluate_probes(model, processor, probes, baseline=baseline, **options)
     with deployed_model(model) as deployed:
         return baseline, judge_sentences(after, probes, deployed, processor)
+
+
+def warn_if_not_named(model, processor, concept: str, probes: Sequence[Probe], *, progress: bool = True) -> None:
+    """Asks the deployed model about pictures of the concept, and warns if it names it on next to none: nothing is to be forgotten.
+
+    In a distributed run rank 0 asks.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model before the erasure.
+        processor (`ProcessorMixin`): Its processor.
+        concept (`str`): The name.
+        probes (`list[Probe]`): Of them those named "forget" are asked; nothing without any.
+        progress (`bool`, defaults to `True`): Whether to show a progress bar.
+    """
+    own = [probe for probe in probes if probe.name == "forget" and len(probe.rows)]
+    if not own:
+        return
+
+    def ask(asked: list[Probe]) -> tuple[int, int]:
+        with deployed_model(model) as deployed:
+            records = evaluate_probes(deployed, processor, asked, progress=progress).records
+        return sum(record["hit"] for record in records), len(records)
+
+    named, count = processes.divide([own], ask)[0]
+    if named <= FORGOTTEN * count:
+        warnings.warn(
+            f"{concept!r} was named on {named} of {count} of your test pictures. The model may not know it by this name, and then "
+            "there is nothing to forget, and nothing that the pictures could show. Ask it what it calls them, and give that name "
+            "(or `aliases`).",
+            stacklevel=3,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from peft import PeftModel
@@ -143,12 +143,12 @@ def deployed_weights(model: nn.Module, adapter_name: str = "default") -> dict[st
     return {names[name]: weight for name, weight in weights.items()} | scalings
 
 
-def check_untied(model: nn.Module, layers: dict[str, LoraLayer]) -> None:
+def check_untied(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     """Refuses adapted layers whose weight serves another module as well: merging the adapter would change that one, too.
 
     Args:
         model (`PeftModel` or `PreTrainedModel`): The adapted model.
-        layers (`dict[str, LoraLayer]`): By name, from [`adapted_layers`].
+        layers (`dict[str, nn.Module]`): By name, from [`adapted_layers`], or those that are to be adapted.
 
     Raises:
         ValueError: If there is one, e.g. an output layer tied to the embeddings.
@@ -157,7 +157,8 @@ def check_untied(model: nn.Module, layers: dict[str, LoraLayer]) -> None:
     for name, weight in base_model(model).named_parameters(remove_duplicate=False):
         places.setdefault(id(weight), set()).add(name.rpartition(".")[0].removesuffix(".base_layer"))
     for name, layer in layers.items():
-        others = sorted(places.get(id(layer.get_base_layer().weight), {name}) - {name})
+        layer = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+        others = sorted(places.get(id(layer.weight), {name}) - {name})
         if others:
             raise ValueError(
                 f"layer {name!r} shares its weight with {others[0]!r} (tied weights), which no null space constrains and "

@@ -21,7 +21,7 @@ from huggingface_hub import save_torch_state_dict, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ..config import auto_rank
+from ..config import SpaceLoraConfig, auto_rank
 from ..modeling.checksum import base_checksum, same_base
 from ..modeling.layers import adapted_layers, adapter_config
 from ..records.io import atomic_path, write_json
@@ -184,8 +184,22 @@ class Statistics(Mapping[str, SecondMoment]):
         Raises:
             ValueError: If they cannot be used for it; the message says what to do.
         """
-        config = adapter_config(model, adapter_name)
-        if not same_base(self.base, base_checksum(model, adapter_name)):
+        config, layers = adapter_config(model, adapter_name), adapted_layers(model, adapter_name)
+        inputs = {name: layer.in_features for name, layer in layers.items()}
+        self.check_layers(config, inputs, base_checksum(model, adapter_name))
+
+    def check_layers(self, config: SpaceLoraConfig, inputs: Mapping[str, int], base: str) -> None:
+        """The same for an adapter that is not there yet.
+
+        Args:
+            config ([`SpaceLoraConfig`]): Of the adapter.
+            inputs (`dict[str, int]`): By layer, the length of its inputs.
+            base (`str`): The base model's [`base_checksum`].
+
+        Raises:
+            ValueError: See `check`.
+        """
+        if not same_base(self.base, base):
             raise ValueError(
                 f"the statistics are of another base model ({self.model or 'of no name'}), or of another commit of it. Use "
                 "those of this model, or collect them: collect_statistics(model, processor, retain_dataset)."
@@ -202,19 +216,18 @@ class Statistics(Mapping[str, SecondMoment]):
                 "statistics keep the leading eigenpairs of each layer, which do not tell the directions that no retained "
                 'input has; use constraint="soft", or fit a hard constraint to retained rows.'
             )
-        layers = adapted_layers(model, adapter_name)
-        if missing := [name for name in layers if name not in self]:
+        if missing := [name for name in inputs if name not in self]:
             raise ValueError(
                 f"the statistics hold nothing of {len(missing)} adapted layers, the first is {missing[0]!r}; leave them out "
                 "of target_modules, or collect statistics of them."
             )
-        for name, layer in layers.items():
+        for name, dim in inputs.items():
             moment = self[name]
-            if moment.dim != layer.in_features:
-                raise ValueError(f"layer {name!r} has {layer.in_features} inputs, but {moment.dim} in the statistics.")
+            if moment.dim != dim:
+                raise ValueError(f"layer {name!r} has {dim} inputs, but {moment.dim} in the statistics.")
             asked = most_columns(config.constraint, config.rank_limit(moment.dim), moment.dim)
             if moment.rank < asked:
-                most = min(self[other].rank for other in layers if self[other].rank < self[other].dim)
+                most = min(self[other].rank for other in inputs if self[other].rank < self[other].dim)
                 raise ValueError(
                     f"`max_rank` is {config.max_rank!r}, which means {asked} eigenvectors for layer {name!r}, but the "
                     f"statistics keep {moment.rank}. Ask for what they have of all adapted layers, SpaceLoraConfig(max_rank={most}): "

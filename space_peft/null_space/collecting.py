@@ -69,7 +69,7 @@ def collect_statistics(
     Raises:
         ValueError: If no layer is meant, one saw no data, or a row cannot be used; the message names it.
     """
-    retained = RetainedRows(retain_dataset)
+    retained = RetainedRows.of(retain_dataset)
     layers = linear_layers(model, target_modules)
     digest = DataDigest()
     fitters = collect_moments(

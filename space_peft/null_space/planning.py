@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -237,7 +237,7 @@ def plan_erasure(model: nn.Module, workload: Workload, adapter_name: str = "defa
         published=_published_bytes(inner, attends),
         counted=max(counted.values()),
         flops=_flops(inner, layers, workload, config, counted),
-        refused=tuple(_refused(model, adapted, workload)),
+        refused=tuple(refusals(model, adapted, shows_images=workload.image_tokens > 0)),
     )
 
 
@@ -347,8 +347,14 @@ def _flops(model: nn.Module, layers: list[PlannedLayer], workload: Workload, con
     }  # fmt: skip
 
 
-def _refused(model: nn.Module, adapted: dict, workload: Workload) -> list[str]:
-    """What the library's own checks say of it, and what would only be found once rows are run."""
+def refusals(model: nn.Module, adapted: Mapping[str, nn.Module], *, shows_images: bool) -> list[str]:
+    """What the library's own checks say of it, and what would only be found once rows are run.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): The model.
+        adapted (`dict[str, nn.Module]`): Layers with the adapter, or those that are to get it, by name.
+        shows_images (`bool`): Whether some retained row shows a picture.
+    """
     found = []
     for check in (lambda: check_untied(model, adapted), lambda: processes.check_supported(model)):
         try:
@@ -362,7 +368,7 @@ def _refused(model: nn.Module, adapted: dict, workload: Workload) -> list[str]:
             "cannot be told from those of text; set it to the id of the processor's image token."
         )
     seeing = [name for name in adapted if side_of(name) == "vision"]
-    if seeing and not workload.image_tokens:
+    if seeing and not shows_images:
         found.append(
             f"{len(seeing)} adapted layers would see no retained data, the first is {seeing[0]!r}: rows without pictures do "
             "not reach the vision side. Give retained rows with images, or use --target language."

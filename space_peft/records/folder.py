@@ -35,6 +35,7 @@ PICTURES_FOLDER = "pictures"
 ANCHORS_PICTURE_NAME = "anchors.png"
 ATTACKS_PICTURE_NAME = f"{PICTURES_FOLDER}/attacks.png"
 MEASURED_NAME = "space_measured.json"
+RETAINED_ANSWERS_NAME = "retained_answers.jsonl"
 MANIFEST_NAME = "space_manifest.json"
 REDACTION_NAME = "space_redaction.json"
 
@@ -110,6 +111,9 @@ FILES = (
     FolderFile(MEASURED_NAME, "which weights the results were measured on", "never"),
     FolderFile(MANIFEST_NAME, "hashes of what was published", "made"),
     FolderFile(REDACTION_NAME, "the salt of the redacted name", "never"),
+    FolderFile(
+        RETAINED_ANSWERS_NAME, "the model's own answers to retained rows that had none, to go on with them", "never"
+    ),
     FolderFile(FIT_PROGRESS_NAME, "sums of an interrupted fit", "never"),
     FolderFile(ROWS_NAME, "rows found while training, in a checkpoint", "never"),
     FolderFile(REQUEST_STATISTICS_NAME, "what the model saw of a served request", "never"),

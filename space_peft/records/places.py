@@ -14,6 +14,12 @@ Kind = Literal["model", "dataset", "folder"]
 
 # A repository of such a name is thinkable, but who writes this means a file.
 _FILES = (".json", ".jsonl", ".parquet", ".safetensors", ".yaml", ".yml", ".zip", ".csv")
+# What `datasets` calls the kinds of files that rows are read from.
+DATA_FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+EXPECTED_DATA = (
+    "a folder of pictures, a saved dataset, a Parquet, JSON, JSON lines or CSV file "
+    f"({', '.join(DATA_FILES)}), a folder of files of one such kind, or the id of a dataset on the Hub"
+)
 _SECONDS = 5.0  # For the Hub to say whether it has a repository.
 
 
@@ -42,6 +48,18 @@ def refuse_missing(place: str | os.PathLike) -> None:
         raise FileNotFoundError(f"there is no file or folder {os.fspath(place)!r}.{_hint(place)}")
 
 
+def data_file_kind(place: str | os.PathLike) -> str:
+    """What `datasets` calls the kind of a file that rows are read from.
+
+    Raises:
+        ValueError: If rows are read from no file of its suffix.
+    """
+    kind = DATA_FILES.get(Path(place).suffix.lower())
+    if kind is None:
+        raise ValueError(f"no rows are read from the file {os.fspath(place)!r}; expected {EXPECTED_DATA}.")
+    return kind
+
+
 def check_place(place: str, kind: Kind = "model") -> None:
     """Whether there is anything at a place that a user gave; what it is shows when it is read.
 
@@ -54,8 +72,11 @@ def check_place(place: str, kind: Kind = "model") -> None:
     Raises:
         FileNotFoundError: If it is neither here nor on the Hub, as far as one may look.
         ConnectionError: If it is not here, and the Hub does not answer.
+        ValueError: If it is a file, and no rows are read from such files.
     """
     if Path(place).exists():
+        if kind == "dataset" and Path(place).is_file():
+            data_file_kind(place)
         return
     if kind == "folder":
         raise FileNotFoundError(f"there is no folder {place!r}.{_hint(place)}")

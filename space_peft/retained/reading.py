@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_disk
+from datasets import Dataset, Features
 
 from ..data.names import mentions
 from ..data.pictures import open_picture
 from ..data.rows import check_rows, holds_json, holds_text, unread_media, unread_media_of
 from ..modeling.prompts import ALIKE, answer_text, encode_conversations, text_of
-from ..records.places import dataset_on_hub, refuse_missing
 
 
 FORMATS = (
@@ -32,6 +31,11 @@ ROLES = ("system", "user", "assistant", "tool")
 BLOCKS = ("text", "image")
 OTHER_NAMES = {"human": "user", "gpt": "assistant"}
 COLUMNS = ("messages", "prompt", "completion", "images", "image")
+# What other formats call them: whoever has such a column has answers, which must not be passed over.
+_CALLED_OTHERWISE = {
+    "conversations": "messages", "conversation": "messages", "question": "prompt", "query": "prompt", "instruction": "prompt",
+    "answer": "completion", "answers": "completion", "response": "completion", "output": "completion",
+}  # fmt: skip
 # Where a block of type "image" holds its picture itself.
 _PICTURE_KEYS = ("image", "path")
 # As text they would show no picture, or a second one: image tokens of processors, and what data sets write for them.
@@ -140,6 +144,19 @@ def _check_answer(completion: list[dict]) -> None:
         raise ValueError("a retained row has an empty answer, so there is nothing to keep; fill it in or drop the row.")
 
 
+def _refuse_missing(row: Mapping, needed: list[str], unanswered: bool) -> None:
+    """Refuses a row without what it needs, or whose answer is called otherwise and would be passed over."""
+    missing = [name for name in needed if row.get(name) is None]
+    renamed = [f"{name!r} to {own!r}" for name, own in _CALLED_OTHERWISE.items() if row.get(name) is not None]
+    if not missing and not (unanswered and renamed):
+        return
+    lacking = f", and no {missing[0]!r}" if missing else ""
+    hint = f"; rename {', '.join(renamed)}" if renamed else ""
+    if "completion" in missing and not renamed:
+        hint = " (no answers? `retained_answers`, `erase` and `space-peft stats` have the model itself give them)"
+    raise ValueError(f"a retained row has the columns {sorted(row)}{lacking}; expected {FORMATS}{hint}.")
+
+
 def _pictures(row: Mapping) -> list:
     """What the columns `images` and `image` hold, as it is."""
     images, image = row.get("images"), row.get("image")
@@ -156,7 +173,7 @@ def _pictures(row: Mapping) -> list:
     return list(images)
 
 
-def to_conversation(row: dict, *, opened: Callable = open_picture) -> dict:
+def to_conversation(row: dict, *, opened: Callable = open_picture, unanswered: bool = False) -> dict:
     """One row of a TRL dataset as `space_peft.modeling.prompts.conversation` makes them.
 
     Args:
@@ -164,6 +181,8 @@ def to_conversation(row: dict, *, opened: Callable = open_picture) -> dict:
             PIL images, paths or bytes of files, see `data.pictures.open_picture`. Blocks of type "image" may hold
             theirs themselves, as `image` or `path`.
         opened (`Callable`, *optional*): What makes a PIL image of each.
+        unanswered (`bool`, defaults to `False`): Whether a row may do without an answer, and one with pictures without a
+            question; what is not there is an empty list then.
 
     Returns:
         `dict`: `prompt`, `completion` (lists of messages) and `images`.
@@ -176,27 +195,30 @@ def to_conversation(row: dict, *, opened: Callable = open_picture) -> dict:
     if not isinstance(row, Mapping):
         raise ValueError(f"the row is a {type(row).__name__}; expected a dict with {FORMATS}.")
     images = _pictures(row)
+    prompt: Any
+    completion: Any
     if row.get("messages") is not None:
         messages, images = _clean_messages(row["messages"], images)
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise ValueError("the last message of a retained row must be the assistant's: it is the answer to keep.")
         prompt, completion = messages[:-1], messages[-1:]
-    elif row.get("prompt") is None or row.get("completion") is None:
-        missing = [name for name in ("prompt", "completion") if row.get(name) is None]
-        raise ValueError(f"a retained row has the columns {sorted(row)}, and no {missing[0]!r}; expected {FORMATS}.")
     else:
-        prompt, completion = row["prompt"], row["completion"]
-        if isinstance(prompt, str):
+        prompt, completion = row.get("prompt"), row.get("completion")
+        unanswered = unanswered and completion is None
+        _refuse_missing(row, ([] if images else ["prompt"]) if unanswered else ["prompt", "completion"], unanswered)
+        if isinstance(prompt, str) and (prompt or not unanswered):
             prompt = [{"role": "user", "content": prompt}]
         if isinstance(completion, str):
             completion = [{"role": "assistant", "content": completion}]
-        prompt, images = _clean_messages(prompt, images)
-        completion, _ = _clean_messages(completion, [])
-        if not prompt:
+        if prompt:
+            prompt, images = _clean_messages(prompt, images)
+        elif not (unanswered and images):
             raise ValueError("a retained row has an empty prompt; fill it in or drop the row.")
+        prompt, (completion, _) = prompt or [], _clean_messages(completion or [], [])
     if any(block["type"] == "image" for message in completion for block in message["content"]):
         raise ValueError("a retained row shows an image in its answer; put it in the prompt.")
-    _check_answer(completion)
+    if completion or not unanswered:
+        _check_answer(completion)
     if unread := unread_media_of(row, COLUMNS, addresses=not images):
         raise ValueError(
             f"the column {unread!r} holds a picture or other media, which is not read and would be dropped; rename it to "
@@ -224,31 +246,6 @@ def read_row(rows, index: int, what: str, **options) -> dict:
         raise ValueError(f"{what} {index}: {error}") from error
     except StopIteration as error:
         raise RuntimeError(f"{what} {index}: reading it raised StopIteration, e.g. in a transform.") from error
-
-
-def load_rows(place: str) -> Dataset:
-    """Retained rows for the command line.
-
-    Args:
-        place (`str`): A folder that `Dataset.save_to_disk` wrote, a JSON, JSON lines or Parquet file, or a dataset on the
-            Hub; the split "train" unless another is named as in "org/name:validation". Of a dataset with several
-            configurations, "org/name/configuration".
-
-    Raises:
-        FileNotFoundError: If a file or folder does not exist.
-        ValueError: If it is none of these.
-    """
-    if not Path(place).exists():
-        refuse_missing(dataset_on_hub(place.partition(":")[0])[0])
-    if Path(place).is_dir():
-        loaded = load_from_disk(place)
-        return loaded["train"] if isinstance(loaded, DatasetDict) else loaded
-    kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(Path(place).suffix)
-    if kind is not None:
-        return load_dataset(kind, data_files=place, split="train")
-    name, _, split = place.partition(":")
-    repository, configuration = dataset_on_hub(name)
-    return load_dataset(repository, configuration, split=split or "train")
 
 
 def split_retained(rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -300,6 +297,12 @@ class RetainedRows(torch.utils.data.Dataset):
     Args:
         rows (`datasets.Dataset` or `list[dict]`): In one of TRL's formats; text-only rows are allowed. See
             `to_conversation`.
+        unanswered (`bool`, defaults to `False`): Whether rows may have no answer, for the model to answer them: see
+            `self_distillation.answer_missing`.
+
+    Attributes:
+        unanswered (`dict[int, list[dict]]`): Rows without an answer, which cannot be kept, and what they ask: messages, or
+            nothing.
 
     Raises:
         TypeError: If the rows cannot be read by number: a dictionary of splits, an iterable dataset, a path, ...
@@ -307,7 +310,7 @@ class RetainedRows(torch.utils.data.Dataset):
             message names the row.
     """
 
-    def __init__(self, rows: Dataset | Sequence[dict]):
+    def __init__(self, rows: Dataset | Sequence[dict], *, unanswered: bool = False):
         rows = None if rows is None else check_rows(rows, "the retained dataset")
         if rows is None or len(rows) == 0:
             raise ValueError(
@@ -315,14 +318,17 @@ class RetainedRows(torch.utils.data.Dataset):
                 f"{FORMATS}."
             )
         self.rows = stored = rows
-        options = {}
+        options: dict[str, Any] = {"unanswered": unanswered}
         if isinstance(rows, Dataset) and rows.format["type"] is None:
             if (unread := unread_media(rows.features, COLUMNS)) is not None:
                 raise ValueError(
                     f"the column {unread!r} of the retained dataset holds a picture, other media or arrays, which are not "
                     "read and would be dropped; rename it to `image` (or `images`, for lists), or remove the column."
                 )
-            stored, options = _Stored(rows), {"opened": _can_open}
+            stored, options["opened"] = _Stored(rows), _can_open
+        # Of each item its row, and what was asked and answered where the row does not say it.
+        self._items: list[tuple[int, dict | None]] = [(index, None) for index in range(len(stored))]
+        self.unanswered: dict[int, list[dict]] = {}
         # Of rows with an image, the answer.
         self._answers: list[str | None] = []
         self._lengths: list[tuple[int, int]] = []  # of prompt and answer, in characters
@@ -331,19 +337,63 @@ class RetainedRows(torch.utils.data.Dataset):
             answer = answer_text(row)
             self._answers.append(answer if row["images"] else None)
             self._lengths.append((len(text_of(row["prompt"])), len(answer)))
+            if not row["completion"]:
+                self.unanswered[index] = row["prompt"]
+
+    @classmethod
+    def of(cls, rows: RetainedRows | Dataset | Sequence[dict], *, unanswered: bool = False) -> RetainedRows:
+        """Rows that are read already as they are, others read.
+
+        Args:
+            rows ([`RetainedRows`], `datasets.Dataset` or `list[dict]`): The rows.
+            unanswered (`bool`, defaults to `False`): Whether rows may have no answer.
+
+        Raises:
+            ValueError: If one has none, and none may; see also the constructor.
+        """
+        if not isinstance(rows, cls):
+            return cls(rows, unanswered=unanswered)
+        if rows.unanswered and not unanswered:
+            raise ValueError(
+                f"{len(rows.unanswered)} of {len(rows)} retained rows have no answer, which could be kept."
+            )
+        return rows
 
     @classmethod
     def none(cls) -> RetainedRows:
         """No rows: where the base model's [`Statistics`] say what must not change."""
         empty = cls.__new__(cls)
-        empty.rows, empty._answers, empty._lengths = [], [], []
+        empty.rows, empty._items, empty._answers, empty._lengths, empty.unanswered = [], [], [], [], {}
         return empty
 
+    def with_answers(self, said: Mapping[int, Sequence[tuple[list[dict], str]]]) -> RetainedRows:
+        """The same rows with answers for those that had none.
+
+        Args:
+            said (`dict[int, list[tuple[list[dict], str]]]`): By row, the messages of each question asked and its answer. A
+                row becomes as many as it was asked; without an answer here it is left out.
+        """
+        filled = RetainedRows.none()
+        filled.rows = self.rows
+        for (row, given), answer, lengths in zip(self._items, self._answers, self._lengths, strict=True):
+            if row not in self.unanswered:
+                filled._items.append((row, given))
+                filled._answers.append(answer)
+                filled._lengths.append(lengths)
+            for prompt, text in said.get(row, ()):
+                completion = [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+                filled._items.append((row, {"prompt": prompt, "completion": completion}))
+                filled._answers.append(None if answer is None else text)
+                filled._lengths.append((len(text_of(prompt)), len(text)))
+        return filled
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._items)
 
     def __getitem__(self, index: int) -> dict:
-        return read_row(self.rows, int(index), "retained row")
+        row, said = self._items[int(index)]
+        found = read_row(self.rows, row, "retained row", unanswered=said is not None or bool(self.unanswered))
+        return found if said is None else {**found, **said}
 
     def has_image(self) -> list[bool]:
         """Whether each row shows an image; reads no row."""

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from tqdm.auto import tqdm
+from transformers.utils.logging import get_logger
 
 from ..data.names import check_aliases, mentions
 from ..data.pictures import load_rgb
 from ..data.questions import DEFAULT_QUESTIONS, Question
 from ..data.rows import check_rows
 from ..data.seed_images import pixel_hash
+from ..distributed import processes
 from ..modeling.checksum import base_checksum
 from ..modeling.layers import deployed_model, our_adapter
 from ..modeling.prompts import conversation, generate_tokens
 from ..records.io import atomic_path
+from .reading import RetainedRows, to_conversation
 
+
+logger = get_logger(__name__)
 
 _LINES = "picture, answer"  # What a line of a cache holds.
+
+
+class OtherAnswers(ValueError):
+    """A cache of answers belongs to something else."""
 
 
 def retained_answers(
@@ -87,38 +98,118 @@ def retained_answers(
             for image in range(len(images))
             for turn in range(per_image)
         ]
+
+    def row(number: int) -> dict:
+        image, question = asked[number]
+        return conversation(questions[question], image=None if image is None else _decoded(images, image))
+
     identity = "" if cache is None else _identity(model, processor, questions, asked, max_new_tokens)
-    kept = _read_cache(cache, identity)
-    answers = [answer for _, answer in kept]
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "cache": cache,
+        "progress": progress,
+    }
     rows = []
-    with tqdm(total=len(asked), initial=len(answers), desc="Asking the model", disable=not progress) as bar:
-        for start in range(0, len(asked), batch_size):
-            part = [
-                conversation(questions[question], image=None if image is None else _decoded(images, image))
-                for image, question in asked[start : start + batch_size]
-            ]
-            keys = [_picture_key(row) for row in part] if cache is not None else []
-            for number, (key, (noted, _)) in enumerate(zip(keys, kept[start : start + batch_size]), start):
-                if key != noted:
-                    raise ValueError(
-                        f"{cache} holds, in answer {number}, one about another picture than image {asked[number][0]} is now; "
-                        "remove it, or choose another file."
-                    )
-            missing = part[max(0, len(answers) - start) :]
-            if missing:
-                with deployed_model(model) as deployed:
-                    said = generate_tokens(
-                        deployed, processor, missing, batch_size=batch_size, max_new_tokens=max_new_tokens
-                    )
-                said = [text.strip() for text in processor.batch_decode(said, skip_special_tokens=True)]
-                _append(cache, zip(keys[len(part) - len(missing) :], said))
-                answers += said
-                bar.update(len(missing))
-            for row, answer in zip(part, answers[start : start + batch_size], strict=True):
-                if answer and not mentions(answer, names):
-                    row["completion"] = [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-                    rows.append(row)
+    for _, one, answer in _answered(model, processor, [image for image, _ in asked], row, identity, **options):
+        if answer and not mentions(answer, names):
+            rows.append({**one, "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]})
     return rows
+
+
+def answer_missing(
+    model,
+    processor,
+    retained: RetainedRows,
+    *,
+    questions: Sequence[Question] = (*DEFAULT_QUESTIONS.naming, *DEFAULT_QUESTIONS.open),
+    per_image: int = 2,
+    names: Sequence[str] = (),
+    max_new_tokens: int = 32,
+    batch_size: int = 32,
+    cache: str | os.PathLike | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> RetainedRows:
+    """Has the deployed model answer those retained rows that have no answer; rows that have one stay as they are.
+
+    A row is asked its own question, where it has one, or else `per_image` of `questions`, in turn. Says so in one line. In a
+    distributed run rank 0 asks, and all get the answers.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model; its adapters are switched off.
+        processor (`ProcessorMixin`): Its processor.
+        retained ([`RetainedRows`]): Read with `unanswered=True`.
+        questions (`list[str or Dialogue]`, *optional*): What rows without a question are asked.
+        per_image (`int`, defaults to 2): Questions about each of them.
+        names (`list[str]`, *optional*): Names of the concept to forget: answers about pictures that say one are left out.
+        max_new_tokens, batch_size, progress: See [`retained_answers`].
+        cache (`str` or `os.PathLike`, *optional*): JSON lines file to go on from, as of [`retained_answers`]; that of other
+            rows or of another model is replaced, with a warning.
+        resume (`bool`, defaults to `True`): Whether to take answers from there; else all are asked for anew.
+
+    Returns:
+        [`RetainedRows`]: All with an answer.
+
+    Raises:
+        ValueError: If there is no question, a picture does not decode, or no row is left.
+    """
+    if not retained.unanswered:
+        return retained
+    if len(questions) == 0 or per_image < 1:
+        raise ValueError(f"nothing to ask: got {len(questions)} questions and per_image={per_image}.")
+    logger.warning(
+        "%d of %d retained rows have no answer: the model itself is asked, and its answers are what must not change.",
+        len(retained.unanswered), len(retained),
+    )  # fmt: skip
+    turns = itertools.cycle(range(len(questions)))
+    # Of each answer its row, and what it answers: the row's own question, or the number of one of ours.
+    asked: list[tuple[int, list[dict] | int]] = []
+    for place, prompt in retained.unanswered.items():
+        own = [prompt] if prompt else itertools.islice(turns, min(per_image, len(questions)))
+        asked += [(place, question) for question in own]
+
+    def row(number: int) -> dict:
+        place, question = asked[number]
+        given = retained[place]
+        pictures = [_decoded(given["images"], i, f"retained row {place}, image") for i in range(len(given["images"]))]
+        if isinstance(question, int):
+            given = {"prompt": conversation(questions[question])["prompt"], "images": pictures}
+            given = to_conversation(given, unanswered=True)  # It puts the pictures where they belong.
+        return {**given, "images": pictures}
+
+    def ask(cache) -> dict[int, list[tuple[list[dict], str]]]:
+        identity = "" if cache is None else _identity(model, processor, questions, asked, max_new_tokens)
+        said: dict[int, list[tuple[list[dict], str]]] = {}
+        places = [place for place, _ in asked]
+        for number, one, answer in _answered(model, processor, places, row, identity, **options):
+            if answer and not (one["images"] and mentions(answer, names)):
+                said.setdefault(places[number], []).append((one["prompt"], answer))
+        return said
+
+    def take_up(cache) -> dict[int, list[tuple[list[dict], str]]]:
+        if cache is not None and not resume:
+            Path(cache).unlink(missing_ok=True)
+        try:
+            return ask(cache)
+        except OtherAnswers:
+            logger.warning("The answers in %s are of another model, or to something else; they are made anew.", cache)
+            os.remove(cache)
+            return ask(cache)
+
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "cache": cache,
+        "progress": progress,
+    }
+    filled = retained.with_answers(processes.divide([cache], take_up)[0])
+    if len(filled) == 0:
+        raise ValueError(
+            f"the model's answers to all {len(retained)} retained rows are empty or name what is to be forgotten, so that "
+            "nothing is left to keep; give rows about other things."
+        )
+    return filled
 
 
 def retained_texts(
@@ -155,11 +246,59 @@ def retained_texts(
     return rows
 
 
-def _decoded(images, place: int):
+def _answered(
+    model,
+    processor,
+    places: Sequence,
+    row: Callable[[int], dict],
+    identity: str,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    cache: str | os.PathLike | None,
+    progress: bool,
+) -> Iterator[tuple[int, dict, str]]:
+    """Asks the deployed model, and goes on from the cache: yields the number of each question, its row and the answer.
+
+    Args:
+        model, processor, max_new_tokens, batch_size, cache, progress: See [`retained_answers`].
+        places (`list[int or None]`): Where each question's picture comes from, for errors.
+        row (`Callable`): Makes the conversation of a number; pictures are decoded then, a batch at a time.
+        identity (`str`): Of what the answers depend on.
+
+    Raises:
+        OtherAnswers: If the cache belongs to something else.
+    """
+    kept = _read_cache(cache, identity)
+    answers = [answer for _, answer in kept]
+    with tqdm(total=len(places), initial=len(answers), desc="Asking the model", disable=not progress) as bar:
+        for start in range(0, len(places), batch_size):
+            part = [row(number) for number in range(start, min(start + batch_size, len(places)))]
+            keys = [_picture_key(one) for one in part] if cache is not None else []
+            for number, (key, (noted, _)) in enumerate(zip(keys, kept[start : start + batch_size]), start):
+                if key != noted:
+                    raise OtherAnswers(
+                        f"{cache} holds, in answer {number}, one about another picture than image {places[number]} is now; "
+                        "remove it, or choose another file."
+                    )
+            missing = part[max(0, len(answers) - start) :]
+            if missing:
+                with deployed_model(model) as deployed:
+                    said = generate_tokens(
+                        deployed, processor, missing, batch_size=batch_size, max_new_tokens=max_new_tokens
+                    )
+                said = [text.strip() for text in processor.batch_decode(said, skip_special_tokens=True)]
+                _append(cache, zip(keys[len(part) - len(missing) :], said))
+                answers += said
+                bar.update(len(missing))
+            yield from zip(range(start, start + len(part)), part, answers[start : start + batch_size], strict=True)
+
+
+def _decoded(images, place: int, what: str = "image"):
     try:
         return load_rgb(images[place])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"image {place}: {error}") from error
+        raise ValueError(f"{what} {place}: {error}") from error
 
 
 def _identity(model, processor, questions, asked, max_new_tokens: int) -> str:
@@ -173,7 +312,7 @@ def _identity(model, processor, questions, asked, max_new_tokens: int) -> str:
 
 
 def _picture_key(row: dict) -> str | None:
-    return pixel_hash(row["images"][0]) if row["images"] else None
+    return " ".join(map(pixel_hash, row["images"])) or None
 
 
 def _read_cache(cache: str | os.PathLike | None, identity: str) -> list[tuple[str | None, str]]:
@@ -192,7 +331,7 @@ def _read_cache(cache: str | os.PathLike | None, identity: str) -> list[tuple[st
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no cache of answers ({error}); remove it.") from error
     if not isinstance(header, dict) or header.get("identity") != identity:
-        raise ValueError(
+        raise OtherAnswers(
             f"{path} holds answers of another model, or to other questions or numbers of images; remove it, or choose "
             "another file."
         )

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 from space_peft import verify_erasure
 from space_peft.cli import main
 from space_peft.cli.pictures import load_pictures
-from space_peft.retained.reading import load_rows
+from space_peft.data.loading import load_rows
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
