@@ -24,6 +24,7 @@ from .config import ConstraintName, SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
+from .distributed.processes import rank_and_size
 from .hub_cards.card import STAGES
 from .hub_cards.merge import merge_adapter
 from .modeling.loading import load_model
@@ -31,8 +32,10 @@ from .records.durations import duration
 from .records.folder import CARD_NAME, REPORT_TEXT_NAME, contents_table
 from .records.io import atomic_path
 from .records.places import refuse_missing
+from .records.stages import begin, done, stages
 from .trainers import SpaceConfig, SpaceTrainer
 from .trainers.checkpoints import last_complete_checkpoint, run_identity
+from .trainers.progress import training_stages
 
 
 if TYPE_CHECKING:
@@ -229,7 +232,7 @@ def erase(
         args ([`SpaceConfig`], *optional*): Configuration of training; `output_dir` is "space-output" by default.
         peft_config ([`SpaceLoraConfig`], *optional*): The adapter; rank 8 by default.
         resume (`bool`, defaults to `True`): Whether to go on from what an interrupted call of the same job left.
-        progress (`bool`, defaults to `True`): Whether to show progress bars.
+        progress (`bool`, defaults to `True`): Whether to show stages: a bar for the one at hand, a line for each that is over.
         trainer_options: Other arguments of [`SpaceTrainer`].
 
     Returns:
@@ -251,41 +254,51 @@ def erase(
     args = SpaceConfig(output_dir="space-output") if args is None else args
     if isinstance(model, str):
         refuse_missing(model)
-    if processor is None:
-        processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
-    if isinstance(model, str):
-        model = load_model(model, **args.init_kwargs)
-    questions = questions or DEFAULT_QUESTIONS
-    began = time.perf_counter()
-    if made := anchors is None:
-        anchors = make_anchors(
-            concept, pool, model, processor, aliases, questions, k, refine_steps, args,
-            selection=selection, resume=resume, progress=progress,
+    adapter = peft_config or default_adapter()
+    keys = erase_stages(
+        args, adapter, pool=pool is not None, refined=refine_steps > 0, retained=retain_dataset is not None, probes=bool(probes)
+    )  # fmt: skip
+    with stages(["load"] * isinstance(model, str) + keys, show=progress and rank_and_size()[0] == 0):
+        if isinstance(model, str):
+            begin("load")
+            processor = AutoProcessor.from_pretrained(model) if processor is None else processor
+            model = load_model(model, **args.init_kwargs)
+        elif processor is None:
+            processor = AutoProcessor.from_pretrained(model.config._name_or_path)
+        questions = questions or DEFAULT_QUESTIONS
+        began = time.perf_counter()
+        if made := anchors is None:
+            anchors = make_anchors(
+                concept, pool, model, processor, aliases, questions, k, refine_steps, args,
+                selection=selection, resume=resume, progress=progress,
+            )  # fmt: skip
+        seconds = {"anchors": round(time.perf_counter() - began, 1)} if made else {}
+        trainer = SpaceTrainer(
+            model, args, anchors=anchors, retain_dataset=retain_dataset, statistics=statistics, processing_class=processor,
+            peft_config=adapter, concept=concept, aliases=aliases, questions=questions, probes=probes, **trainer_options,
         )  # fmt: skip
-    seconds = {"anchors": round(time.perf_counter() - began, 1)} if made else {}
-    trainer = SpaceTrainer(
-        model=model,
-        args=args,
-        anchors=anchors,
-        retain_dataset=retain_dataset,
-        statistics=statistics,
-        processing_class=processor,
-        peft_config=peft_config or default_adapter(),
-        concept=concept,
-        aliases=aliases,
-        questions=questions,
-        probes=probes,
-        **trainer_options,
-    )
-    trainer.card_data.seconds.update(seconds)
-    checkpoint = None
-    if resume and args.save_strategy != "no":
-        # Of this job: a checkpoint of another concept, or of other settings, would be saved as this one's result.
-        checkpoint = last_complete_checkpoint(args.output_dir, run_identity(trainer))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if probes:
-        trainer.evaluate()
+        trainer.card_data.seconds.update(seconds)
+        checkpoint = None
+        if resume and args.save_strategy != "no":
+            # Of this job: a checkpoint of another concept, or of other settings, would be saved as this one's result.
+            checkpoint = last_complete_checkpoint(args.output_dir, run_identity(trainer))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if probes:
+            begin("evaluate")
+            trainer.evaluate()
     return Erasure(trainer, anchors)
+
+
+def erase_stages(
+    args: SpaceConfig, adapter: SpaceLoraConfig, *, pool=True, refined=True, retained=True, probes=True
+) -> list[str]:
+    """Keys of the stages of [`erase`] with a model, for who shows them among their own.
+
+    Args:
+        args, adapter, pool, refined, retained, probes: What it is given, or whether it is.
+    """
+    anchors = ["select", *(["refine"] if refined else [])] if pool else []
+    return [*anchors, *training_stages(args, adapter, retained), *(["evaluate"] if probes else [])]
 
 
 def default_adapter() -> SpaceLoraConfig:
@@ -317,6 +330,7 @@ def make_anchors(
     Returns:
         `datasets.Dataset`: Those of an earlier call of the same job, if there are some and `resume` is set.
     """
+    begin("select")
     folder = Path(args.output_dir, ANCHORS_FOLDER)
     selection = dict(selection or {})
     # Everything that they depend on.
@@ -335,13 +349,17 @@ def make_anchors(
         kept = load_from_disk(folder)
         if anchor_info(kept).get("job") == job:
             logger.info("Anchors of an earlier call are taken from %s.", folder)
+            done(f"took {len(kept)} anchors that an earlier call has made")
             return kept
         logger.warning("The anchors in %s were made for something else; they are made anew.", folder)
     given = {"model": model, "processor": processor, "aliases": aliases, "k": k, "progress": progress, **selection}
     anchors = select_anchors(concept, pool, **given)
+    done(f"chose {len(anchors)} anchors of {len(pool)} public images")
     if refine_steps:
+        begin("refine")
         options = {"steps": refine_steps, "seed": args.seed, "questions": questions, "progress": progress}
         anchors = refine_anchors(anchors, model=model, processor=processor, **options)
+        done(f"refined {len(anchors)} anchors, p(name) {sum(anchors['p_name_after']) / len(anchors):.3f} on average")
     anchors = set_anchor_info(anchors, {**anchor_info(anchors), "job": job})
     with atomic_path(folder) as temporary:
         anchors.save_to_disk(temporary)

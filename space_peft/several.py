@@ -16,7 +16,8 @@ from transformers import AutoProcessor
 
 from .config import SpaceLoraConfig
 from .data.names import check_aliases, check_concept
-from .erasing import default_adapter, erase
+from .distributed.processes import rank_and_size
+from .erasing import default_adapter, erase, erase_stages
 from .modeling.checksum import base_checksum
 from .modeling.fingerprint import BaseFingerprint, compare_base
 from .modeling.loading import load_model
@@ -24,6 +25,7 @@ from .records.folder import ADAPTER_NAME, LEDGER_NAME, REPORT_NAME
 from .records.io import write_json
 from .records.measured import remove_results, saved_digest
 from .records.safe_json import read_json
+from .records.stages import end, say, stages
 from .trainers import ErasureLedger, SpaceConfig
 from .trainers.checkpoints import settings_of
 
@@ -187,26 +189,22 @@ def erase_several(
     write_json(place / _BASE_NAME, base)
     original = copy.deepcopy(model)
     model = ledger.fold(model)
-    for number, concept in enumerate(concepts[len(served) :], len(served) + 1):
-        own = copy.deepcopy(args)
-        own.output_dir = str(request_folder(folder, number))
-        erasure = erase(
-            model,
-            concept,
-            pool=pool,
-            processor=processor,
-            aliases=aliases.get(concept, ()),
-            probes=probes.get(concept),
-            args=own,
-            peft_config=copy.deepcopy(peft_config),
-            resume=resume,
-            protect=ledger.protect,
-            keep_model=original,
-            **options,
-        )
-        made_with[concept] = settings
-        write_json(place / _BASE_NAME, base)
-        model = ledger.add(erasure.trainer)
+    shown = options.get("progress", True) and rank_and_size()[0] == 0
+    with stages(several_stages(concepts[len(served) :], probes, args, peft_config, options), show=shown):
+        for number, concept in enumerate(concepts[len(served) :], len(served) + 1):
+            if shown:
+                end()
+                say(f"space-peft: erasing {concept!r}, {number} of {len(concepts)}")
+            own = copy.deepcopy(args)
+            own.output_dir = str(request_folder(folder, number))
+            erasure = erase(
+                model, concept, pool=pool, processor=processor, aliases=aliases.get(concept, ()),
+                probes=probes.get(concept), args=own, peft_config=copy.deepcopy(peft_config), resume=resume,
+                protect=ledger.protect, keep_model=original, **options,
+            )  # fmt: skip
+            made_with[concept] = settings
+            write_json(place / _BASE_NAME, base)
+            model = ledger.add(erasure.trainer)
     stacked = ledger.stack(original)
     if not (folder / LEDGER_NAME).is_file():
         # Before the adapter: by it a call that is killed between them knows the adapter for its own.
@@ -215,6 +213,29 @@ def erase_several(
     remove_results(folder, saved_digest(folder), None)  # What an evaluation found before another name was erased.
     write_json(folder / LEDGER_NAME, read_json(place / LEDGER_NAME, kind="ledger"))
     return Erasures(stacked, ledger, folder)
+
+
+def several_stages(
+    concepts: Sequence[str],
+    probes: Mapping[str, Any] | None,
+    args: SpaceConfig,
+    peft_config: SpaceLoraConfig | None,
+    options: Mapping[str, Any],
+) -> list[str]:
+    """Keys of the stages of [`erase_several`], for who shows them among their own.
+
+    Args:
+        concepts, probes, args, peft_config, options: What it is given.
+    """
+    adapter, retained = peft_config or default_adapter(), options.get("retain_dataset") is not None
+    refined = options.get("refine_steps", 1) > 0
+    return [
+        key
+        for concept in concepts
+        for key in erase_stages(
+            args, adapter, refined=refined, retained=retained, probes=bool((probes or {}).get(concept))
+        )
+    ]
 
 
 def _by_name(given: Mapping[str, Any] | None, concepts: Sequence[str], what: str) -> dict[str, Any]:

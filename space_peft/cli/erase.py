@@ -9,12 +9,14 @@ from dataclasses import fields
 from datasets import Dataset, load_from_disk
 from transformers import HfArgumentParser
 
+from ..config import SpaceLoraConfig
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet, load_questions
 from ..erasing import ANCHORS_FOLDER, AdapterArguments, EraseArguments, Erasure, erase, get_space_config
 from ..evaluation.named_images import named_probes, split_by_name
 from ..modeling.loading import load_model
+from ..records.stages import begin, done, stages
 from ..retained.reading import load_rows
-from ..several import Erasures, erase_several, request_folder
+from ..several import Erasures, erase_several, request_folder, several_stages
 from ..trainers import SpaceConfig
 from .options import Help, check_keys
 from .pictures import draw_sheet, load_pictures
@@ -146,12 +148,28 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
     """
     arguments, adapter, args = parse_run(argv, config)
     # Whatever is mistyped shows before the model is loaded.
-    questions = read_questions(arguments)
+    questions, config = read_questions(arguments), get_space_config(adapter)
+    concepts, aliases = [arguments.concept, *arguments.more_concepts], {arguments.concept: arguments.aliases}
+    tested = dict.fromkeys(concepts, arguments.test_images is not None)
+    given = {"refine_steps": arguments.refine_steps, "retain_dataset": arguments.retain}
+    with stages(["read", "load", *several_stages(concepts, tested, args, config, given), "save"]):
+        return _erase(arguments, args, config, questions, concepts, aliases)
+
+
+def _erase(
+    arguments: EraseArguments,
+    args: SpaceConfig,
+    adapter: SpaceLoraConfig,
+    questions: QuestionSet,
+    concepts: list[str],
+    aliases: dict[str, list[str]],
+) -> Erasure | Erasures:
+    begin("read")
     pool = read_pool(arguments)
     retain = None if arguments.retain is None else load_rows(arguments.retain)
     pictures = None if arguments.test_images is None else load_pictures(arguments.test_images)
-    concepts = [arguments.concept, *arguments.more_concepts]
-    aliases = {arguments.concept: arguments.aliases}
+    counts = {"public images": pool, "retained rows": retain, "test pictures": pictures}
+    done(f"read {', '.join(f'{len(rows):,} {name}' for name, rows in counts.items() if rows is not None)}")
     probes = None
     if pictures is not None:
         probes = {
@@ -166,19 +184,24 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
     options = {
         "pool": pool, "retain_dataset": retain, "statistics": arguments.statistics, "questions": questions,
         "k": arguments.anchors,
-        "refine_steps": arguments.refine_steps, "args": args, "peft_config": get_space_config(adapter),
+        "refine_steps": arguments.refine_steps, "args": args, "peft_config": adapter,
         "resume": not arguments.fresh,
     }  # fmt: skip
+    begin("load")
     model = load_model(model_place(arguments.model), **model_kwargs(arguments, args))
     if arguments.more_concepts:
         erased = erase_several(model, concepts, aliases=aliases, probes=probes, **options)
+        begin("save")
         for number, name in enumerate(concepts, 1):
             place = request_folder(args.output_dir, number)
             if (place / ANCHORS_FOLDER).is_dir():
                 draw_sheet(load_from_disk(place / ANCHORS_FOLDER), place, name)
+        done(f"saved to {args.output_dir}")
         return erased
     own = None if probes is None else probes[arguments.concept]
     erasure = erase(model, arguments.concept, aliases=arguments.aliases, probes=own, **options)
+    begin("save")
     folder = erasure.save()
     draw_sheet(erasure.anchors, folder, arguments.concept)
+    done(f"saved to {folder}")
     return erasure

@@ -11,6 +11,7 @@ from ..hub_cards import push_statistics
 from ..modeling.loading import load_model
 from ..null_space.base_statistics import Statistics
 from ..null_space.collecting import collect_statistics
+from ..records.stages import begin, done, stages
 from ..retained.reading import load_rows
 
 
@@ -30,17 +31,24 @@ def run_stats(args: argparse.Namespace) -> Statistics:
     """
     output = Path(args.output)
     Statistics.check_folder(output)
-    rows = load_rows(args.data)
-    model = load_model(args.model, args.device, **({"dtype": args.dtype} if args.dtype else {}))
-    statistics = collect_statistics(
-        model,
-        AutoProcessor.from_pretrained(args.model),
-        rows,
-        batch_size=args.batch_size,
-        tokens_per_row=args.tokens_per_row,
-        save_to=output.with_name(_SUMS.format(name=output.name)),
-    )
-    statistics.save(output)
+    with stages(["read", "load", "collect"]):
+        begin("read")
+        rows = load_rows(args.data)
+        done(f"read {len(rows):,} retained rows")
+        begin("load")
+        model = load_model(args.model, args.device, **({"dtype": args.dtype} if args.dtype else {}))
+        processor = AutoProcessor.from_pretrained(args.model)
+        begin("collect")
+        statistics = collect_statistics(
+            model,
+            processor,
+            rows,
+            batch_size=args.batch_size,
+            tokens_per_row=args.tokens_per_row,
+            save_to=output.with_name(_SUMS.format(name=output.name)),
+        )
+        statistics.save(output)
+        done(f"collected statistics of {len(statistics)} layers")
     if args.push:
         push_statistics(statistics, args.push)
     return statistics

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from ..data.names import check_aliases, mentions
 from ..data.pictures import load_rgb
@@ -20,6 +19,7 @@ from ..modeling.checksum import base_checksum
 from ..modeling.layers import deployed_model, our_adapter
 from ..modeling.prompts import conversation, generate_tokens
 from ..records.io import atomic_path
+from ..records.stages import bar
 
 
 _LINES = "picture, answer"  # What a line of a cache holds.
@@ -91,7 +91,7 @@ def retained_answers(
     kept = _read_cache(cache, identity)
     answers = [answer for _, answer in kept]
     rows = []
-    with tqdm(total=len(asked), initial=len(answers), desc="Asking the model", disable=not progress) as bar:
+    with bar("Asking the model", len(asked), initial=len(answers), show=progress, leave=True) as shown:
         for start in range(0, len(asked), batch_size):
             part = [
                 conversation(questions[question], image=None if image is None else _decoded(images, image))
@@ -113,7 +113,7 @@ def retained_answers(
                 said = [text.strip() for text in processor.batch_decode(said, skip_special_tokens=True)]
                 _append(cache, zip(keys[len(part) - len(missing) :], said))
                 answers += said
-                bar.update(len(missing))
+                shown.update(len(missing))
             for row, answer in zip(part, answers[start : start + batch_size], strict=True):
                 if answer and not mentions(answer, names):
                     row["completion"] = [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
