@@ -201,7 +201,14 @@ class _Job:
     def draw(self, doing: str, total: int | None, initial: int) -> Any:
         form = {} if total is None else {"bar_format": _BAR}
         self._drawn = tqdm(
-            total=total, initial=initial, desc=doing, leave=False, dynamic_ncols=True, file=sys.stderr, **form
+            total=total,
+            initial=initial,
+            desc=doing,
+            leave=False,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            smoothing=0,
+            **form,
         )
         return self._drawn
 
