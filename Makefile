@@ -11,12 +11,15 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test test-all test-oldest test-peers coverage release-check docs lint types format bench clean
 
+# Twice quiet: once leaves pip's warnings, such as those of an index of this machine's that holds no such package.
+INSTALL := pip install --quiet --quiet --disable-pip-version-check
+
 # torch first and by its exact version: a range would pull the CUDA build.
 define install
 	@echo "Installing into $(VENV): some minutes, of which torch (200 MB) takes most"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
+	$(BIN)/$(INSTALL) -c constraints.txt torch
+	$(BIN)/$(INSTALL) -c constraints.txt -e
 endef
 
 # The package alone, for who wants to see what it does.
@@ -36,7 +39,7 @@ test: $(VENV)/.installed
 
 # DeepSpeed is built without its kernels, which a CPU does not need; its tests are skipped where it is missing.
 $(VENV)/.deepspeed: $(VENV)/.installed
-	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation \
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/$(INSTALL) --no-build-isolation \
 		-c constraints.txt "deepspeed>=0.19"
 	touch $@
 
@@ -47,8 +50,8 @@ test-all: $(VENV)/.installed $(VENV)/.deepspeed
 OLDEST := .venv-oldest
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt torch
-	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[test]"
+	$(OLDEST)/bin/$(INSTALL) -c constraints-oldest.txt torch
+	$(OLDEST)/bin/$(INSTALL) -c constraints-oldest.txt -e ".[test]"
 	touch $@
 
 test-oldest: $(OLDEST)/.installed
@@ -56,7 +59,7 @@ test-oldest: $(OLDEST)/.installed
 
 # Which lines of the library the fast tests run; processes that tests start are not counted.
 coverage: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt pytest-cov
+	$(BIN)/$(INSTALL) -c constraints.txt pytest-cov
 	$(TEST) -m "not slow" --cov=space_peft --cov=trainers --cov=hub_cards --cov-report=term:skip-covered
 
 # Wheel and sdist: built, their contents looked through, installed in an empty environment and tried there.
@@ -69,7 +72,7 @@ test-peers: $(VENV)/.installed
 
 # The site; a link that leads nowhere is an error.
 docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/$(INSTALL) -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/.installed types

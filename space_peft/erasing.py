@@ -24,6 +24,7 @@ from .config import ConstraintName, SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
+from .distributed.processes import rank_and_size
 from .evaluation.before_after import warn_if_not_named
 from .hub_cards.card import STAGES
 from .hub_cards.merge import merge_adapter
@@ -33,10 +34,12 @@ from .records.durations import duration
 from .records.folder import CARD_NAME, REPORT_TEXT_NAME, RETAINED_ANSWERS_NAME, contents_table
 from .records.io import atomic_path
 from .records.places import refuse_missing
+from .records.stages import begin, done, stages
 from .retained.reading import RetainedRows
 from .retained.self_distillation import answer_missing
 from .trainers import SpaceConfig, SpaceTrainer
 from .trainers.checkpoints import last_complete_checkpoint, run_identity
+from .trainers.progress import training_stages
 from .trainers.refusals import check_job, check_model
 
 
@@ -235,7 +238,7 @@ def erase(
         args ([`SpaceConfig`], *optional*): Configuration of training; `output_dir` is "space-output" by default.
         peft_config ([`SpaceLoraConfig`], *optional*): The adapter; rank 8 by default.
         resume (`bool`, defaults to `True`): Whether to go on from what an interrupted call of the same job left.
-        progress (`bool`, defaults to `True`): Whether to show progress bars.
+        progress (`bool`, defaults to `True`): Whether to show stages: a bar for the one at hand, a line for each that is over.
         trainer_options: Other arguments of [`SpaceTrainer`].
 
     Returns:
@@ -262,48 +265,68 @@ def erase(
     check_job(SpaceTrainer, args, trainer_options, alone=retain_dataset is None)
     statistics = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
     retained = None if retain_dataset is None else RetainedRows.of(retain_dataset, unanswered=True)
-    if processor is None:
-        processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
-    if isinstance(model, str):
-        model = load_model(model, **args.init_kwargs)
-    questions = questions or DEFAULT_QUESTIONS
-    check_model(model, processor, args, peft_config, [concept, *aliases], questions, retained, statistics)
-    warn_if_not_named(model, processor, concept, probes or (), progress=progress)
-    if retained is not None:
-        retained = answer_missing(
-            model, processor, retained, questions=(*questions.naming, *questions.open), names=[concept, *aliases],
-            cache=Path(args.output_dir, RETAINED_ANSWERS_NAME), resume=resume, progress=progress,
-        )  # fmt: skip
-    began = time.perf_counter()
-    if made := anchors is None:
-        anchors = make_anchors(
-            concept, pool, model, processor, aliases, questions, k, refine_steps, args,
-            selection=selection, resume=resume, progress=progress,
-        )  # fmt: skip
-    seconds = {"anchors": round(time.perf_counter() - began, 1)} if made else {}
-    trainer = SpaceTrainer(
-        model=model,
-        args=args,
-        anchors=anchors,
-        retain_dataset=retained,
-        statistics=statistics,
-        processing_class=processor,
-        peft_config=peft_config,
-        concept=concept,
-        aliases=aliases,
-        questions=questions,
-        probes=probes,
-        **trainer_options,
+    keys = erase_stages(
+        args, peft_config, retained, pool=pool is not None, refined=refine_steps > 0, probes=bool(probes)
     )
-    trainer.card_data.seconds.update(seconds)
-    checkpoint = None
-    if resume and args.save_strategy != "no":
-        # Of this job: a checkpoint of another concept, or of other settings, would be saved as this one's result.
-        checkpoint = last_complete_checkpoint(args.output_dir, run_identity(trainer))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if probes:
-        trainer.evaluate()
+    with stages(["load"] * isinstance(model, str) + keys, show=progress and rank_and_size()[0] == 0):
+        if isinstance(model, str):
+            begin("load")
+        if processor is None:
+            processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
+        if isinstance(model, str):
+            model = load_model(model, **args.init_kwargs)
+        questions = questions or DEFAULT_QUESTIONS
+        check_model(model, processor, args, peft_config, [concept, *aliases], questions, retained, statistics)
+        if probes:
+            begin("know")
+            warn_if_not_named(model, processor, concept, probes, progress=progress)
+        if retained is not None:
+            retained = answer_missing(
+                model, processor, retained, questions=(*questions.naming, *questions.open), names=[concept, *aliases],
+                cache=Path(args.output_dir, RETAINED_ANSWERS_NAME), resume=resume, progress=progress,
+            )  # fmt: skip
+        began = time.perf_counter()
+        if made := anchors is None:
+            anchors = make_anchors(
+                concept, pool, model, processor, aliases, questions, k, refine_steps, args,
+                selection=selection, resume=resume, progress=progress,
+            )  # fmt: skip
+        seconds = {"anchors": round(time.perf_counter() - began, 1)} if made else {}
+        trainer = SpaceTrainer(
+            model, args, anchors=anchors, retain_dataset=retained, statistics=statistics, processing_class=processor,
+            peft_config=peft_config, concept=concept, aliases=aliases, questions=questions, probes=probes, **trainer_options,
+        )  # fmt: skip
+        trainer.card_data.seconds.update(seconds)
+        checkpoint = None
+        if resume and args.save_strategy != "no":
+            # Of this job: a checkpoint of another concept, or of other settings, would be saved as this one's result.
+            checkpoint = last_complete_checkpoint(args.output_dir, run_identity(trainer))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if probes:
+            begin("evaluate")
+            trainer.evaluate()
     return Erasure(trainer, anchors)
+
+
+def erase_stages(
+    args: SpaceConfig,
+    adapter: SpaceLoraConfig,
+    retained: RetainedRows | None,
+    *,
+    pool: bool = True,
+    refined: bool = True,
+    probes: bool = True,
+) -> list[str]:
+    """Keys of the stages of [`erase`] with a model, for who shows them among their own.
+
+    Args:
+        args, adapter, retained: What it is given.
+        pool, refined, probes (`bool`, defaults to `True`): Whether it is given a pool, steps of refinement, and probes.
+    """
+    know, evaluate = (["know"], ["evaluate"]) if probes else ([], [])
+    retain = ["retain"] if retained is not None and retained.unanswered else []
+    anchors = ["select", *(["refine"] if refined else [])] if pool else []
+    return [*know, *retain, *anchors, *training_stages(args, adapter, retained is not None), *evaluate]
 
 
 def default_adapter() -> SpaceLoraConfig:
@@ -335,6 +358,7 @@ def make_anchors(
     Returns:
         `datasets.Dataset`: Those of an earlier call of the same job, if there are some and `resume` is set.
     """
+    begin("select")
     folder = Path(args.output_dir, ANCHORS_FOLDER)
     selection = dict(selection or {})
     # Everything that they depend on.
@@ -353,13 +377,17 @@ def make_anchors(
         kept = load_from_disk(folder)
         if anchor_info(kept).get("job") == job:
             logger.info("Anchors of an earlier call are taken from %s.", folder)
+            done(f"took {len(kept)} anchors that an earlier call has made")
             return kept
         logger.warning("The anchors in %s were made for something else; they are made anew.", folder)
     given = {"model": model, "processor": processor, "aliases": aliases, "k": k, "progress": progress, **selection}
     anchors = select_anchors(concept, pool, **given)
+    done(f"chose {len(anchors)} anchors of {len(pool)} public images")
     if refine_steps:
+        begin("refine")
         options = {"steps": refine_steps, "seed": args.seed, "questions": questions, "progress": progress}
         anchors = refine_anchors(anchors, model=model, processor=processor, **options)
+        done(f"refined {len(anchors)} anchors, p(name) {sum(anchors['p_name_after']) / len(anchors):.3f} on average")
     anchors = set_anchor_info(anchors, {**anchor_info(anchors), "job": job})
     with atomic_path(folder) as temporary:
         anchors.save_to_disk(temporary)

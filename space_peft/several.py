@@ -17,7 +17,8 @@ from transformers import AutoProcessor
 from .config import SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS
-from .erasing import default_adapter, erase
+from .distributed.processes import rank_and_size
+from .erasing import default_adapter, erase, erase_stages
 from .modeling.checksum import base_checksum
 from .modeling.fingerprint import BaseFingerprint, compare_base
 from .modeling.loading import load_model
@@ -25,6 +26,7 @@ from .records.folder import ADAPTER_NAME, LEDGER_NAME, REPORT_NAME, RETAINED_ANS
 from .records.io import write_json
 from .records.measured import remove_results, saved_digest
 from .records.safe_json import read_json
+from .records.stages import end, say, stages
 from .retained.reading import RetainedRows
 from .retained.self_distillation import answer_missing
 from .trainers import ErasureLedger, SpaceConfig
@@ -190,34 +192,35 @@ def erase_several(
     write_json(place / _BASE_NAME, base)
     original = copy.deepcopy(model)
     model = ledger.fold(model)
-    if options.get("retain_dataset") is not None and len(served) < len(concepts):
-        # Once, by the model that has forgotten nothing yet; an answer that says any of the names is left out.
-        questions = options.get("questions") or DEFAULT_QUESTIONS
-        options["retain_dataset"] = answer_missing(
-            original, processor, RetainedRows.of(options["retain_dataset"], unanswered=True),
-            questions=(*questions.naming, *questions.open), names=[name for one, own in wanted for name in (one, *own)],
-            cache=folder / RETAINED_ANSWERS_NAME, resume=resume, progress=options.get("progress", True),
-        )  # fmt: skip
-    for number, concept in enumerate(concepts[len(served) :], len(served) + 1):
-        own = copy.deepcopy(args)
-        own.output_dir = str(request_folder(folder, number))
-        erasure = erase(
-            model,
-            concept,
-            pool=pool,
-            processor=processor,
-            aliases=aliases.get(concept, ()),
-            probes=probes.get(concept),
-            args=own,
-            peft_config=copy.deepcopy(peft_config),
-            resume=resume,
-            protect=ledger.protect,
-            keep_model=original,
-            **options,
-        )
-        made_with[concept] = settings
-        write_json(place / _BASE_NAME, base)
-        model = ledger.add(erasure.trainer)
+    retained = options.pop("retain_dataset", None)
+    if retained is not None:
+        retained = RetainedRows.of(retained, unanswered=True)
+    shown = options.get("progress", True) and rank_and_size()[0] == 0
+    refined = options.get("refine_steps", 1) > 0
+    keys = several_stages(concepts[len(served) :], probes, args, peft_config, retained, refined=refined)
+    with stages(keys, show=shown):
+        if retained is not None and len(served) < len(concepts):
+            # Once, by the model that has forgotten nothing yet; an answer that says any of the names is left out.
+            questions = options.get("questions") or DEFAULT_QUESTIONS
+            retained = answer_missing(
+                original, processor, retained,
+                questions=(*questions.naming, *questions.open), names=[name for one, own in wanted for name in (one, *own)],
+                cache=folder / RETAINED_ANSWERS_NAME, resume=resume, progress=options.get("progress", True),
+            )  # fmt: skip
+        for number, concept in enumerate(concepts[len(served) :], len(served) + 1):
+            if shown:
+                end()
+                say(f"space-peft: erasing {concept!r}, {number} of {len(concepts)}")
+            own = copy.deepcopy(args)
+            own.output_dir = str(request_folder(folder, number))
+            erasure = erase(
+                model, concept, pool=pool, processor=processor, aliases=aliases.get(concept, ()),
+                retain_dataset=retained, probes=probes.get(concept), args=own, peft_config=copy.deepcopy(peft_config),
+                resume=resume, protect=ledger.protect, keep_model=original, **options,
+            )  # fmt: skip
+            made_with[concept] = settings
+            write_json(place / _BASE_NAME, base)
+            model = ledger.add(erasure.trainer)
     stacked = ledger.stack(original)
     if not (folder / LEDGER_NAME).is_file():
         # Before the adapter: by it a call that is killed between them knows the adapter for its own.
@@ -226,6 +229,32 @@ def erase_several(
     remove_results(folder, saved_digest(folder), None)  # What an evaluation found before another name was erased.
     write_json(folder / LEDGER_NAME, read_json(place / LEDGER_NAME, kind="ledger"))
     return Erasures(stacked, ledger, folder)
+
+
+def several_stages(
+    concepts: Sequence[str],
+    probes: Mapping[str, Any] | None,
+    args: SpaceConfig,
+    peft_config: SpaceLoraConfig | None,
+    retained: RetainedRows | None,
+    *,
+    refined: bool = True,
+) -> list[str]:
+    """Keys of the stages of [`erase_several`], for who shows them among their own.
+
+    Args:
+        concepts, probes, args, peft_config, retained, refined: What it is given; see [`erase_stages`].
+    """
+    keys = [
+        key
+        for concept in concepts
+        for key in erase_stages(
+            args, peft_config or default_adapter(), retained, refined=refined, probes=bool((probes or {}).get(concept))
+        )
+    ]
+    # The model is asked for answers once, before the first of several.
+    once = ["retain"] if "retain" in keys and len(concepts) > 1 else []
+    return [*once, *(key for key in keys if not once or key != "retain")]
 
 
 def _by_name(given: Mapping[str, Any] | None, concepts: Sequence[str], what: str) -> dict[str, Any]:

@@ -51,10 +51,23 @@ def job(folder, data, **options):
     return erase(model, options.pop("concept", "fox"), **{**given, **options})
 
 
-def test_a_name_in_and_everything_a_reviewer_asks_for_out(data, demo_images, tmp_path):
+def stage_lines(text):
+    """The numbers of the stages that are over, each with what was said of it."""
+    return [line.partition("] ")[::2] for line in text.splitlines() if line.startswith("[")]
+
+
+def test_a_name_in_and_everything_a_reviewer_asks_for_out(data, demo_images, tmp_path, capsys):
     probes = demo_probes("fox", demo_images)
     probes = [type(probe)(**{**probe.__dict__, "rows": probe.rows[:4]}) for probe in probes]
-    erasure = job(tmp_path / "out", data, probes=probes)
+    args = quick(tmp_path / "out", canary_items=1)
+    erasure = job(tmp_path / "out", data, probes=probes, args=args, progress=True)
+    numbers, said = zip(*stage_lines(capsys.readouterr().err))
+    # Every stage that was announced came, in this order.
+    assert list(numbers) == [f"[{number}/8" for number in range(1, 9)]
+    for text, begins in zip(
+        said, ("chose 2", "refined 2", "collected", "fitted", "trained 2", "measured", "noted", "evaluated: named on")
+    ):
+        assert text.startswith(begins) and text.endswith(" s")
     assert erasure.report.after["forget"]["n"] == 4 and erasure.certificate is not None
     assert anchor_info(erasure.anchors)["stage"] == "refined" and len(erasure.anchors) == 2
     folder = erasure.save()
@@ -254,9 +267,13 @@ def several(folder, data, concepts, **options):
 
 
 @pytest.mark.slow
-def test_several_names_are_erased_one_after_another_into_one_adapter(data, tmp_path):
+def test_several_names_are_erased_one_after_another_into_one_adapter(data, tmp_path, capsys):
     first = several(tmp_path, data, ["fox"])
-    both = several(tmp_path, data, ["fox", "lemon"])  # goes on after the first
+    capsys.readouterr()
+    both = several(tmp_path, data, ["fox", "lemon"], progress=True)  # goes on after the first
+    shown = capsys.readouterr().err
+    assert "space-peft: erasing 'lemon', 2 of 2\n" in shown and "'fox'" not in shown
+    assert [number for number, _ in stage_lines(shown)] == [f"[{number}/6" for number in range(1, 7)]
     assert [own["concept"] for own in both.ledger.requests] == ["fox", "lemon"]
     assert both.reports() == {} and "2. 'lemon': 1 steps" in both.summary() and both.to_dict()["requests"]
     again = PeftModel.from_pretrained(load_demo_model()[0], tmp_path)
@@ -416,7 +433,12 @@ def test_the_command_from_a_yaml_file(data, demo_images, tmp_path, capsys):
     }  # fmt: skip
     path = tmp_path / "run.yaml"
     path.write_text(json.dumps(options))  # JSON is YAML
-    code, out = main(["erase", "--config", str(path)]), capsys.readouterr().out
+    capsys.readouterr()
+    code, (out, err) = main(["erase", "--config", str(path)]), capsys.readouterr()
+    assert [number for number, _ in stage_lines(err)] == [f"[{number}/11" for number in range(1, 12)]
+    # Nothing but stages and notes, none of them with a path or a line of source; bars are not drawn in a file.
+    assert [line for line in err.splitlines() if not line.startswith(("[", "note: "))] == [] and ".py" not in err
+    assert max(map(len, ErasureReport.load(tmp_path / "out").to_table().splitlines())) <= 100
     # Of one step nobody can expect much; whoever goes on by the exit code must not publish it.
     assert "forget" in out and code == ("NOT ERASED" in out)
     names = {p.name for p in (tmp_path / "out").iterdir()}

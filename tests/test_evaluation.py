@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -381,6 +382,21 @@ def test_missing_groups_and_unknown_rows_score_null(demo):
     assert scores["generality"]["value"] is None
     table = ErasureReport(CONCEPT, scores, scores).to_table()
     assert "nan" not in table.lower()
+    # Of what has no row there is the name alone; what was asked and not known is a share of all.
+    assert not [line for line in table.splitlines() if line.endswith(" 0")]
+    assert re.search(r"^others kept, trained styles, of all asked +higher +0.000 \(.*\) +0.000 \(.*\) +1$", table, re.M)
+    listed = table.partition("Not asked, or not known before: ")[2]
+    assert "target still named;" in " ".join(listed.split())
+
+
+def test_the_table_is_at_most_100_columns_wide():
+    every = {key: {"value": 0.5, "n": 99_999, "accuracy": {"value": 0.25, "n": 99_999}} for key in REPORT_KEYS}
+    judged = {**every, "free_form": {**every["free_form"], "perplexity": 1234.5, "repetition": 0.123}}
+    for scores in (judged, _scores(None, 0)):
+        report = ErasureReport(CONCEPT, scores, scores)
+        assert max(map(len, report.to_table().splitlines())) <= 100
+    table = ErasureReport(CONCEPT, judged, judged).to_table()
+    assert table.count("of all asked") == len(REPORT_KEYS) and "Not asked" not in table
 
 
 @pytest.mark.parametrize("concept", ["", "  ", "x" * 10_000])
@@ -499,7 +515,7 @@ def test_sentences_are_judged_beside_their_score(demo, small):
     assert score["perplexity"] > 1 and 0 <= score["repetition"] < 1
     assert judged.rows("free_form") == before.rows("free_form")
     report = ErasureReport.from_results(CONCEPT, judged, judged)
-    line = f"perplexity {score['perplexity']:.1f} before, {score['perplexity']:.1f} after"
+    line = f"perplexity {score['perplexity']:.1f} before, {score['perplexity']:.1f} after;"
     assert line in report.to_table() and line in report.to_table(markdown=True)
     assert "perplexity" not in ErasureReport.from_results(CONCEPT, before, before).to_table()
     rest = [probe for probe in small if probe.name != "free_form"]

@@ -10,9 +10,9 @@ from transformers.trainer_callback import CallbackHandler, PrinterCallback, Prog
 from space_peft import SpaceConfig
 from space_peft.trainers.progress import (
     LINES,
-    BarCallback,
     ReadablePrinterCallback,
     ReadableProgressCallback,
+    StageCallback,
     log_line,
     use_readable_progress,
 )
@@ -32,8 +32,13 @@ STEP = {
         ({"loss": "0.5", "loss_forget": 0.5, "p_name_on_images": 0.1, "p_name_on_images_max": 0.2},
          "step 10 of 60: p(name) 0.100, largest 0.200; loss 0.5"),
         ({"loss": 2.0}, "step 10 of 60: loss 2"),
-        ({"eval_p_name_on_anchors": 0.01, "eval_forget": 0.0, "eval_runtime": 3.0, "epoch": 1.0},
-         "step 10 of 60, evaluated: p_name_on_anchors 0.01, forget 0"),
+        ({"eval_loss": -3.24e-08, "eval_keep_agreement": 0.9987, "eval_p_name_on_anchors": 0.01, "eval_p_name_on_anchors_max": 0.3,
+          "eval_forget": 0.02, "eval_generality": 0.1, "eval_retain": 0.97, "eval_fluency": 1.0, "eval_runtime": 3.0, "epoch": 1.0},
+         "step 10 of 60, evaluated: named on 2% of the test pictures; p(name) 0.010, largest 0.300; "
+         "99.9% of the tokens of retained answers as before; 97% of what it knew of other pictures kept"),
+        ({"eval_near_loss": 0.1, "eval_near_keep_agreement": 0.5, "eval_mine": 2.0},
+         "step 10 of 60, evaluated: 50.0% of the tokens of retained answers as before (near); mine 2"),
+        ({"eval_loss": 0.1, "eval_runtime": 3.0}, None),
         ({"train_runtime": 48.3, "train_loss": 0.1, "train_steps_per_second": 3.0}, "trained 10 steps in 48 s"),
         ({"epoch": 1.0}, None),
     ],
@@ -47,6 +52,9 @@ def test_the_start_page_shows_a_line_of_a_run_with_default_settings():
     page = " ".join((Path(__file__).parents[1] / "docs" / "start.md").read_text().split())
     assert SpaceConfig("unused").keep_weight == 0
     assert f"`{log_line(logs, TrainerState(global_step=12, max_steps=60))}`" in page
+    evaluated = {"loss": 0.0, "keep_agreement": 0.998, "p_name_on_anchors": 0.004, "p_name_on_anchors_max": 0.031}
+    evaluated = {f"eval_{key}": value for key, value in evaluated.items()}
+    assert f"`{log_line(evaluated, TrainerState(global_step=60, max_steps=60))}`" in page
 
 
 @pytest.mark.parametrize("steps", [4, 60, 1000])
@@ -66,7 +74,7 @@ def test_a_run_shows_a_few_lines(kind, steps, capsys):
     assert min(steps, LINES) <= len(lines) - 1 <= LINES + 1
     assert lines[-2].startswith(f"step {steps} of {steps}: p(name)") and lines[-1].startswith("trained")
     callback.on_log(None, state, None, logs={"eval_forget": 0.5})
-    assert "evaluated: forget 0.5" in capsys.readouterr().out
+    assert "evaluated: named on 50% of the test pictures" in capsys.readouterr().out
     state.is_world_process_zero = False
     callback.on_log(None, state, None, logs={"eval_forget": 0.5})
     assert not capsys.readouterr().out
@@ -85,24 +93,8 @@ def test_transformers_own_is_replaced_and_what_a_user_passed_stays():
             args = SimpleNamespace(disable_tqdm=quiet)
             trainer = SimpleNamespace(args=args, callback_handler=handler, add_callback=handler.add_callback)
             use_readable_progress(trainer)
-            assert handler.callbacks[:-1] == given and type(handler.callbacks[-1]) is readable
+            # Training begins as a stage before its bar is drawn.
+            assert [type(callback) for callback in handler.callbacks] == [StageCallback, *map(type, given), readable]
     handler = CallbackHandler([Own()], None, None, None, None)
     use_readable_progress(SimpleNamespace(args=args, callback_handler=handler, add_callback=handler.add_callback))
-    assert [type(callback) for callback in handler.callbacks] == [Own]
-
-
-def test_the_bar_alone_for_a_caller_that_says_itself_what_came_out(capsys):
-    handler = CallbackHandler([BarCallback(), ProgressCallback()], None, None, None, None)
-    args = SimpleNamespace(disable_tqdm=False)
-    use_readable_progress(SimpleNamespace(args=args, callback_handler=handler, add_callback=handler.add_callback))
-    assert [type(callback) for callback in handler.callbacks] == [BarCallback]
-    callback, state = handler.callbacks[0], TrainerState(max_steps=2)
-    callback.on_train_begin(None, state, None)
-    for state.global_step in (1, 2):
-        callback.on_log(None, state, None, logs=dict(STEP))
-        callback.on_step_end(None, state, None)
-    callback.on_log(None, state, None, logs={"train_runtime": 1.0})
-    callback.on_train_end(None, state, None)
-    callback.on_log(None, state, None, logs={"eval_forget": 0.5})
-    shown = capsys.readouterr()
-    assert not shown.out and "Training: 100%" in shown.err
+    assert [type(callback) for callback in handler.callbacks] == [StageCallback, Own]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from space_peft.canary.check import Canary, make_canary
 from space_peft.null_space.certificate import RetentionCertificate, measure_certificate
+from space_peft.records.stages import begin, done
 from space_peft.retained.end_to_end import EndToEnd, measure_end_to_end
 from space_peft.retained.held_out import HeldOut, content_keys, first_seen, split_by_content, warn_if_few
 from space_peft.retained.reading import RetainedRows
@@ -49,17 +50,21 @@ class CertifyingMixin(TrainerPart):
         self._measured_on = self._weights_now()
         model = self.accelerator.unwrap_model(self.model)
         if self.null_spaces and len(self.held_out.dataset):
+            begin("certify")
             self.certificate = measure_certificate(
                 model, self.null_spaces, self.held_out, progress=not self.args.disable_tqdm, held_out=self._held_out
             )
             if end_to_end:
                 self.measure_end_to_end()
+            done(f"measured what changed on {len(self.held_out.dataset)} held-out rows")
         if self.args.canary_items:
+            begin("canary")
             options = {"seeds": self.args.canary_items, "images": self.args.canary_items, "seed": self.args.seed}
             self.canary = make_canary(
                 model, self.processing_class, questions=self.questions, names=[self.concept, *self.aliases],
                 anchors=self.anchors, **options,
             )  # fmt: skip
+            done(f"noted {len(self.canary.items)} answers by which a loaded copy is checked")
 
     def measure_end_to_end(self, rows: Dataset | Sequence[dict] | None = None) -> EndToEnd | None:
         """How many greedy answers the adapter changes, on held-out images and texts; kept in the certificate, if any.
@@ -84,7 +89,10 @@ class CertifyingMixin(TrainerPart):
             )
         retained, chosen = self._unseen(rows)
         model, names = self.accelerator.unwrap_model(self.model), [self.concept, *self.aliases]
-        result = measure_end_to_end(model, self.processing_class, retained, chosen, seed=self.args.seed, names=names)
+        result = measure_end_to_end(
+            model, self.processing_class, retained, chosen, seed=self.args.seed, names=names,
+            progress=not self.args.disable_tqdm and self.is_world_process_zero(),
+        )  # fmt: skip
         if self.certificate is not None and self._measured_on == self._weights_now():
             self.certificate = dataclasses.replace(self.certificate, end_to_end=result)
         return result

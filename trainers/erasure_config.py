@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from space_peft.canary.items import MOST_ITEMS
@@ -144,6 +145,8 @@ class ErasureConfig(TrainingArguments):
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.fit_batch_size
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # There is nothing to copy to, and torch would warn of it.
         if isinstance(self.model_init_kwargs, str):
             raise ValueError(
                 f"`model_init_kwargs` is the text {self.model_init_kwargs!r:.80}; expected a dict, or one written as JSON: "

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PredictionOutput
 from space_peft.anchors.refine import name_probabilities
 from space_peft.modeling.layers import evaluating
 from space_peft.modeling.prompts import to_device
+from space_peft.records.stages import done, track
 from space_peft.retained.reading import RetainedRows, retained_loader
 
 from .deployed_answers import compare_with_deployed
@@ -147,7 +148,9 @@ class EvaluationMixin(TrainerPart):
         with evaluating(model):
             metrics = {}
             for name, loader in loaders.items():
-                compared = compare_with_deployed(model, loader, self.keep_model)
+                shown = not self.args.disable_tqdm and self.is_world_process_zero()
+                batches = track(loader, "Comparing retained answers", show=shown)
+                compared = compare_with_deployed(model, batches, self.keep_model)
                 metrics.update({f"{name}_{key}" if name else key: value for key, value in compared.items()})
             images, question = self.train_dataset.images, self.questions.naming[0]
             names = [self.concept, *self.aliases]
@@ -173,6 +176,8 @@ class EvaluationMixin(TrainerPart):
             progress=not self.args.disable_tqdm,
         )
         self._note_probes(self._probe_baseline, result)
+        if (named := result.scores.get("forget", {}).get("value")) is not None:
+            done(f"evaluated: named on {named:.0%} of the test pictures")
         scores = {key: score["value"] for key, score in result.scores.items()}
         return {key: value for key, value in scores.items() if value is not None}
 

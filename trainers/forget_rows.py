@@ -23,6 +23,7 @@ from space_peft.modeling.prompts import conversation, length_order
 from space_peft.records.folder import ROWS_NAME
 from space_peft.records.io import write_json
 from space_peft.records.safe_json import read_json
+from space_peft.records.stages import begin, done
 
 from .pairs import forget_loader
 
@@ -69,8 +70,10 @@ class ForgetRows:
         Raises:
             ValueError: If a name has no form that the tokenizer can write.
         """
+        begin("ask")
         trainer, data = self._trainer, self._trainer.train_dataset
         tokenizer, size = trainer.processing_class.tokenizer, trainer.args.fit_batch_size
+        desc = None if trainer.args.disable_tqdm else "Asking the model"
         kinds = {row["says"] for row in self.given if row["says"] is not None} | {self._names}
         self._trees = {says: FormTree.of(says, tokenizer) for says in kinds}
 
@@ -80,7 +83,7 @@ class ForgetRows:
                 if trainer.own_answers:
                     own = rows_of_answers(
                         deployed, trainer.processing_class, data.images, trainer.questions, self._names,
-                        self._trees[self._names], batch_size=size, max_new_tokens=trainer.args.answer_tokens,
+                        self._trees[self._names], batch_size=size, max_new_tokens=trainer.args.answer_tokens, desc=desc,
                     )  # fmt: skip
                     rows += distinct(own, rows)
                 rows = self._branched(deployed, rows, 0)
@@ -93,6 +96,7 @@ class ForgetRows:
         data.replace_rows(
             self._with_instead([{**row, **found} for row, found in zip(self.given, given)]) + self._whole(own)
         )
+        done(f"collected {len(data.rows)} answers to forget")
         self._added = []
         if checkpoint is not None and (path := Path(checkpoint) / ROWS_NAME).is_file():
             for item, rows in read_json(path, kind="rows of a checkpoint")["added"]:

@@ -24,11 +24,11 @@ import numpy as np
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm.auto import tqdm
 
 from ..data.pictures import RECIPE
 from ..distributed.processes import gather_objects, rank_and_size
 from ..records.io import atomic_path
+from ..records.stages import bar
 from .encoders import Encoder
 from .pool import Pool, undecodable
 from .processes import fail_together
@@ -136,14 +136,15 @@ def embed_pool(
                 missing.append(number)
     # Dealt out anew: what a killed run had finished may have been one process' share.
     mine = sorted(number for part in gather_objects(missing) for number in part)[rank::processes]
-    bar = tqdm(
-        total=sum(len(_rows_of(number, len(pool))) for number in mine),
-        desc=f"Embedding the pool ({encoder.name})",
+    shown = bar(
+        "Embedding the pool",
+        sum(len(_rows_of(number, len(pool))) for number in mine),
         unit="row",
-        disable=not progress or rank > 0 or not mine,
+        show=progress and rank == 0 and bool(mine),
+        leave=True,
     )
     # A process that fails tells the others when their shares are done: nothing of what they embed is lost.
-    with fail_together(), bar:
+    with fail_together(), shown:
         for number in mine:
             rows = _rows_of(number, len(pool))
             # By the bytes before they are embedded: what is changed meanwhile is noticed the next time.
@@ -152,7 +153,7 @@ def embed_pool(
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
                 block[start : start + len(batch)] = embed_rows(pool, encoder, batch, dim, skip_undecodable)
-                bar.update(len(batch))
+                shown.update(len(batch))
             if file is None:
                 shards[number] = partial(np.asarray, block)
             else:

@@ -23,7 +23,7 @@ class Encoder(Protocol):
     """What `select_anchors` needs of a shared space; any object with these members will do.
 
     Attributes:
-        name (`str`): For people: kept in the anchors' provenance and shown in progress bars.
+        name (`str`): For people: kept in the anchors' provenance.
         fingerprint (`str`): Changes whenever the embeddings would; embeddings are cached under it.
         reads (`str`): `"image"` if a pool's images are embedded, `"caption"` if its captions are.
         templates (`tuple[str, ...]`): Texts a name is put into, at `"{}"`, before it is embedded.

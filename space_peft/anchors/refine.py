@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from datasets import Dataset
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..data.form_tree import FormTree
 from ..data.names import check_concept, check_name_list
@@ -24,6 +23,7 @@ from ..losses import name_log_odds
 from ..modeling.layers import evaluating
 from ..modeling.mention_rows import add_branches, answered_with, mention_tensors, own_answers, placed
 from ..modeling.prompts import answer_logits, encode_conversations, to_device
+from ..records.stages import bar
 from .encoders import OwnSpaceEncoder
 from .info import anchor_info, set_anchor_info
 from .pixel_ascent import ascend_pixels, frozen, layout_batches
@@ -170,13 +170,13 @@ def refine_anchors(
         generator = torch.Generator().manual_seed(seed)
         batches = layout_batches(processor, raw, batch_size)
         refined = [None] * len(raw)
-        with tqdm(total=len(batches) * steps, desc="Refining anchors", disable=not progress) as bar:
+        with bar("Refining anchors", len(batches) * steps, show=progress, leave=True) as shown:
             for layout, rows in batches:
                 own = [[[wanted[row] for row in rows] for wanted in group] for group in prompts]
                 part = ascend_pixels(
                     model, processor, layout, [raw[row] for row in rows], own, steps=steps,
                     learning_rate=learning_rate, total_variation=total_variation, max_shift=max_shift,
-                    generator=generator, feature_weight=feature_weight, concept=e_c, on_step=lambda _: bar.update(),
+                    generator=generator, feature_weight=feature_weight, concept=e_c, on_step=lambda _: shown.update(),
                 )  # fmt: skip
                 for row, image in zip(rows, part):
                     refined[row] = image

@@ -9,11 +9,11 @@ from functools import lru_cache
 
 import numpy as np
 from datasets import Dataset, Features, Image, Value
-from tqdm.auto import tqdm
 
 from ..data.names import check_target, mentions
 from ..data.source import dataset_source
 from ..distributed.processes import gather_objects
+from ..records.stages import track
 from ..records.versions import versions
 from .description import check_description
 from .embeddings import embed_pool, embed_rows, indexed_embeddings
@@ -237,9 +237,9 @@ def select_random_anchors(
     if encoder is not None:
         target = concept_embedding(encoder, concept, aliases=aliases)
         batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-        batches = tqdm(batches, desc=f"Embedding ({encoder.name})", unit="batch", disable=not progress)
+        shown = track(batches, "Embedding anchors", unit="batch", show=progress, leave=True)
         # An image that does not decode was left out above; rows without a caption have no score.
-        vectors = [embed_rows(opened, encoder, batch, len(target), skip_undecodable) for batch in batches]
+        vectors = [embed_rows(opened, encoder, batch, len(target), skip_undecodable) for batch in shown]
         scores = dots(np.concatenate(vectors), target)
     info = {
         "stage": "selected",
@@ -328,9 +328,10 @@ def _named_rows(
     if pool.caption_column is None:
         if upper_threshold is None:
             warnings.warn(
-                f"the pool has no captions (columns {pool.data.column_names}) and no `upper_threshold` is set: images "
-                f"of {names[0]!r} itself cannot be told apart and may become anchors. Set `caption_column` or "
-                "`upper_threshold`, or, if the pool is known to be free of the concept, `exclude_by_caption=False`.",
+                f"the pool has no captions (columns {pool.data.column_names}): images of {names[0]!r} itself cannot be told "
+                "apart and may become anchors. If a column says what they show, name it (`caption_column`); otherwise look at "
+                "the anchors before you rely on them. In Python, `upper_threshold` leaves out what scores as high as the "
+                "concept itself, and `exclude_by_caption=False` says that the pool is free of it.",
                 stacklevel=3,
             )
         return named

@@ -13,6 +13,7 @@ from ..data.names import check_aliases, check_concept
 from ..erasing import ANCHORS_FOLDER, make_anchors
 from ..modeling.loading import load_model
 from ..records.folder import ANCHORS_PICTURE_NAME
+from ..records.stages import begin, done, stages
 from .erase import model_kwargs, parse_run, read_pool, read_questions
 from .pictures import draw_sheet
 from .places import ConfigFile, model_place
@@ -40,15 +41,20 @@ def run_anchors(argv: Sequence[str], config: ConfigFile | None = None) -> tuple[
     aliases = list(check_aliases(arguments.aliases, concept=concept))
     if arguments.more_concepts:
         raise ValueError("anchors are made for one name at a time; leave --more_concepts out.")
-    pool, questions = read_pool(arguments), read_questions(arguments)
-    place = model_place(arguments.model)
-    model = load_model(place, **model_kwargs(arguments, args))
-    anchors = make_anchors(
-        concept, pool, model, AutoProcessor.from_pretrained(place), aliases, questions,
-        arguments.anchors, arguments.refine_steps, args, resume=not arguments.fresh, progress=True,
-    )  # fmt: skip
-    folder = Path(args.output_dir)
-    draw_sheet(anchors, folder, concept)
+    folder, place = Path(args.output_dir), model_place(arguments.model)
+    with stages(["read", "load", "select", *(["refine"] if arguments.refine_steps else []), "save"]):
+        begin("read")
+        pool, questions = read_pool(arguments), read_questions(arguments)
+        done(f"read {len(pool):,} public images")
+        begin("load")
+        model = load_model(place, **model_kwargs(arguments, args))
+        anchors = make_anchors(
+            concept, pool, model, AutoProcessor.from_pretrained(place), aliases, questions,
+            arguments.anchors, arguments.refine_steps, args, resume=not arguments.fresh, progress=True,
+        )  # fmt: skip
+        begin("save")
+        draw_sheet(anchors, folder, concept)
+        done(f"saved to {folder}")
     return anchors, folder
 
 

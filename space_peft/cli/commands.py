@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import shlex
 import sys
@@ -15,16 +16,20 @@ from .options import (
     Help,
     add_config,
     add_json,
+    as_notes,
     check_json,
     quietly,
     short_usage,
     tell,
     with_config,
+    without_bars,
     without_developers_warnings,
 )
 from .places import LOADING, check_places, erase_places, import_modules, take_config
 
 
+# Commands that read data or load a model, and so import what draws bars of it.
+WITH_DATA = ("demo", "erase", "anchors", "probe", *LOADING)
 # Commands with so many options that one writes them down.
 CONFIGURABLE = ("push", "verify", "audit", "plan", "probe", "bench", "evaluate", "attack")
 
@@ -432,7 +437,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_places(args.command, places)
             check_json(args.json)
             import_modules(getattr(args, "modules", ()))
-        with quietly(args), without_developers_warnings():
+        bars = without_bars() if args.command in WITH_DATA else contextlib.nullcontext()
+        with quietly(args), without_developers_warnings(), as_notes(), bars:
             return args.run(args)
     except BadInput:
         return 2

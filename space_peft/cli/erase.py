@@ -9,14 +9,16 @@ from dataclasses import fields
 from datasets import Dataset, load_from_disk
 from transformers import HfArgumentParser
 
+from ..config import SpaceLoraConfig
 from ..data.loading import load_rows
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet, load_questions
 from ..erasing import ANCHORS_FOLDER, AdapterArguments, EraseArguments, Erasure, erase, get_space_config
 from ..evaluation.named_images import named_probes, split_by_name
 from ..modeling.loading import load_model
 from ..null_space.base_statistics import load_statistics
+from ..records.stages import begin, done, stages
 from ..retained.reading import RetainedRows
-from ..several import Erasures, erase_several, request_folder
+from ..several import Erasures, erase_several, request_folder, several_stages
 from ..trainers import SpaceConfig
 from .options import Help, check_keys
 from .pictures import draw_sheet, load_pictures
@@ -164,18 +166,35 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
     """
     arguments, adapter, args = parse_run(argv, config)
     # Whatever is mistyped shows before the model is loaded.
-    questions = read_questions(arguments)
-    pool = read_pool(arguments)
+    questions, config = read_questions(arguments), get_space_config(adapter)
+    concepts, aliases = [arguments.concept, *arguments.more_concepts], {arguments.concept: arguments.aliases}
     retain = None if arguments.retain is None else read_retained(arguments.retain)
     if retain is None and arguments.statistics is None:
         raise ValueError(
             "nothing says what must not change: give --retain, rows or pictures alone (the model itself answers them), or "
             "--statistics of the model, which `space-peft stats` makes."
         )
+    tested = dict.fromkeys(concepts, arguments.test_images is not None)
+    keys = several_stages(concepts, tested, args, config, retain, refined=arguments.refine_steps > 0)
+    with stages(["read", "load", *keys, "save"]):
+        return _erase(arguments, args, config, questions, retain, concepts, aliases)
+
+
+def _erase(
+    arguments: EraseArguments,
+    args: SpaceConfig,
+    adapter: SpaceLoraConfig,
+    questions: QuestionSet,
+    retain: RetainedRows | None,
+    concepts: list[str],
+    aliases: dict[str, list[str]],
+) -> Erasure | Erasures:
+    begin("read")
+    pool = read_pool(arguments)
     statistics = None if arguments.statistics is None else load_statistics(arguments.statistics)
     pictures = None if arguments.test_images is None else load_pictures(arguments.test_images)
-    concepts = [arguments.concept, *arguments.more_concepts]
-    aliases = {arguments.concept: arguments.aliases}
+    counts = {"public images": pool, "retained rows": retain, "test pictures": pictures}
+    done(f"read {', '.join(f'{len(rows):,} {name}' for name, rows in counts.items() if rows is not None)}")
     probes = None
     if pictures is not None:
         probes = {
@@ -190,19 +209,24 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
     options = {
         "pool": pool, "retain_dataset": retain, "statistics": statistics, "questions": questions,
         "k": arguments.anchors,
-        "refine_steps": arguments.refine_steps, "args": args, "peft_config": get_space_config(adapter),
+        "refine_steps": arguments.refine_steps, "args": args, "peft_config": adapter,
         "resume": not arguments.fresh,
     }  # fmt: skip
+    begin("load")
     model = load_model(model_place(arguments.model), **model_kwargs(arguments, args))
     if arguments.more_concepts:
         erased = erase_several(model, concepts, aliases=aliases, probes=probes, **options)
+        begin("save")
         for number, name in enumerate(concepts, 1):
             place = request_folder(args.output_dir, number)
             if (place / ANCHORS_FOLDER).is_dir():
                 draw_sheet(load_from_disk(place / ANCHORS_FOLDER), place, name)
+        done(f"saved to {args.output_dir}")
         return erased
     own = None if probes is None else probes[arguments.concept]
     erasure = erase(model, arguments.concept, aliases=arguments.aliases, probes=own, **options)
+    begin("save")
     folder = erasure.save()
     draw_sheet(erasure.anchors, folder, arguments.concept)
+    done(f"saved to {folder}")
     return erasure

@@ -10,6 +10,7 @@ from ..evaluation.before_after import evaluate_erasure
 from ..evaluation.named_images import named_probes
 from ..evaluation.report import ErasureReport
 from ..records.folder import REPORT_NAME
+from ..records.stages import begin, done, stages
 from .erased import check_merged, check_output, load_judged, named_pictures, note_result
 
 
@@ -24,14 +25,19 @@ def run_evaluate(args: argparse.Namespace) -> ErasureReport:
         ValueError: If a picture or name cannot be used, or `args.output` holds another adapter.
     """
     check_merged(args)
-    pictures, questions = named_pictures(args), questions_of(args.question)
-    probes = named_probes(args.concept, pictures, questions=questions, aliases=args.aliases, siblings=args.siblings)
-    erased = load_judged(args)
-    check_output(args.output, erased)
-    start = time.perf_counter()
-    before, after = evaluate_erasure(
-        erased.model, erased.processor, probes, original=erased.original, batch_size=args.batch_size
-    )
+    with stages(["read", "load", "evaluate"]):
+        begin("read")
+        pictures, questions = named_pictures(args), questions_of(args.question)
+        probes = named_probes(args.concept, pictures, questions=questions, aliases=args.aliases, siblings=args.siblings)
+        done(f"read {len(pictures.target)} pictures of {args.concept!r} and {len(pictures.others)} others")
+        begin("load")
+        erased = load_judged(args)
+        check_output(args.output, erased)
+        begin("evaluate")
+        start = time.perf_counter()
+        before, after = evaluate_erasure(
+            erased.model, erased.processor, probes, original=erased.original, batch_size=args.batch_size
+        )
     report = ErasureReport.from_results(
         args.concept,
         before,

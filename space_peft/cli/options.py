@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..records.io import json_text, write_json
+from ..records.stages import say
 from .places import take_config
 
 
@@ -185,6 +186,64 @@ def without_developers_warnings() -> Iterator[None]:
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=_BELOW)
         yield
+
+
+@contextlib.contextmanager
+def as_notes() -> Iterator[None]:
+    """Has warnings, and what the library logs, printed as `note: ...`: where in the source they arose helps no user."""
+    handler = _Notes()
+    ours = logging.getLogger("space_peft")
+    propagates, ours.propagate = ours.propagate, False
+    ours.addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, category, filename, *place: _note(message, filename)
+        try:
+            yield
+        finally:
+            ours.removeHandler(handler)
+            ours.propagate = propagates
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _note(record.getMessage())
+
+
+def _note(message: object, filename: str = "") -> None:
+    # What speaks of another library's settings may be of no option here.
+    package = filename.replace("\\", "/").rpartition("/site-packages/")[2].partition("/")[0] if filename else ""
+    whose = f" ({package})" if "site-packages" in filename and not package.startswith("space_peft") else ""
+    say(f"note{whose}: {message}")
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Switches off the bars that `datasets` and `transformers` draw of what is on this disk; downloads keep theirs."""
+    from datasets import utils as datasets
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging as transformers
+
+    of_datasets, of_transformers = not datasets.are_progress_bars_disabled(), transformers.is_progress_bar_enabled()
+    downloads = not hub.are_progress_bars_disabled()
+
+    def keep_downloads() -> None:
+        # transformers switches those of the Hub with its own.
+        if downloads:
+            hub.enable_progress_bars()
+        else:
+            hub.disable_progress_bars()
+
+    datasets.disable_progress_bars()
+    transformers.disable_progress_bar()
+    keep_downloads()
+    try:
+        yield
+    finally:
+        if of_datasets:
+            datasets.enable_progress_bars()
+        if of_transformers:
+            transformers.enable_progress_bar()
+            keep_downloads()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from ..hub_cards import push_statistics
 from ..modeling.loading import load_model
 from ..null_space.base_statistics import Statistics
 from ..null_space.collecting import collect_statistics
+from ..records.stages import begin, done, stages
 from ..retained.reading import RetainedRows
 from ..retained.self_distillation import answer_missing
 
@@ -34,18 +35,25 @@ def run_stats(args: argparse.Namespace) -> Statistics:
     output = Path(args.output)
     Statistics.check_folder(output)
     rows = RetainedRows(load_rows(args.data), unanswered=True)
-    model = load_model(args.model, args.device, **({"dtype": args.dtype} if args.dtype else {}))
-    processor = AutoProcessor.from_pretrained(args.model)
     answers = output.with_name(_ANSWERS.format(name=output.name))
-    statistics = collect_statistics(
-        model,
-        processor,
-        answer_missing(model, processor, rows, batch_size=args.batch_size, cache=answers),
-        batch_size=args.batch_size,
-        tokens_per_row=args.tokens_per_row,
-        save_to=output.with_name(_SUMS.format(name=output.name)),
-    )
-    statistics.save(output)
+    with stages(["read", "load", *(["retain"] if rows.unanswered else []), "collect"]):
+        begin("read")
+        done(f"read {len(rows):,} retained rows")
+        begin("load")
+        model = load_model(args.model, args.device, **({"dtype": args.dtype} if args.dtype else {}))
+        processor = AutoProcessor.from_pretrained(args.model)
+        rows = answer_missing(model, processor, rows, batch_size=args.batch_size, cache=answers)
+        begin("collect")
+        statistics = collect_statistics(
+            model,
+            processor,
+            rows,
+            batch_size=args.batch_size,
+            tokens_per_row=args.tokens_per_row,
+            save_to=output.with_name(_SUMS.format(name=output.name)),
+        )
+        statistics.save(output)
+        done(f"collected statistics of {len(statistics)} layers")
     answers.unlink(missing_ok=True)
     if args.push:
         push_statistics(statistics, args.push)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..erasing import ANCHORS_FOLDER, Erasure, erase
+from ..erasing import ANCHORS_FOLDER, Erasure, default_adapter, erase, erase_stages
 from ..evaluation import ErasureReport
 from ..records.card_data import ErasureCardData
 from ..records.folder import CARD_DATA_NAME, PICTURES_FOLDER
+from ..records.stages import begin, done, stages
 from ..retained.self_distillation import retained_answers
 from ..trainers import SpaceConfig
-from ..trainers.progress import BarCallback
 from . import DEMO_QUESTIONS, load_demo_images, load_demo_model
 from .probes import demo_probes, demo_retain_rows, demo_split
 
@@ -47,20 +47,19 @@ def erase_demo(concept: str, folder: str | os.PathLike, *, seed: int = 0, progre
     images = load_demo_images()
     public, _ = demo_split(images, concept)  # Refuses an unknown concept, with the nearest names.
     model, processor = load_demo_model()
+    begin("retain")
+    retained = demo_retained(concept, public, model, processor, seed, progress=progress)
+    done(f"prepared {len(retained)} retained rows, which must not change")
     return erase(
         model,
         concept,
         pool=public,
         selection={"cache_dir": False},  # Nothing is left in the user's cache.
         processor=processor,
-        retain_dataset=demo_retained(concept, public, model, processor, seed, progress=progress),
+        retain_dataset=retained,
         questions=DEMO_QUESTIONS,
         probes=demo_probes(concept, images),
-        args=SpaceConfig(
-            str(folder), seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=not progress
-        ),
-        # A line now and then is for those who watch training; the demo's reader wants the bar and the result.
-        callbacks=[BarCallback()] if progress else None,
+        args=_config(folder, seed, progress),
         progress=progress,
         card_data=ErasureCardData(
             base_model=_BASE,
@@ -68,6 +67,12 @@ def erase_demo(concept: str, folder: str | os.PathLike, *, seed: int = 0, progre
             language="en",
             reason="A demonstration: the embedded model knows drawings of everyday things, and nobody is harmed by one's name.",
         ),
+    )
+
+
+def _config(folder: str | os.PathLike, seed: int, progress: bool) -> SpaceConfig:
+    return SpaceConfig(
+        str(folder), seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=not progress
     )
 
 
@@ -95,15 +100,19 @@ def run_demo(concept: str, output: str | os.PathLike, *, seed: int = 0, progress
     building = output.with_name(f".{output.name}.building")
     if building.exists():
         shutil.rmtree(building)
+    keys = erase_stages(_config(building, seed, progress), default_adapter())
     try:
-        erasure = erase_demo(concept, building, seed=seed, progress=progress)
-        shutil.rmtree(building / ANCHORS_FOLDER)  # From which a killed call goes on; here it begins anew.
-        erasure.trainer.save_model()
-        draw_pictures(erasure, building / PICTURES_FOLDER)
-        erasure.trainer.create_model_card()  # After the pictures, which it shows.
-        if output.exists():
-            shutil.rmtree(output)
-        building.rename(output)
+        with stages(["retain", *keys, "save"], show=progress):
+            erasure = erase_demo(concept, building, seed=seed, progress=progress)
+            begin("save")
+            shutil.rmtree(building / ANCHORS_FOLDER)  # From which a killed call goes on; here it begins anew.
+            erasure.trainer.save_model()
+            draw_pictures(erasure, building / PICTURES_FOLDER)
+            erasure.trainer.create_model_card()  # After the pictures, which it shows.
+            if output.exists():
+                shutil.rmtree(output)
+            building.rename(output)
+            done(f"saved adapter, card and pictures to {output}")
     finally:
         if building.exists():
             shutil.rmtree(building)

@@ -18,7 +18,6 @@ from typing import Any
 
 from datasets import Dataset
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..data.names import check_aliases, check_target, mentions
 from ..data.pictures import load_rgb
@@ -26,6 +25,7 @@ from ..data.questions import Dialogue, Question, QuestionSet
 from ..data.rows import check_rows
 from ..modeling.prompts import generate_answers
 from ..records.io import atomic_path
+from ..records.stages import bar
 from .metrics import AnswerFluency, ConfirmationRate, NamingRate, RetentionRate
 
 
@@ -288,14 +288,13 @@ def _collect(probes: Sequence[Probe], max_new_tokens: int) -> tuple[list[dict], 
     return records, asked, places
 
 
-def _generate(model, processor, probes, places, *, batch_size, progress) -> dict[tuple, str]:
+def _generate(model, processor, probes, places, what, *, batch_size, progress) -> dict[tuple, str]:
     """Answers every distinct (image, question, longest answer) once; images are decoded a batch at a time."""
     answers: dict[tuple, str] = {}
     groups: dict[tuple[bool, int], list[tuple]] = {}
     for key in places:
         groups.setdefault((key[0] is not None, key[2]), []).append(key)
-    bar = tqdm(total=len(places), desc="Evaluating", unit="answer", disable=not progress, leave=False)
-    with bar:
+    with bar(what, len(places), unit="answer", show=progress) as counted:
         for (shown, longest), keys in groups.items():
             for start in range(0, len(keys), batch_size):
                 batch = keys[start : start + batch_size]
@@ -311,7 +310,7 @@ def _generate(model, processor, probes, places, *, batch_size, progress) -> dict
                     max_new_tokens=longest,
                 )
                 answers.update(zip(batch, said, strict=True))
-                bar.update(len(batch))
+                counted.update(len(batch))
     return answers
 
 
@@ -401,7 +400,8 @@ def evaluate_probes(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     records, asked, places = _collect(probes, max_new_tokens)
-    answers = _generate(model, processor, probes, places, batch_size=batch_size, progress=progress)
+    what = "Asking the model" if baseline is None else "Asking the erased model"
+    answers = _generate(model, processor, probes, places, what, batch_size=batch_size, progress=progress)
     for record, key in zip(records, asked, strict=True):
         record["answer"] = answers[key]
     groups: dict[str, list[tuple[Probe, dict]]] = {}

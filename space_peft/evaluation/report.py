@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from ..records.versions import collect_versions as collect_versions
 from ..statistics.intervals import MOST_TRIALS, interval_text
 from .keys import FORGOTTEN, KEYS
 from .probes import ProbeResults
+
+
+_WIDTH = 100
 
 
 def check_scores(scores: dict[str, dict], where: str) -> None:
@@ -101,46 +105,63 @@ class ErasureReport:
         return {key: getattr(self, key) for key in keys}
 
     def to_table(self, *, markdown: bool = False) -> str:
-        """The figures as a table: aligned text, or Markdown.
+        """The figures as a table: text of at most 100 columns, or Markdown, which has the keys of `report.json` as well.
 
         The last column is the number of rows behind `after`. `retain`, `retain_sentences`, `retain_unseen_style` and
         `siblings` are shares of what the original model knew, hence 1.000 before; its accuracy over all rows stands
-        behind. In brackets are exact 95 % intervals ([`exact_interval`]). They take rows for independent: several
-        questions about one image are not, so that a share over n images with m questions each is known no better than
-        one of n, at worst.
+        behind, or below. In brackets are exact 95 % intervals ([`exact_interval`]). They take rows for independent:
+        several questions about one image are not, so that a share over n images with m questions each is known no better
+        than one of n, at worst. Of what has no row, the text has the names alone.
         """
-        rows = [["probe", "what", "better", "before", "after", "n"]]
-        for key, entry in KEYS.items():
-            cells = [_cell(self.before[key], measured=not entry.kept), _cell(self.after[key])]
-            rows.append([key, entry.label, entry.better, *cells, str(self.after[key]["n"])])
         speech = self._speech()
         if markdown:
+            rows = [["probe", "what", "better", "before", "after", "n"]]
+            for key, entry in KEYS.items():
+                cells = [_cell(self.before[key], measured=not entry.kept), _cell(self.after[key])]
+                rows.append([key, entry.label, entry.better, *cells, str(self.after[key]["n"])])
             lines = ["| " + " | ".join(row) + " |" for row in rows]
             table = [lines[0], "|---|---|---|---:|---:|---:|", *lines[1:]]
-            return "\n".join(table if speech is None else [*table, "", speech])
+            return "\n".join(table if speech is None else [*table, "", " ".join(speech)])
+        rows = [["", "better", "before", "after", "n"], *(row for key in KEYS for row in self._rows(key))]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        numeric = range(3, len(widths))
         lines = [
-            "  ".join(cell.rjust(widths[i]) if i in numeric else cell.ljust(widths[i]) for i, cell in enumerate(row))
+            "  ".join(cell.rjust(widths[i]) if i > 1 else cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip()
             for row in rows
         ]
-        rule = "-" * len(lines[0])
+        rule = "-" * max(map(len, lines))
         title = f"Erasing {self.concept!r}" + ("" if self.seed is None else f" (seed {self.seed})")
-        note = "(95 %: exact interval, as if rows were independent; all: accuracy over all rows, known before or not)"
-        table = [title, rule, lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:]), rule]
-        table += [] if speech is None else [speech]
-        return "\n".join([*table, note])
+        missing = [entry.label for key, entry in KEYS.items() if not self.after[key]["n"]]
+        table = [title, rule, lines[0], rule, *lines[1:], rule]
+        if missing:
+            table += textwrap.wrap(f"Not asked, or not known before: {'; '.join(missing)}.", _WIDTH)
+        return "\n".join([*table, *(speech or ()), "In brackets: exact 95 % intervals, as if rows were independent."])
 
-    def _speech(self) -> str | None:
-        """What `judge_sentences` found, in a sentence."""
+    def _rows(self, key: str) -> list[list[str]]:
+        """The lines of a key in the table as text: none without a row, two where accuracy is another share."""
+        before, after, entry = self.before[key], self.after[key], KEYS[key]
+        rows = []
+        if after["n"]:
+            cells = [_share(before, measured=not entry.kept), _share(after)]
+            rows.append([entry.label, entry.better, *cells, str(after["n"])])
+        of_all = [score.get("accuracy") or {"value": None, "n": 0} for score in (before, after)]
+        if of_all[1]["n"] and any(
+            part["value"] != score["value"] for part, score in zip(of_all, (before, after), strict=True)
+        ):
+            label = "  of all asked" if rows else f"{entry.label}, of all asked"
+            rows.append([label, entry.better, *map(_share, of_all), str(of_all[1]["n"])])
+        return rows
+
+    def _speech(self) -> list[str] | None:
+        """What `judge_sentences` found, in two lines."""
         before, after = (scores["free_form"] for scores in (self.before, self.after))
         values: list[Any] = [score.get(key) for key in ("perplexity", "repetition") for score in (before, after)]
         if None in values:
             return None
-        return (
-            "Sentences about the target, as the original model reads them: perplexity {:.1f} before, {:.1f} after; "
-            "runs of three words said again {:.3f} before, {:.3f} after."
-        ).format(*values)
+        old, new, old_runs, new_runs = values
+        return [
+            f"Sentences about the target, read by the original model: perplexity {old:.1f} before, {new:.1f} after;",
+            f"runs of three words said again {old_runs:.3f} before, {new_runs:.3f} after.",
+        ]
 
     def sentences(self, limit: int = 4) -> list[tuple[str, str, str]]:
         """Some answers in sentences about the target, each to another prompt: `(prompt, before, after)`.
@@ -201,6 +222,13 @@ class ErasureReport:
             return cls(**{key: content[key] for key in expected})
         except (AttributeError, TypeError) as error:  # Scores that are no objects, values that are no numbers.
             raise ValueError(f"{path} is no erasure report: {error}.") from error
+
+
+def _share(score: dict, *, measured: bool = True) -> str:
+    if score["value"] is None:
+        return "-"
+    interval = f" ({interval_text(score['value'], score['n']).replace(' to ', '-')})" if measured else ""
+    return f"{score['value']:.3f}{interval}"
 
 
 def _cell(score: dict, *, measured: bool = True) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers import PaliGemmaProcessor
 
 from ..data.pictures import load_rgb
 from ..data.questions import Dialogue, Question
+from ..records.stages import track
 from .layers import evaluating
 
 
@@ -345,7 +345,7 @@ def generate_tokens(
     order = length_order(processor, rows)
     answers: list[list[int]] = [[] for _ in rows]
     with evaluating(model):
-        for start in tqdm(range(0, len(rows), batch_size), desc=desc, disable=desc is None, leave=False):
+        for start in track(range(0, len(rows), batch_size), desc or "", show=desc is not None):
             places = order[start : start + batch_size]
             batch = encode_conversations(processor, [rows[place] for place in places])
             batch.pop("labels")

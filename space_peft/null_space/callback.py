@@ -16,6 +16,7 @@ from ..distributed.processes import divide
 from ..modeling.checksum import weights_at_rest
 from ..modeling.layers import adapted_layers, adapter_config
 from ..records.folder import FIT_PROGRESS_NAME, NULL_SPACES_NAME, SPACE_CONFIG_NAME
+from ..records.stages import begin, done
 from ..retained.reading import RetainedRows
 from .differences import fit_differences, fit_digest, protect_digest
 from .fitting import fit_null_space
@@ -126,6 +127,7 @@ class NullSpaceCallback(TrainerCallback):
 
     @weights_at_rest()
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        begin("fit")
         self._detach()  # a run that ended in an exception, or an automatic change of the batch size
         layers = adapted_layers(model, self.adapter_name)
         adapter_config(model, self.adapter_name)
@@ -152,6 +154,7 @@ class NullSpaceCallback(TrainerCallback):
             project_initial=not resumed,
             offload=self.offload,
         )
+        done(f"fitted the constraint of {len(layers)} layers")
         now = _digest(fitted, layers)
         if trained_under is not None and trained_under != now:
             self._detach()

@@ -10,13 +10,13 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..distributed import processes
 from ..modeling.checksum import base_checksum
 from ..modeling.layers import base_model
 from ..modeling.targets import default_target_modules, linear_modules
 from ..records.base_commit import loaded_commit
+from ..records.stages import bar
 from ..retained.reading import RetainedRows, retained_loader
 from .base_statistics import SecondMoment, Statistics, kept_rank
 from .fitting import collect_moments
@@ -86,11 +86,11 @@ def collect_statistics(
         save_every=save_every,
     )
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
-    with tqdm(total=len(unique), desc="Finding eigenvectors", disable=not shows_progress(progress), leave=False) as bar:
+    with bar("Finding eigenvectors", len(unique), show=shows_progress(progress)) as shown:
 
         def keep(fitter: NullSpaceFitter) -> SecondMoment:
             moment = SecondMoment.of(fitter.second_moment(), fitter.counts, kept_rank(fitter.dim, max_rank))
-            bar.update()
+            shown.update()
             return moment
 
         kept = processes.divide(unique, keep)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..distributed import processes
 from ..modeling.checksum import base_checksum
 from ..modeling.layers import adapted_layers, adapter_config, check_untied
+from ..records.stages import bar
 from .constraints import FITTED
 from .differences import protect_digest
 from .fit_progress import FitProgress
@@ -122,7 +122,7 @@ def fit_null_space(
     )
     owned = {id(fitter): name for name, fitter in reversed(fitters.items())}  # a layer that holds each fitter
     unique = list({id(fitter): fitter for fitter in fitters.values()}.values())
-    with tqdm(total=len(unique), desc="Fitting null spaces", disable=not shows_progress(progress), leave=False) as bar:
+    with bar("Fitting null spaces", len(unique), show=shows_progress(progress)) as shown:
 
         def decompose(fitter: NullSpaceFitter) -> NullSpace:
             for number, spaces in enumerate(protect, start=1):
@@ -132,7 +132,7 @@ def fit_null_space(
                 moment = statistics[owned[id(fitter)]]
                 fitter.add_moment(moment.dense(fitter.dtype), "statistics", uncertainty=moment.uncertainty)
             space = fitter.fit(config.constraint, max_rank=config.rank_limit(fitter.dim), **settings)
-            bar.update()
+            shown.update()
             space = dataclasses.replace(space, identity=identity)
             return space.to("cpu") if processes.rank_and_size()[1] > 1 else space  # it is sent to the others
 
@@ -250,7 +250,7 @@ def collect_moments(
         visit,
         image_token_id=image_token_id,
         progress=progress,
-        desc="Reading retained inputs",
+        desc="Reading retained rows",
         adapted=adapted,
         on_batch=start_forward,
         after_batch=None if saved is None else lambda: saved.end_batch(fitters, sharing.owner),

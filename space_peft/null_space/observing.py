@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..data.rows import check_all_read, check_batch, check_loader
 from ..distributed import processes
 from ..modeling.features import attends_to_images
 from ..modeling.layers import base_model, deployed_model
 from ..modeling.prompts import takes_logits_to_keep, to_device
+from ..records.stages import track
 from .precision import exact_products
 
 
@@ -85,9 +85,7 @@ def observe_inputs(
             stack.callback(handle.remove)
         shares = processes.share_batches(dataloader, model)
         total = processes.share_length(dataloader)
-        for batch, counted in tqdm(  # noqa: B007
-            shares, desc=desc, total=total, disable=not shows_progress(progress), leave=False
-        ):
+        for batch, counted in track(shares, desc or "", total=total, show=shows_progress(progress)):  # noqa: B007
             check_batch(batch, batches)
             inputs = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
             masks[:] = _token_masks(inputs, visual)

@@ -19,6 +19,7 @@ from ..distributed import processes
 from ..losses import answer_labels
 from ..modeling.layers import deployed_model
 from ..modeling.prompts import IGNORE_INDEX, answer_logits, encode_conversations, generate_tokens, to_device
+from ..records.stages import track
 from ..statistics.intervals import CONFIDENCE, MOST_TRIALS, bernstein_bound, exact_upper_bound
 from .held_out import content_keys
 from .reading import RetainedRows
@@ -158,6 +159,7 @@ class AnswerComparison:
         max_new_tokens (`int`): Longest answer, in tokens.
         names (`list[str]`, *optional*): Of the erased concept: images that the deployed model answers about with one of
             them are left out. That depends on no adapter, so those that stay are exchangeable among each other.
+        progress (`bool`, defaults to `False`): Whether to show progress bars.
     """
 
     def __init__(
@@ -168,14 +170,15 @@ class AnswerComparison:
         rows: Sequence[int],
         max_new_tokens: int = MAX_NEW_TOKENS,
         names: Sequence[str] = (),
+        progress: bool = False,
     ):
         self.model, self.processor, self.retained = model, processor, retained
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens, self.progress = max_new_tokens, progress
         shown = retained.has_image()
         # The rows' own answers say about how long the model's are going to be.
         self.rows = retained.length_order(rows)
         with deployed_model(model) as deployed:
-            self._answers = self._ask(deployed)
+            self._answers = self._ask(deployed, "Asking the original model")
             texts = self._texts(self._answers)
             kept = [i for i, row in enumerate(self.rows) if not (shown[row] and mentions(texts[i], names))]
             self.left_out = len(self.rows) - len(kept)
@@ -189,7 +192,7 @@ class AnswerComparison:
     def changed(self) -> list[bool]:
         """Of each row, whether the adapter as it is now changes the greedy answer."""
         with deployed_model(self.model, adapted=True) as erased:
-            texts, before = self._texts(self._ask(erased)), self._texts(self._answers)
+            texts, before = self._texts(self._ask(erased, "Asking the erased model")), self._texts(self._answers)
         return [one != other for one, other in zip(texts, before, strict=True)]
 
     def log_prob_changes(self) -> list[float]:
@@ -204,11 +207,10 @@ class AnswerComparison:
             own = (self.retained[row] for row in self.rows[start : start + _BATCH])
             yield start, [{"prompt": row["prompt"], "completion": [], "images": row["images"]} for row in own]
 
-    def _ask(self, model) -> list[list[int]]:
+    def _ask(self, model, what: str) -> list[list[int]]:
         options = {"batch_size": _BATCH, "max_new_tokens": self.max_new_tokens}
-        return [
-            answer for _, rows in self._batches() for answer in generate_tokens(model, self.processor, rows, **options)
-        ]
+        batches = track(self._batches(), what, total=-(-len(self.rows) // _BATCH), show=self.progress)
+        return [answer for _, rows in batches for answer in generate_tokens(model, self.processor, rows, **options)]
 
     def _texts(self, answers: list[list[int]]) -> list[str]:
         return [text.strip() for text in self.processor.batch_decode(answers, skip_special_tokens=True)]
@@ -241,6 +243,7 @@ def measure_end_to_end(
     most: int | None = MOST_ITEMS,
     max_new_tokens: int = MAX_NEW_TOKENS,
     names: Sequence[str] = (),
+    progress: bool = False,
 ) -> EndToEnd | None:
     """Asks the deployed model and the erased one about held-out images and texts, and counts other answers.
 
@@ -256,13 +259,14 @@ def measure_end_to_end(
         max_new_tokens (`int`, defaults to 24): Longest answer, in tokens.
         names (`list[str]`, *optional*): Of the erased concept: images in whose answer the deployed model says one of them
             are left out, for that answer is to change.
+        progress (`bool`, defaults to `False`): Whether to show progress bars.
 
     Returns:
         [`EndToEnd`]: Of one question about each image and text; `None` without any.
     """
     retained = retained if isinstance(retained, RetainedRows) else RetainedRows(retained)
     chosen = one_row_each(retained, range(len(retained)) if rows is None else rows, seed, most)
-    comparison = AnswerComparison(model, processor, retained, chosen, max_new_tokens, names)
+    comparison = AnswerComparison(model, processor, retained, chosen, max_new_tokens, names, progress)
     if not comparison.rows:
         return None
     found = comparison.changed(), comparison.log_prob_changes(), comparison.images, comparison.left_out

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers.utils.logging import get_logger
 
 from ..data.names import check_aliases, mentions
@@ -24,6 +23,7 @@ from ..modeling.checksum import base_checksum
 from ..modeling.layers import deployed_model, our_adapter
 from ..modeling.prompts import conversation, generate_tokens
 from ..records.io import atomic_path
+from ..records.stages import bar, begin, done
 from .reading import RetainedRows, to_conversation
 
 
@@ -158,6 +158,7 @@ def answer_missing(
         return retained
     if len(questions) == 0 or per_image < 1:
         raise ValueError(f"nothing to ask: got {len(questions)} questions and per_image={per_image}.")
+    begin("retain")
     logger.warning(
         "%d of %d retained rows have no answer: the model itself is asked, and its answers are what must not change.",
         len(retained.unanswered), len(retained),
@@ -209,6 +210,7 @@ def answer_missing(
             f"the model's answers to all {len(retained)} retained rows are empty or name what is to be forgotten, so that "
             "nothing is left to keep; give rows about other things."
         )
+    done(f"asked the model about {len(retained.unanswered):,} retained rows without an answer")
     return filled
 
 
@@ -271,7 +273,7 @@ def _answered(
     """
     kept = _read_cache(cache, identity)
     answers = [answer for _, answer in kept]
-    with tqdm(total=len(places), initial=len(answers), desc="Asking the model", disable=not progress) as bar:
+    with bar("Asking the model", len(places), initial=len(answers), show=progress, leave=True) as shown:
         for start in range(0, len(places), batch_size):
             part = [row(number) for number in range(start, min(start + batch_size, len(places)))]
             keys = [_picture_key(one) for one in part] if cache is not None else []
@@ -290,7 +292,7 @@ def _answered(
                 said = [text.strip() for text in processor.batch_decode(said, skip_special_tokens=True)]
                 _append(cache, zip(keys[len(part) - len(missing) :], said))
                 answers += said
-                bar.update(len(missing))
+                shown.update(len(missing))
             yield from zip(range(start, start + len(part)), part, answers[start : start + batch_size], strict=True)
 
 
