@@ -266,8 +266,9 @@ def erase(
     statistics = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
     retained = None if retain_dataset is None else RetainedRows.of(retain_dataset, unanswered=True)
     keys = erase_stages(
-        args, peft_config, retained, pool=pool is not None, refined=refine_steps > 0, probes=bool(probes)
-    )
+        args, peft_config, pool=pool is not None, refined=refine_steps > 0, retained=retained is not None,
+        unanswered=retained is not None and bool(retained.unanswered), probes=bool(probes),
+    )  # fmt: skip
     with stages(["load"] * isinstance(model, str) + keys, show=progress and rank_and_size()[0] == 0):
         if isinstance(model, str):
             begin("load")
@@ -311,22 +312,22 @@ def erase(
 def erase_stages(
     args: SpaceConfig,
     adapter: SpaceLoraConfig,
-    retained: RetainedRows | None,
     *,
-    pool: bool = True,
-    refined: bool = True,
-    probes: bool = True,
+    pool=True,
+    refined=True,
+    retained=True,
+    unanswered=False,
+    probes=True,
 ) -> list[str]:
     """Keys of the stages of [`erase`] with a model, for who shows them among their own.
 
     Args:
-        args, adapter, retained: What it is given.
-        pool, refined, probes (`bool`, defaults to `True`): Whether it is given a pool, steps of refinement, and probes.
+        args, adapter, pool, refined, retained, unanswered, probes: What it is given, or whether it is; `unanswered`, whether
+            there are retained rows that the model is asked for.
     """
     know, evaluate = (["know"], ["evaluate"]) if probes else ([], [])
-    retain = ["retain"] if retained is not None and retained.unanswered else []
     anchors = ["select", *(["refine"] if refined else [])] if pool else []
-    return [*know, *retain, *anchors, *training_stages(args, adapter, retained is not None), *evaluate]
+    return [*know, *["retain"] * unanswered, *anchors, *training_stages(args, adapter, retained), *evaluate]
 
 
 def default_adapter() -> SpaceLoraConfig:

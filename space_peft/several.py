@@ -245,12 +245,15 @@ def several_stages(
     Args:
         concepts, probes, args, peft_config, retained, refined: What it is given; see [`erase_stages`].
     """
+    given = {
+        "refined": refined, "retained": retained is not None,
+        "unanswered": retained is not None and bool(retained.unanswered),
+    }  # fmt: skip
+    adapter = peft_config or default_adapter()
     keys = [
         key
         for concept in concepts
-        for key in erase_stages(
-            args, peft_config or default_adapter(), retained, refined=refined, probes=bool((probes or {}).get(concept))
-        )
+        for key in erase_stages(args, adapter, probes=bool((probes or {}).get(concept)), **given)
     ]
     # The model is asked for answers once, before the first of several.
     once = ["retain"] if "retain" in keys and len(concepts) > 1 else []

@@ -63,9 +63,20 @@ def test_a_name_in_and_everything_a_reviewer_asks_for_out(data, demo_images, tmp
     erasure = job(tmp_path / "out", data, probes=probes, args=args, progress=True)
     numbers, said = zip(*stage_lines(capsys.readouterr().err))
     # Every stage that was announced came, in this order.
-    assert list(numbers) == [f"[{number}/8" for number in range(1, 9)]
+    assert list(numbers) == [f"[{number}/9" for number in range(1, 10)]
     for text, begins in zip(
-        said, ("chose 2", "refined 2", "collected", "fitted", "trained 2", "measured", "noted", "evaluated: named on")
+        said,
+        (
+            "asked about",
+            "chose 2",
+            "refined 2",
+            "collected",
+            "fitted",
+            "trained 2",
+            "measured",
+            "noted",
+            "evaluated: named on",
+        ),
     ):
         assert text.startswith(begins) and text.endswith(" s")
     assert erasure.report.after["forget"]["n"] == 4 and erasure.certificate is not None
