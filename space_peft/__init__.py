@@ -36,7 +36,7 @@ _EXPORTS = {
     "retained_answers": "retained.self_distillation",
     "retained_texts": "retained.self_distillation",
     "ErasureCardData": "records.card_data",
-    "AdapterArguments": "erasing",
+    "AdapterArguments": "arguments",
     "Erasure": "erasing",
     "erase": "erasing",
     "get_space_config": "erasing",
@@ -68,10 +68,10 @@ if TYPE_CHECKING:
     from .anchors import refine_anchors as refine_anchors
     from .anchors import select_anchors as select_anchors
     from .anchors import select_random_anchors as select_random_anchors
+    from .arguments import AdapterArguments as AdapterArguments
     from .config import SpaceLoraConfig as SpaceLoraConfig
     from .data.questions import Dialogue as Dialogue
     from .data.questions import QuestionSet as QuestionSet
-    from .erasing import AdapterArguments as AdapterArguments
     from .erasing import Erasure as Erasure
     from .erasing import erase as erase
     from .erasing import get_space_config as get_space_config

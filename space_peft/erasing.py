@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from .anchors.encoders import OwnSpaceEncoder
 from .anchors.info import set_anchor_info
 from .anchors.pool import open_pool
 from .anchors.refine import known_by_anchors
-from .config import ConstraintName, SpaceLoraConfig
+from .arguments import AdapterArguments
+from .config import SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
@@ -53,6 +55,8 @@ logger = get_logger(__name__)
 ANCHORS_FOLDER = "anchors"
 # Arguments of `select_anchors` on which its result does not depend.
 _HOW_FAST = ("batch_size", "cache_dir", "progress")
+# Not the dot, which is in every name of several parts.
+_REGULAR_EXPRESSION = set("*+?|()[]{}^$\\")
 _COLUMNS = ("image_column", "caption_column", "id_column")
 
 
@@ -400,89 +404,48 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-@dataclass
-class EraseArguments:
-    """
-    What `space-peft erase` is told beside the fields of [`SpaceConfig`] and [`AdapterArguments`].
-
-    Args:
-        model (`str`): Id or folder of the model.
-        concept (`str`): The name to forget.
-        more_concepts (`list[str]`, *optional*): Names to forget after it, one after another; see [`erase_several`].
-        aliases (`list[str]`, *optional*): Other names of `concept`.
-        pool (`str`, *optional*): Public images: a folder, a file or a dataset on the Hub, see `data.loading.load_rows`.
-        retain (`str`, *optional*): Retained rows in TRL's formats, or pictures alone: the same.
-        statistics (`str`, *optional*): Statistics of the model: a folder or a repository.
-        test_images (`str`, *optional*): Pictures of the concept to test with, as `pool`. They are never trained on.
-        questions (`str`, *optional*): YAML file of what is asked about pictures, see [`load_questions`].
-        anchors (`int`, defaults to 32): How many.
-        refine_steps (`int`, defaults to 60): Steps of their refinement.
-        dtype (`str`, *optional*): To load the model in; by default as saved on a GPU, float32 on a CPU.
-        fresh (`bool`, defaults to `False`): Begin anew whatever an interrupted call left.
-    """
-
-    model: str = field(metadata={"help": "Id or folder of the model."})
-    concept: str = field(metadata={"help": "The name to forget."})
-    more_concepts: list[str] = field(
-        default_factory=list, metadata={"help": "Names to forget after it, one by one.", "nargs": "*"}
-    )
-    aliases: list[str] = field(default_factory=list, metadata={"help": "Other names of it.", "nargs": "*"})
-    pool: str | None = field(default=None, metadata={"help": "Public images: folder, file or Hub id."})
-    retain: str | None = field(default=None, metadata={"help": "Retained rows or pictures: folder, file, Hub id."})
-    statistics: str | None = field(default=None, metadata={"help": "Statistics of the model: folder or Hub id."})
-    test_images: str | None = field(default=None, metadata={"help": "Pictures of the concept, to test with alone."})
-    questions: str | None = field(default=None, metadata={"help": "Your own questions, a YAML file."})
-    anchors: int = field(default=32, metadata={"help": "How many anchors."})
-    refine_steps: int = field(default=60, metadata={"help": "Steps of their refinement."})
-    dtype: str | None = field(default=None, metadata={"help": "To load the model in; float32 on a CPU by default."})
-    fresh: bool = field(default=False, metadata={"help": "Begin anew whatever an interrupted call left."})
-
-
-@dataclass
-class AdapterArguments:
-    """
-    The adapter's fields for parsers, as TRL's `ModelConfig` has them for a `LoraConfig`; see [`get_space_config`].
-
-    Args:
-        lora_r (`int`, defaults to 8): Rank.
-        lora_alpha (`int`, *optional*): Twice the rank by default.
-        lora_dropout (`float`, defaults to 0.0): Dropout.
-        lora_target_modules (`list[str]`, *optional*): Layers; by default those of `SpaceConfig.target`.
-        constraint (`str`, defaults to `"soft"`), strength (`float`, defaults to 0.005), energy (`float`, defaults to 0.999),
-            tokens_per_row (`int`, defaults to 64), max_rank (`str`, defaults to `"auto"`): See [`SpaceLoraConfig`].
-    """
-
-    lora_r: int = field(default=8, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int | None = field(default=None, metadata={"help": "Its scale; twice the rank by default."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
-    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Layers that get it.", "nargs": "+"})
-    constraint: ConstraintName = field(default="soft", metadata={"help": "How it is constrained."})
-    strength: float = field(default=0.005, metadata={"help": "t of the soft constraint; smaller is stricter."})
-    energy: float = field(default=0.999, metadata={"help": "Share of the energy that the hard constraint removes."})
-    tokens_per_row: int = field(default=64, metadata={"help": "Most tokens of a kind of a retained row that count."})
-    max_rank: str = field(default="auto", metadata={"help": "Most eigenvectors a layer: a number, 'auto' or 'all'."})
-
-
 def get_space_config(arguments: AdapterArguments) -> SpaceLoraConfig:
     """The adapter's configuration, from parsed arguments.
 
     Args:
-        arguments ([`AdapterArguments`]): As a parser gives them.
+        arguments ([`AdapterArguments`]): As a parser gives them, or a file: dicts may be dicts, and numbers numbers.
 
     Raises:
         ValueError: If a setting is out of range.
     """
-    rank: Any = None if arguments.max_rank == "all" else arguments.max_rank  # SpaceLoraConfig checks it.
-    modules = arguments.lora_target_modules
-    return SpaceLoraConfig(
-        r=arguments.lora_r,
-        lora_alpha=2 * arguments.lora_r if arguments.lora_alpha is None else arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
+    named = {option.name for option in fields(SpaceLoraConfig)}
+    settings: dict[str, Any] = {
+        key if key in named else key.removeprefix("lora_"): value for key, value in vars(arguments).items()
+    }
+    for key in ("target_modules", "exclude_modules"):
         # A single one may be a regular expression, as in PEFT.
-        target_modules=modules[0] if modules is not None and len(modules) == 1 else modules,
-        constraint=arguments.constraint,
-        strength=arguments.strength,
-        energy=arguments.energy,
-        tokens_per_row=arguments.tokens_per_row,
-        max_rank=int(rank) if isinstance(rank, str) and rank.isdigit() else rank,
-    )
+        if (modules := settings[key]) is not None and len(modules) == 1 and _REGULAR_EXPRESSION & set(modules[0]):
+            settings[key] = modules[0]
+    for key in ("rank_pattern", "alpha_pattern"):
+        settings[key] = _pattern(settings[key], f"lora_{key}")
+    for key in ("tokens_per_row", "max_rank"):
+        settings[key] = _count_or_word(settings[key])
+    if settings["lora_alpha"] is None:
+        settings["lora_alpha"] = 2 * arguments.lora_r
+    start = settings.pop("init_weights")
+    return SpaceLoraConfig(**settings, init_lora_weights={"true": True, "false": False}.get(start, start))
+
+
+def _pattern(given: Any, name: str) -> dict[str, Any]:
+    """Ranks or scales by layer: a dict, or its JSON."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` is {given!r:.80}, which is no JSON: {error}.") from error
+    given = {} if given is None else given
+    if not isinstance(given, dict) or any(type(value) not in (int, float) for value in given.values()):
+        raise ValueError(f'`{name}` is {given!r:.80}; expected numbers by layer, such as {{"q_proj": 16}}.')
+    return given
+
+
+def _count_or_word(given: Any) -> Any:
+    """A number as one, "all" and "none" as `None`; [`SpaceLoraConfig`] checks what else it is."""
+    if given in ("all", "none"):
+        return None
+    return int(given) if isinstance(given, str) and given.lstrip("-").isdigit() else given

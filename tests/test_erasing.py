@@ -352,7 +352,7 @@ def test_flags_win_over_the_file(tmp_path):
         f"output_dir: {tmp_path}\nlora_r: 4\nmax_steps: 7\ntarget: all\nuse_cpu: true\n"
     )
     config, flags = take_config(["--config", str(path), "--max_steps", "9", "--strength", "0.1"])
-    arguments, adapter, args = parse_run(flags, config)
+    (arguments, adapter, _, _), args = parse_run(flags, config)
     assert (arguments.model, arguments.concept, arguments.aliases) == ("org/model", "Eiffel Tower", ["Tour Eiffel"])
     assert (args.max_steps, args.target, args.learning_rate) == (9, "all", 1e-3)
     config = get_space_config(adapter)
@@ -362,11 +362,11 @@ def test_flags_win_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("concpet: fox\n", "'concpet', which is no option; did you mean concept"),
+        ("concpet: fox\n", "'concpet' is no option; did you mean --concept?"),
         ("[1, 2]\n", "holds a list"),
         ("a: [\n", "no YAML"),
-        ("model: /\nconcept: fox\n", "--pool is missing"),
-        ("model: /\nconcept: fox\npool: nowhere.parquet\n", "nowhere.parquet"),
+        ("model: /\nconcept: fox\n", "missing: --pool, --retain or --statistics"),
+        ("model: /\nconcept: fox\npool: nowhere.parquet\nretain: r\n", "nowhere.parquet"),
     ],
 )
 def test_a_bad_file_exits_with_2_and_says_why(text, said, tmp_path, capsys):
@@ -395,7 +395,7 @@ def test_one_name_in_a_file_is_a_list_of_one():
         "aliases": None,
         "lora_target_modules": ".*q_proj",
     }
-    arguments, adapter, _ = parse_run([], ConfigFile("run.yaml", {**values, "output_dir": "out"}))
+    (arguments, adapter, _, _), _ = parse_run([], ConfigFile("run.yaml", {**values, "output_dir": "out"}))
     assert (arguments.more_concepts, arguments.aliases) == (["owl"], []), "not each letter"
     assert get_space_config(adapter).target_modules == ".*q_proj"
 
