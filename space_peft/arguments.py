@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .choices import ConstraintName, DtypeName, InputKind
+
+
+if TYPE_CHECKING:
+    from .config import SpaceLoraConfig
+
+
+# Not the dot, which is in every name of several parts.
+_REGULAR_EXPRESSION = set("*+?|()[]{}^$\\")
 
 
 def _told(help: str, default: Any = None, **more: Any) -> Any:
@@ -148,6 +157,55 @@ class CardArguments:
     not_tested: list[str] = _told("What you know was not tested", [])
     base_model: str | None = _told("Hub id of the model, if it is loaded from a folder", metavar="ID")
     redact: bool = _told("Publish a hash instead of the name", False)
+
+
+def get_space_config(arguments: AdapterArguments) -> SpaceLoraConfig:
+    """The adapter's configuration, from parsed arguments.
+
+    Args:
+        arguments ([`AdapterArguments`]): As a parser gives them, or a file: dicts may be dicts, and numbers numbers.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+    from .config import SpaceLoraConfig  # Importing PEFT takes seconds, which help need not wait for.
+
+    named = {option.name for option in dataclasses.fields(SpaceLoraConfig)}
+    settings: dict[str, Any] = {
+        key if key in named else key.removeprefix("lora_"): value for key, value in vars(arguments).items()
+    }
+    for key in ("target_modules", "exclude_modules"):
+        # A single one may be a regular expression, as in PEFT.
+        if (modules := settings[key]) is not None and len(modules) == 1 and _REGULAR_EXPRESSION & set(modules[0]):
+            settings[key] = modules[0]
+    for key in ("rank_pattern", "alpha_pattern"):
+        settings[key] = _pattern(settings[key], f"lora_{key}")
+    for key in ("tokens_per_row", "max_rank"):
+        settings[key] = _count_or_word(settings[key])
+    if settings["lora_alpha"] is None:
+        settings["lora_alpha"] = 2 * arguments.lora_r
+    start = settings.pop("init_weights")
+    return SpaceLoraConfig(**settings, init_lora_weights={"true": True, "false": False}.get(start, start))
+
+
+def _pattern(given: Any, name: str) -> dict[str, Any]:
+    """Ranks or scales by layer: a dict, or its JSON."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` is {given!r:.80}, which is no JSON: {error}.") from error
+    given = {} if given is None else given
+    if not isinstance(given, dict) or any(type(value) not in (int, float) for value in given.values()):
+        raise ValueError(f'`{name}` is {given!r:.80}; expected numbers by layer, such as {{"q_proj": 16}}.')
+    return given
+
+
+def _count_or_word(given: Any) -> Any:
+    """A number as one, "all" and "none" as `None`; [`SpaceLoraConfig`] checks what else it is."""
+    if given in ("all", "none"):
+        return None
+    return int(given) if isinstance(given, str) and given.lstrip("-").isdigit() else given
 
 
 def get_selection(arguments: SelectionArguments) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from .anchors.encoders import OwnSpaceEncoder
 from .anchors.info import set_anchor_info
 from .anchors.pool import open_pool
 from .anchors.refine import known_by_anchors
-from .arguments import AdapterArguments
 from .config import SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
@@ -40,7 +38,7 @@ from .records.stages import begin, done, stages
 from .retained.reading import RetainedRows
 from .retained.self_distillation import answer_missing
 from .trainers import SpaceConfig, SpaceTrainer
-from .trainers.checkpoints import last_complete_checkpoint, run_identity
+from .trainers.checkpoints import last_complete_checkpoint, remove_needless_checkpoint, run_identity
 from .trainers.progress import training_stages
 from .trainers.refusals import check_job, check_model
 
@@ -55,8 +53,6 @@ logger = get_logger(__name__)
 ANCHORS_FOLDER = "anchors"
 # Arguments of `select_anchors` on which its result does not depend.
 _HOW_FAST = ("batch_size", "cache_dir", "progress")
-# Not the dot, which is in every name of several parts.
-_REGULAR_EXPRESSION = set("*+?|()[]{}^$\\")
 _COLUMNS = ("image_column", "caption_column", "id_column")
 
 
@@ -95,11 +91,15 @@ class Erasure:
     def save(self) -> Path:
         """Saves adapter, certificate, report, card and provenance to the configuration's `output_dir`.
 
+        Checkpoints that the configuration asks for stay. The one that Trainer writes at the last step in any case, from
+        which a killed call would go on, is removed.
+
         The card of an adapter whose base model was loaded from a folder says "a local model"; to publish it, give the
         model's id on the Hub: `card_data=ErasureCardData(base_model=...)`.
         """
         self.trainer.save_model()
         self.trainer.create_model_card()
+        remove_needless_checkpoint(self.trainer)
         return Path(self.trainer.args.output_dir)
 
     def push_to_hub(self, repo_id: str | None = None, **kwargs):
@@ -162,7 +162,8 @@ class Erasure:
                 f"of such ones less than {statement.share_bound:.1%} (95 %)."
             )
         if seconds := self.trainer.card_data.seconds if report is None else report.seconds:
-            told = ", ".join(f"{STAGES.get(stage, stage)} {duration(taken)}" for stage, taken in seconds.items())
+            in_order = {stage: seconds[stage] for stage in STAGES if stage in seconds} | seconds
+            told = ", ".join(f"{STAGES.get(stage, stage)} {duration(taken)}" for stage, taken in in_order.items())
             lines.append(f"It took {duration(sum(seconds.values()))}: {told}.")
         lines += [
             f"In {folder}:" if files else f"Nothing is saved yet; it goes to {folder}.",
@@ -170,13 +171,7 @@ class Erasure:
             "Next:",
             f"  look      {folder}/{REPORT_TEXT_NAME if report is not None else CARD_NAME}",
             f"  attack    space-peft audit --adapter {folder} --concept {shlex.quote(self.trainer.concept)}",
-        ]
-        if failed:
-            return "\n".join([*lines, "  again     with more of what is said above; do not deploy or publish this one"])
-        lines += [
-            f"  deploy    space-peft merge {folder} MODEL-WITHOUT-IT",
-            f"  publish   space-peft push {folder} YOU/NAME, and others: space-peft verify YOU/NAME",
-            "  undo      load the model without the adapter; of a merged model keep the original, nothing takes the merge back",
+            *next_steps(folder, failed=failed),
         ]
         return "\n".join(lines)
 
@@ -194,6 +189,22 @@ class Erasure:
             f"({before['value']:.0%} before). Give more anchors, refine_steps or max_steps, or a larger learning_rate; "
             "anchors that the model does not call by the name (below) teach it nothing."
         )
+
+
+def next_steps(folder: str | os.PathLike, *, failed: bool) -> list[str]:
+    """What to do with an adapter once it was looked at and attacked, as lines.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where it is.
+        failed (`bool`): Whether the name is still said, so that it is good for nothing.
+    """
+    if failed:
+        return ["  again     with more of what is said above; do not deploy or publish this one"]
+    return [
+        f"  deploy    space-peft merge {folder} MODEL-WITHOUT-IT",
+        f"  publish   space-peft push {folder} YOU/NAME, and others: space-peft verify YOU/NAME",
+        "  undo      load the model without the adapter; of a merged model keep the original, nothing takes the merge back",
+    ]
 
 
 def erase(
@@ -263,6 +274,7 @@ def erase(
         )
     args = SpaceConfig(output_dir="space-output") if args is None else args
     peft_config = peft_config or default_adapter()
+    began, seconds = time.perf_counter(), {}
     if isinstance(model, str):
         refuse_missing(model)
     # Whatever would be refused later is refused now: the model takes minutes to load, and its anchors may take hours.
@@ -279,6 +291,7 @@ def erase(
             processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
         if isinstance(model, str):
             model = load_model(model, **args.init_kwargs)
+            seconds["load"] = round(time.perf_counter() - began, 1)
         questions = questions or DEFAULT_QUESTIONS
         check_model(model, processor, args, peft_config, [concept, *aliases], questions, retained, statistics)
         if probes:
@@ -289,13 +302,14 @@ def erase(
                 model, processor, retained, questions=(*questions.naming, *questions.open), names=[concept, *aliases],
                 cache=Path(args.output_dir, RETAINED_ANSWERS_NAME), resume=resume, progress=progress,
             )  # fmt: skip
+        seconds["prepare"] = round(time.perf_counter() - began - seconds.get("load", 0), 1)
         began = time.perf_counter()
-        if made := anchors is None:
+        if anchors is None:
             anchors = make_anchors(
                 concept, pool, model, processor, aliases, questions, k, refine_steps, args,
                 selection=selection, resume=resume, progress=progress,
             )  # fmt: skip
-        seconds = {"anchors": round(time.perf_counter() - began, 1)} if made else {}
+            seconds["anchors"] = round(time.perf_counter() - began, 1)
         trainer = SpaceTrainer(
             model, args, anchors=anchors, retain_dataset=retained, statistics=statistics, processing_class=processor,
             peft_config=peft_config, concept=concept, aliases=aliases, questions=questions, probes=probes, **trainer_options,
@@ -402,50 +416,3 @@ def _plain(value: Any) -> Any:
     """A setting of the selection as JSON has it; of an encoder, what tells it from others."""
     value = getattr(value, "fingerprint", value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def get_space_config(arguments: AdapterArguments) -> SpaceLoraConfig:
-    """The adapter's configuration, from parsed arguments.
-
-    Args:
-        arguments ([`AdapterArguments`]): As a parser gives them, or a file: dicts may be dicts, and numbers numbers.
-
-    Raises:
-        ValueError: If a setting is out of range.
-    """
-    named = {option.name for option in fields(SpaceLoraConfig)}
-    settings: dict[str, Any] = {
-        key if key in named else key.removeprefix("lora_"): value for key, value in vars(arguments).items()
-    }
-    for key in ("target_modules", "exclude_modules"):
-        # A single one may be a regular expression, as in PEFT.
-        if (modules := settings[key]) is not None and len(modules) == 1 and _REGULAR_EXPRESSION & set(modules[0]):
-            settings[key] = modules[0]
-    for key in ("rank_pattern", "alpha_pattern"):
-        settings[key] = _pattern(settings[key], f"lora_{key}")
-    for key in ("tokens_per_row", "max_rank"):
-        settings[key] = _count_or_word(settings[key])
-    if settings["lora_alpha"] is None:
-        settings["lora_alpha"] = 2 * arguments.lora_r
-    start = settings.pop("init_weights")
-    return SpaceLoraConfig(**settings, init_lora_weights={"true": True, "false": False}.get(start, start))
-
-
-def _pattern(given: Any, name: str) -> dict[str, Any]:
-    """Ranks or scales by layer: a dict, or its JSON."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`{name}` is {given!r:.80}, which is no JSON: {error}.") from error
-    given = {} if given is None else given
-    if not isinstance(given, dict) or any(type(value) not in (int, float) for value in given.values()):
-        raise ValueError(f'`{name}` is {given!r:.80}; expected numbers by layer, such as {{"q_proj": 16}}.')
-    return given
-
-
-def _count_or_word(given: Any) -> Any:
-    """A number as one, "all" and "none" as `None`; [`SpaceLoraConfig`] checks what else it is."""
-    if given in ("all", "none"):
-        return None
-    return int(given) if isinstance(given, str) and given.lstrip("-").isdigit() else given

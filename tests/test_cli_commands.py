@@ -127,6 +127,19 @@ def test_what_is_printed_meanwhile_does_not_mix_with_the_json(monkeypatch, capsy
     assert json.loads(out) == {"folder": "b"} and "loading" in err
 
 
+def test_a_merge_says_what_to_do_next(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("space_peft.hub_cards.merge.merge_adapter", lambda adapter, output, base_model=None: output)
+    assert main(["merge", str(tmp_path), "merged"]) == 0
+    out = capsys.readouterr().out
+    for said in (
+        "in merged\n",
+        "vllm serve merged;",
+        "space-peft probe --endpoint",
+        "evaluate --merged merged --base-model",
+    ):
+        assert said in out
+
+
 # Pictures with names
 
 

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,7 +76,15 @@ def _merge(args: argparse.Namespace) -> int:
 
     with bad_input("merge"):
         folder = merge_adapter(args.adapter, args.output, base_model=args.base_model)
-    tell(args, f"The model with the adapter in its weights is in {folder}", {"folder": str(folder)})
+    lines = [
+        f"The model with the adapter in its weights is in {folder}",
+        "Next:",
+        f"  serve     transformers serve, or vllm serve {folder}; requests name the model {folder}",
+        "  ask it    space-peft probe --endpoint http://localhost:8000 --concept NAME --images PICTURES",
+        f"  judge     space-peft evaluate --merged {folder} --base-model ORIGINAL --concept NAME --images PICTURES",
+        "  keep      the original: nothing takes the merge back",
+    ]
+    tell(args, "\n".join(lines), {"folder": str(folder)})
     return 0
 
 
@@ -333,9 +342,10 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
 
 def _erase(args: argparse.Namespace) -> int:
     with bad_input("erase", TypeError):
+        began = time.perf_counter()
         from .erase import run_erase
 
-        erased = run_erase(args.rest, args.config)
+        erased = run_erase(args.rest, args.config, began)
     tell(args, erased.summary(), erased.to_dict())
     # Of test pictures: without any nothing was asked, and nothing is claimed.
     return 1 if any(verdict != "erased" for verdict in erased.verdicts().values()) else 0

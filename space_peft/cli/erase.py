@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import load_from_disk
 from transformers import HfArgumentParser
 
-from ..arguments import AdapterArguments, CardArguments, EraseArguments, SelectionArguments, get_selection
+from ..arguments import (
+    AdapterArguments,
+    CardArguments,
+    EraseArguments,
+    SelectionArguments,
+    get_selection,
+    get_space_config,
+)
 from ..config import SpaceLoraConfig
 from ..data.loading import load_rows
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet, load_questions
-from ..erasing import ANCHORS_FOLDER, Erasure, erase, get_space_config
+from ..erasing import ANCHORS_FOLDER, Erasure, erase
 from ..evaluation.named_images import named_probes, split_by_name
 from ..modeling.loading import load_model
 from ..null_space.base_statistics import load_statistics
@@ -65,7 +73,8 @@ def parse_run(argv: Sequence[str], config: ConfigFile | None = None, command: st
         parser.set_defaults(**from_file(values, options, config.path))
     args, told, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True, look_for_args_file=False)
     refuse_unknown(left, parser, command)
-    return Run(*(kind(**{part.name: getattr(told, part.name) for part in fields(kind)}) for kind in OWN)), args
+    own: list[Any] = [kind(**{part.name: getattr(told, part.name) for part in fields(kind)}) for kind in OWN]
+    return Run(*own), args
 
 
 def full_parser(command: str) -> HfArgumentParser:
@@ -117,17 +126,19 @@ def read_questions(arguments: EraseArguments) -> QuestionSet:
     return DEFAULT_QUESTIONS if arguments.questions is None else load_questions(arguments.questions)
 
 
-def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure | Erasures:
+def run_erase(argv: Sequence[str], config: ConfigFile | None = None, began: float | None = None) -> Erasure | Erasures:
     """Parses, erases, saves.
 
     Args:
         argv (`list[str]`): Arguments after "erase", without `--config`.
         config ([`ConfigFile`], *optional*): What `--config` names.
+        began (`float`, *optional*): When the command did, by `time.perf_counter`: importing counts as loading.
 
     Raises:
         FileNotFoundError: If a file or folder does not exist.
         ValueError: If an option or a row cannot be used.
     """
+    began = time.perf_counter() if began is None else began
     told, args = parse_run(argv, config)
     arguments = told.job
     # Whatever is mistyped shows before the model is loaded.
@@ -137,7 +148,7 @@ def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure 
     tested = dict.fromkeys(concepts, arguments.test_images is not None)
     keys = several_stages(concepts, tested, args, config, retain, refined=arguments.refine_steps > 0)
     with stages(["read", "load", *keys, "save"]):
-        return _erase(told, args, config, questions, retain, concepts, aliases)
+        return _erase(told, args, config, questions, retain, concepts, aliases, began)
 
 
 def _erase(
@@ -148,6 +159,7 @@ def _erase(
     retain: RetainedRows | None,
     concepts: list[str],
     aliases: dict[str, list[str]],
+    began: float,
 ) -> Erasure | Erasures:
     arguments = told.job
     begin("read")
@@ -185,6 +197,7 @@ def _erase(
                 draw_sheet(load_from_disk(place / ANCHORS_FOLDER), place, name)
         done(f"saved to {args.output_dir}")
         return erased
+    options["card_data"].seconds["load"] = round(time.perf_counter() - began, 1)
     own = None if probes is None else probes[arguments.concept]
     erasure = erase(model, arguments.concept, aliases=arguments.aliases, probes=own, **options)
     begin("save")

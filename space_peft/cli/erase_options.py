@@ -134,6 +134,11 @@ def _check_complete(command: str, given: set[str], others: Sequence[str]) -> Non
         missing.append("--retain or --statistics")
     if not missing:
         return
+    if missing == ["--retain or --statistics"]:
+        raise ValueError(
+            "nothing says what must not change: give --retain, rows or pictures alone (the model itself answers them), or "
+            "--statistics of the model, which `space-peft stats` makes."
+        )
     for key in others:
         if near := difflib.get_close_matches(f"--{key}" if key[:2] != "--" else key, missing, n=1, cutoff=0.8):
             raise ValueError(f"{key!r} is no option; did you mean {near[0]}?")

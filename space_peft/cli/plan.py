@@ -14,10 +14,9 @@ from accelerate import init_empty_weights
 from PIL import Image
 from transformers import AutoProcessor
 
-from ..arguments import AdapterArguments
+from ..arguments import AdapterArguments, get_space_config
 from ..config import SpaceLoraConfig
 from ..data.questions import DEFAULT_QUESTIONS
-from ..erasing import get_space_config
 from ..modeling.loading import check_device, default_dtype, load_config, load_model, model_class, saved_dtype
 from ..modeling.prompts import answer_logits, conversation, encode_conversations, to_device
 from ..modeling.targets import Target
