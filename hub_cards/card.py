@@ -41,6 +41,8 @@ _REASONS = {
     "near_duplicate": "nearly repeated another anchor",
 }
 STAGES = {
+    "load": "loading",
+    "prepare": "preparing",
     "evaluate_before": "evaluating before",
     "anchors": "anchors",
     "erase": "erasing",

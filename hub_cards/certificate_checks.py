@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from space_peft.config import CONSTRAINTS, SpaceLoraConfig
+from space_peft.choices import CONSTRAINTS
+from space_peft.config import SpaceLoraConfig
 from space_peft.modeling.layers import adapted_layers
 from space_peft.null_space.certificate import (
     RetentionCertificate,

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from space_peft.canary.check import Canary, CanaryResult, check_canary
 from space_peft.config import ALLOWED_OPTIONS, INITIALISATIONS, SpaceLoraConfig
-from space_peft.modeling.loading import default_dtype, load_config, model_class
+from space_peft.modeling.loading import check_dtype, default_dtype, load_config, model_class
 from space_peft.modeling.prompts import conversation
 from space_peft.records.base_commit import loaded_commit
 from space_peft.records.card_data import is_local_path
@@ -173,6 +173,7 @@ def load_base(
     if name == recorded.name and recorded.revision:
         model_kwargs.setdefault("revision", recorded.revision)
     options = {"dtype": "auto", "use_safetensors": True, "token": token, **model_kwargs}
+    check_dtype(options["dtype"])
     config = load_config(name, **options)
     if options["dtype"] is None:
         options["dtype"] = default_dtype(config, "cpu")

@@ -23,6 +23,8 @@ LOADABLE = {
     ".onnx", ".jinja", ".model", ".txt", ".yaml", ".yml", ".so", ".dll",
 }  # fmt: skip
 CHECKPOINT = re.compile(r"checkpoint-\d+|last-checkpoint")
+# Where `erase_several` serves each request and keeps it, in the folder of the one adapter.
+REQUEST = re.compile(r"^(requests/)?\d{3}/")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

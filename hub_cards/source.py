@@ -16,7 +16,7 @@ from space_peft.records.folder import ADAPTER_CONFIG_NAME, CARD_DATA_NAME, TRAIN
 from space_peft.records.places import refuse_missing
 from space_peft.records.safe_json import read_json
 
-from .manifest import CHECKPOINT
+from .manifest import CHECKPOINT, REQUEST
 
 
 CHECKPOINTS = ("checkpoint-*", "last-checkpoint")
@@ -97,8 +97,8 @@ def unsafe_files(files: Iterable[str]) -> list[str]:
     """Those that would run code when some library loads them: pickles and Python files."""
     found = []
     for name in files:
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix in (*_PICKLES, *_CODE) and name not in _HARMLESS and not _in_checkpoint(name):
+        suffix, own = PurePosixPath(name).suffix.lower(), REQUEST.sub("", name)
+        if suffix in (*_PICKLES, *_CODE) and own not in _HARMLESS and not _in_checkpoint(own):
             found.append(name)
     return found
 

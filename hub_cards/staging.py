@@ -41,7 +41,7 @@ from space_peft.records.safe_json import member_path, read_json
 
 from .card import GENERATED, erasure_card
 from .local_traces import Finding, find_local_traces
-from .manifest import CHECKPOINT, write_manifest
+from .manifest import CHECKPOINT, REQUEST, write_manifest
 from .redaction import find_names, redact_anchors, redact_values, redacted_label, redaction_salt, without_name
 
 
@@ -189,7 +189,8 @@ def _check_adapter(folder: Path) -> None:
         raise FileNotFoundError(f"{str(folder)!r} holds no {ADAPTER_CONFIG_NAME}; save the adapter there first.")
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
-        ignored = CHECKPOINT.fullmatch(place.parts[0]) or matches(place.as_posix(), TRAINER_STATE)
+        own = REQUEST.sub("", place.as_posix())
+        ignored = CHECKPOINT.fullmatch(own.partition("/")[0]) or matches(own, TRAINER_STATE)
         if path.is_file() and not ignored and (path.suffix.lower() in _PICKLE_SUFFIXES or _is_pickle(path)):
             raise ValueError(
                 f"{place.as_posix()!r} is or may hold a pickle, which runs code when it is loaded; only safetensors are "

@@ -36,10 +36,10 @@ _EXPORTS = {
     "retained_answers": "retained.self_distillation",
     "retained_texts": "retained.self_distillation",
     "ErasureCardData": "records.card_data",
-    "AdapterArguments": "erasing",
+    "AdapterArguments": "arguments",
     "Erasure": "erasing",
     "erase": "erasing",
-    "get_space_config": "erasing",
+    "get_space_config": "arguments",
     "load_erased": "hub_cards",
     "push_erasure": "hub_cards",
     "push_statistics": "hub_cards",
@@ -68,13 +68,13 @@ if TYPE_CHECKING:
     from .anchors import refine_anchors as refine_anchors
     from .anchors import select_anchors as select_anchors
     from .anchors import select_random_anchors as select_random_anchors
+    from .arguments import AdapterArguments as AdapterArguments
+    from .arguments import get_space_config as get_space_config
     from .config import SpaceLoraConfig as SpaceLoraConfig
     from .data.questions import Dialogue as Dialogue
     from .data.questions import QuestionSet as QuestionSet
-    from .erasing import AdapterArguments as AdapterArguments
     from .erasing import Erasure as Erasure
     from .erasing import erase as erase
-    from .erasing import get_space_config as get_space_config
     from .hub_cards import load_erased as load_erased
     from .hub_cards import push_erasure as push_erasure
     from .hub_cards import push_statistics as push_statistics

@@ -7,22 +7,20 @@ import os
 import warnings
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig
 
+from .choices import CONSTRAINTS, INPUT_KINDS, ConstraintName, InputKind
 from .records.folder import SPACE_CONFIG_NAME
 from .records.io import write_json
 from .records.safe_json import read_json
 
 
-ConstraintName = Literal["soft", "hard", "none"]
-CONSTRAINTS: tuple[ConstraintName, ...] = get_args(ConstraintName)
 # The setting that says how strict a constraint is.
 KNOBS: dict[str, str | None] = {"soft": "strength", "hard": "energy", "none": None}
-STATISTICS = ("token", "pooled")
 # The initialisations of PEFT that leave the base weights alone and need no data.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 # Options of `LoraConfig` that may be set: with them the update is s B A of a layer's own inputs, and nothing else of the
@@ -95,7 +93,7 @@ class SpaceLoraConfig(LoraConfig):
     energy: float = field(
         default=0.999, metadata={"help": "Share of the retained energy that the hard constraint removes, in (0, 1]."}
     )
-    statistics: Literal["token", "pooled"] = field(
+    statistics: InputKind = field(
         default="token", metadata={"help": "What counts as one retained input: every 'token' or a 'pooled' row."}
     )
     tokens_per_row: int | None = field(
@@ -125,7 +123,7 @@ class SpaceLoraConfig(LoraConfig):
         self._check_plain_lora()
 
     def _check_space_fields(self) -> None:
-        for name, allowed in (("constraint", CONSTRAINTS), ("statistics", STATISTICS)):
+        for name, allowed in (("constraint", CONSTRAINTS), ("statistics", INPUT_KINDS)):
             if getattr(self, name) not in allowed:
                 expected = ", ".join(map(repr, allowed))
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; expected one of {expected}.")

@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from .anchors.encoders import OwnSpaceEncoder
 from .anchors.info import set_anchor_info
 from .anchors.pool import open_pool
 from .anchors.refine import known_by_anchors
-from .config import ConstraintName, SpaceLoraConfig
+from .config import SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS, QuestionSet
 from .data.source import dataset_source
@@ -38,7 +38,7 @@ from .records.stages import begin, done, stages
 from .retained.reading import RetainedRows
 from .retained.self_distillation import answer_missing
 from .trainers import SpaceConfig, SpaceTrainer
-from .trainers.checkpoints import last_complete_checkpoint, run_identity
+from .trainers.checkpoints import last_complete_checkpoint, remove_needless_checkpoint, run_identity
 from .trainers.progress import training_stages
 from .trainers.refusals import check_job, check_model
 
@@ -91,11 +91,15 @@ class Erasure:
     def save(self) -> Path:
         """Saves adapter, certificate, report, card and provenance to the configuration's `output_dir`.
 
+        Checkpoints that the configuration asks for stay. The one that Trainer writes at the last step in any case, from
+        which a killed call would go on, is removed.
+
         The card of an adapter whose base model was loaded from a folder says "a local model"; to publish it, give the
         model's id on the Hub: `card_data=ErasureCardData(base_model=...)`.
         """
         self.trainer.save_model()
         self.trainer.create_model_card()
+        remove_needless_checkpoint(self.trainer)
         return Path(self.trainer.args.output_dir)
 
     def push_to_hub(self, repo_id: str | None = None, **kwargs):
@@ -158,7 +162,8 @@ class Erasure:
                 f"of such ones less than {statement.share_bound:.1%} (95 %)."
             )
         if seconds := self.trainer.card_data.seconds if report is None else report.seconds:
-            told = ", ".join(f"{STAGES.get(stage, stage)} {duration(taken)}" for stage, taken in seconds.items())
+            in_order = {stage: seconds[stage] for stage in STAGES if stage in seconds} | seconds
+            told = ", ".join(f"{STAGES.get(stage, stage)} {duration(taken)}" for stage, taken in in_order.items())
             lines.append(f"It took {duration(sum(seconds.values()))}: {told}.")
         lines += [
             f"In {folder}:" if files else f"Nothing is saved yet; it goes to {folder}.",
@@ -166,13 +171,7 @@ class Erasure:
             "Next:",
             f"  look      {folder}/{REPORT_TEXT_NAME if report is not None else CARD_NAME}",
             f"  attack    space-peft audit --adapter {folder} --concept {shlex.quote(self.trainer.concept)}",
-        ]
-        if failed:
-            return "\n".join([*lines, "  again     with more of what is said above; do not deploy or publish this one"])
-        lines += [
-            f"  deploy    space-peft merge {folder} MODEL-WITHOUT-IT",
-            f"  publish   space-peft push {folder} YOU/NAME, and others: space-peft verify YOU/NAME",
-            "  undo      load the model without the adapter; of a merged model keep the original, nothing takes the merge back",
+            *next_steps(folder, failed=failed),
         ]
         return "\n".join(lines)
 
@@ -190,6 +189,22 @@ class Erasure:
             f"({before['value']:.0%} before). Give more anchors, refine_steps or max_steps, or a larger learning_rate; "
             "anchors that the model does not call by the name (below) teach it nothing."
         )
+
+
+def next_steps(folder: str | os.PathLike, *, failed: bool) -> list[str]:
+    """What to do with an adapter once it was looked at and attacked, as lines.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where it is.
+        failed (`bool`): Whether the name is still said, so that it is good for nothing.
+    """
+    if failed:
+        return ["  again     with more of what is said above; do not deploy or publish this one"]
+    return [
+        f"  deploy    space-peft merge {folder} MODEL-WITHOUT-IT",
+        f"  publish   space-peft push {folder} YOU/NAME, and others: space-peft verify YOU/NAME",
+        "  undo      load the model without the adapter; of a merged model keep the original, nothing takes the merge back",
+    ]
 
 
 def erase(
@@ -259,6 +274,7 @@ def erase(
         )
     args = SpaceConfig(output_dir="space-output") if args is None else args
     peft_config = peft_config or default_adapter()
+    began, seconds = time.perf_counter(), {}
     if isinstance(model, str):
         refuse_missing(model)
     # Whatever would be refused later is refused now: the model takes minutes to load, and its anchors may take hours.
@@ -276,6 +292,7 @@ def erase(
             processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
         if isinstance(model, str):
             model = load_model(model, **args.init_kwargs)
+            seconds["load"] = round(time.perf_counter() - began, 1)
         questions = questions or DEFAULT_QUESTIONS
         check_model(model, processor, args, peft_config, [concept, *aliases], questions, retained, statistics)
         if probes:
@@ -286,13 +303,14 @@ def erase(
                 model, processor, retained, questions=(*questions.naming, *questions.open), names=[concept, *aliases],
                 cache=Path(args.output_dir, RETAINED_ANSWERS_NAME), resume=resume, progress=progress,
             )  # fmt: skip
+        seconds["prepare"] = round(time.perf_counter() - began - seconds.get("load", 0), 1)
         began = time.perf_counter()
-        if made := anchors is None:
+        if anchors is None:
             anchors = make_anchors(
                 concept, pool, model, processor, aliases, questions, k, refine_steps, args,
                 selection=selection, resume=resume, progress=progress,
             )  # fmt: skip
-        seconds = {"anchors": round(time.perf_counter() - began, 1)} if made else {}
+            seconds["anchors"] = round(time.perf_counter() - began, 1)
         trainer = SpaceTrainer(
             model, args, anchors=anchors, retain_dataset=retained, statistics=statistics, processing_class=processor,
             peft_config=peft_config, concept=concept, aliases=aliases, questions=questions, probes=probes, **trainer_options,
@@ -399,91 +417,3 @@ def _plain(value: Any) -> Any:
     """A setting of the selection as JSON has it; of an encoder, what tells it from others."""
     value = getattr(value, "fingerprint", value)
     return list(value) if isinstance(value, tuple) else value
-
-
-@dataclass
-class EraseArguments:
-    """
-    What `space-peft erase` is told beside the fields of [`SpaceConfig`] and [`AdapterArguments`].
-
-    Args:
-        model (`str`): Id or folder of the model.
-        concept (`str`): The name to forget.
-        more_concepts (`list[str]`, *optional*): Names to forget after it, one after another; see [`erase_several`].
-        aliases (`list[str]`, *optional*): Other names of `concept`.
-        pool (`str`, *optional*): Public images: a folder, a file or a dataset on the Hub, see `data.loading.load_rows`.
-        retain (`str`, *optional*): Retained rows in TRL's formats, or pictures alone: the same.
-        statistics (`str`, *optional*): Statistics of the model: a folder or a repository.
-        test_images (`str`, *optional*): Pictures of the concept to test with, as `pool`. They are never trained on.
-        questions (`str`, *optional*): YAML file of what is asked about pictures, see [`load_questions`].
-        anchors (`int`, defaults to 32): How many.
-        refine_steps (`int`, defaults to 60): Steps of their refinement.
-        dtype (`str`, *optional*): To load the model in; by default as saved on a GPU, float32 on a CPU.
-        fresh (`bool`, defaults to `False`): Begin anew whatever an interrupted call left.
-    """
-
-    model: str = field(metadata={"help": "Id or folder of the model."})
-    concept: str = field(metadata={"help": "The name to forget."})
-    more_concepts: list[str] = field(
-        default_factory=list, metadata={"help": "Names to forget after it, one by one.", "nargs": "*"}
-    )
-    aliases: list[str] = field(default_factory=list, metadata={"help": "Other names of it.", "nargs": "*"})
-    pool: str | None = field(default=None, metadata={"help": "Public images: folder, file or Hub id."})
-    retain: str | None = field(default=None, metadata={"help": "Retained rows or pictures: folder, file, Hub id."})
-    statistics: str | None = field(default=None, metadata={"help": "Statistics of the model: folder or Hub id."})
-    test_images: str | None = field(default=None, metadata={"help": "Pictures of the concept, to test with alone."})
-    questions: str | None = field(default=None, metadata={"help": "Your own questions, a YAML file."})
-    anchors: int = field(default=32, metadata={"help": "How many anchors."})
-    refine_steps: int = field(default=60, metadata={"help": "Steps of their refinement."})
-    dtype: str | None = field(default=None, metadata={"help": "To load the model in; float32 on a CPU by default."})
-    fresh: bool = field(default=False, metadata={"help": "Begin anew whatever an interrupted call left."})
-
-
-@dataclass
-class AdapterArguments:
-    """
-    The adapter's fields for parsers, as TRL's `ModelConfig` has them for a `LoraConfig`; see [`get_space_config`].
-
-    Args:
-        lora_r (`int`, defaults to 8): Rank.
-        lora_alpha (`int`, *optional*): Twice the rank by default.
-        lora_dropout (`float`, defaults to 0.0): Dropout.
-        lora_target_modules (`list[str]`, *optional*): Layers; by default those of `SpaceConfig.target`.
-        constraint (`str`, defaults to `"soft"`), strength (`float`, defaults to 0.005), energy (`float`, defaults to 0.999),
-            tokens_per_row (`int`, defaults to 64), max_rank (`str`, defaults to `"auto"`): See [`SpaceLoraConfig`].
-    """
-
-    lora_r: int = field(default=8, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int | None = field(default=None, metadata={"help": "Its scale; twice the rank by default."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
-    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Layers that get it.", "nargs": "+"})
-    constraint: ConstraintName = field(default="soft", metadata={"help": "How it is constrained."})
-    strength: float = field(default=0.005, metadata={"help": "t of the soft constraint; smaller is stricter."})
-    energy: float = field(default=0.999, metadata={"help": "Share of the energy that the hard constraint removes."})
-    tokens_per_row: int = field(default=64, metadata={"help": "Most tokens of a kind of a retained row that count."})
-    max_rank: str = field(default="auto", metadata={"help": "Most eigenvectors a layer: a number, 'auto' or 'all'."})
-
-
-def get_space_config(arguments: AdapterArguments) -> SpaceLoraConfig:
-    """The adapter's configuration, from parsed arguments.
-
-    Args:
-        arguments ([`AdapterArguments`]): As a parser gives them.
-
-    Raises:
-        ValueError: If a setting is out of range.
-    """
-    rank: Any = None if arguments.max_rank == "all" else arguments.max_rank  # SpaceLoraConfig checks it.
-    modules = arguments.lora_target_modules
-    return SpaceLoraConfig(
-        r=arguments.lora_r,
-        lora_alpha=2 * arguments.lora_r if arguments.lora_alpha is None else arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        # A single one may be a regular expression, as in PEFT.
-        target_modules=modules[0] if modules is not None and len(modules) == 1 else modules,
-        constraint=arguments.constraint,
-        strength=arguments.strength,
-        energy=arguments.energy,
-        tokens_per_row=arguments.tokens_per_row,
-        max_rank=int(rank) if isinstance(rank, str) and rank.isdigit() else rank,
-    )

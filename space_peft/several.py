@@ -18,7 +18,7 @@ from .config import SpaceLoraConfig
 from .data.names import check_aliases, check_concept
 from .data.questions import DEFAULT_QUESTIONS
 from .distributed.processes import rank_and_size
-from .erasing import default_adapter, erase, erase_stages
+from .erasing import default_adapter, erase, erase_stages, next_steps
 from .modeling.checksum import base_checksum
 from .modeling.fingerprint import BaseFingerprint, compare_base
 from .modeling.loading import load_model
@@ -30,7 +30,7 @@ from .records.stages import end, say, stages
 from .retained.reading import RetainedRows
 from .retained.self_distillation import answer_missing
 from .trainers import ErasureLedger, SpaceConfig
-from .trainers.checkpoints import settings_of
+from .trainers.checkpoints import remove_needless_checkpoint, settings_of
 
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class Erasures:
     def summary(self) -> str:
         """What was done, and what to do next."""
         failed = [name for name, verdict in self.verdicts().items() if verdict != "erased"]
-        lines = [f"NOT ERASED: {', '.join(map(repr, failed))}; see the tables.\n"] if failed else []
+        again = "Give more anchors, refine_steps or max_steps, and begin anew (--fresh): erased names stay as they are."
+        lines = [f"NOT ERASED: {', '.join(map(repr, failed))}; see the tables. {again}\n"] if failed else []
         lines += [f"{report.to_table()}\n" for report in self.reports().values()]
         lines += [
             f"{number}. {own['concept']!r}: {own['steps']} steps, {own['date']}, {self.ledger.place(number)}"
@@ -88,9 +89,10 @@ class Erasures:
         return "\n".join(
             [
                 *lines,
-                f"One adapter for all of them is in {self.folder}. Next, for each name:",
+                f"One adapter for all of them is in {self.folder}. Next, the first two for each name:",
                 f"  look      space-peft evaluate --adapter {self.folder} --concept NAME --images PICTURES",
                 f"  attack    space-peft attack --adapter {self.folder} --concept NAME --images PICTURES",
+                *next_steps(self.folder, failed=bool(failed)),
             ]
         )
 
@@ -221,6 +223,7 @@ def erase_several(
             made_with[concept] = settings
             write_json(place / _BASE_NAME, base)
             model = ledger.add(erasure.trainer)
+            remove_needless_checkpoint(erasure.trainer)
     stacked = ledger.stack(original)
     if not (folder / LEDGER_NAME).is_file():
         # Before the adapter: by it a call that is killed between them knows the adapter for its own.

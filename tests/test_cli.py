@@ -55,7 +55,14 @@ def test_demo_writes_everything(tmp_path):
         "space_anchors.json", "report.json", "README.md", "pictures",
     } <= names  # fmt: skip
     assert len(list((output / "pictures").glob("*.png"))) == 5 and "anchors" not in names
-    assert report["seconds"].keys() == {"evaluate_before", "anchors", "erase", "evaluate_after"}
+    assert report["seconds"].keys() == {
+        "evaluate_before",
+        "prepare",
+        "anchors",
+        "erase",
+        "certificate",
+        "evaluate_after",
+    }
     assert [path for path in tmp_path.iterdir()] == [output]
     # A second run replaces the first; a folder of something else is left alone.
     (tmp_path / "mine").mkdir()

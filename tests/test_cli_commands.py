@@ -68,10 +68,10 @@ def configured(tmp_path, name, text, argv):
 def test_flags_win_over_the_file_in_whatever_way_they_are_written(tmp_path):
     text = "model: org/model\nrank: 4\nsteps: 7\ntarget_modules: [q_proj, v_proj]\ntime: true\nstrength: null\n"
     args = configured(tmp_path, "plan", text, [])
-    assert (args.model, args.rank, args.steps, args.time, args.strength) == ("org/model", 4, 7, True, None)
-    assert args.target_modules == ["q_proj", "v_proj"]
+    assert (args.model, args.lora_r, args.steps, args.time, args.strength) == ("org/model", 4, 7, True, 0.005)
+    assert args.lora_target_modules == ["q_proj", "v_proj"]
     args = configured(tmp_path, "plan", text, ["mine", "--rank=16", "--target-mod", "o_proj", "--steps", "9"])
-    assert (args.model, args.rank, args.target_modules, args.steps) == ("mine", 16, ["o_proj"], 9)
+    assert (args.model, args.lora_r, args.lora_target_modules, args.steps) == ("mine", 16, ["o_proj"], 9)
     # Two flags of one setting, and a flag that may be repeated.
     text = "folder: run\nrepo: me/run\nprivate: true\nretries: 2\n"
     assert configured(tmp_path, "push", text, []).private is True
@@ -125,6 +125,19 @@ def test_what_is_printed_meanwhile_does_not_mix_with_the_json(monkeypatch, capsy
     assert main(["merge", str(tmp_path), "b", "--json", "-"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {"folder": "b"} and "loading" in err
+
+
+def test_a_merge_says_what_to_do_next(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("space_peft.hub_cards.merge.merge_adapter", lambda adapter, output, base_model=None: output)
+    assert main(["merge", str(tmp_path), "merged"]) == 0
+    out = capsys.readouterr().out
+    for said in (
+        "in merged\n",
+        "vllm serve merged;",
+        "space-peft probe --endpoint",
+        "evaluate --merged merged --base-model",
+    ):
+        assert said in out
 
 
 # Pictures with names

@@ -112,13 +112,47 @@ def test_tied_output_layer_is_refused(tmp_path, capsys):
         (["{7b}", "--rows", "0"], "`rows` is 0"),
         (["{7b}", "--row-tokens", "3"], "cannot hold a picture of 256"),
         (["{7b}", "--max-rank", "0"], "`max_rank` is 0"),
+        (["{7b}", "--max-rank", "some"], "`max_rank` is 'some'"),
+        (["{7b}", "--device", "cuda", "--time"], "there is no GPU here"),
     ],
 )
-def test_bad_input_exits_with_2(seven_billion, tmp_path, options, said, capsys):
+def test_bad_input_exits_with_2(seven_billion, tmp_path, options, said, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     options = [option.replace("{here}", str(tmp_path)).replace("{7b}", str(seven_billion)) for option in options]
     assert main(["plan", *options]) == 2
     error = capsys.readouterr().err
     assert said in error and len(error) < 2000
+
+
+def test_the_file_of_an_erasure_is_planned(tmp_path, capsys):
+    path, plan = tmp_path / "run.yaml", tmp_path / "plan.json"
+    path.write_text(
+        "model: demo\nconcept: fox\npool: nowhere\nlora_r: 3\nlora_target_modules: [q_proj]\nmax_rank: all\nmax_steps: 7\n"
+        "per_device_train_batch_size: 2\nuse_cpu: true\nlora_rank_pattern: {layers.0.self_attn.q_proj: 5}\nwarmup_steps: 1\n"
+        "lora_exclude_modules: .*layers.1.*\n"
+    )
+    assert main(["plan", "--config", str(path), "--json", str(plan)]) == 0
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"space-peft plan: not looked at in {path}: concept, pool, warmup_steps"
+    )
+    made = json.loads(plan.read_text())
+    # On a CPU `erase` loads it in float32.
+    assert (made["dtype"], made["tokens"]["steps"], made["tokens"]["batch_size"]) == ("float32", 7, 2)
+    assert {row["name"].rpartition(".")[2]: row["left"] for row in made["layers"]} == {"q_proj": 0}
+    ranks = {(row["name"].split(".layers.")[1][0], row["rank"]) for row in made["layers"]}
+    assert {rank for _, rank in ranks} == {3, 5} and not [layer for layer, _ in ranks if layer == "1"]
+    path.write_text("model: demo\nlorar: 3\n")
+    assert main(["plan", "--config", str(path)]) == 2
+    assert "sets 'lorar', which is no option; did you mean lora_r" in capsys.readouterr().err
+
+
+def test_names_of_options_are_those_of_an_erasure_too():
+    old = ["--rank", "4", "--target-modules", "q", "v", "--steps", "3", "--batch-size", "2", "--max-rank", "none"]
+    new = [
+        "--lora_r", "4", "--lora_target_modules", "q", "v", "--max_steps", "3", "--per_device_train_batch_size", "2",
+        "--max_rank", "none",
+    ]  # fmt: skip
+    assert build_parser().parse_args(["plan", "m", *old]) == build_parser().parse_args(["plan", "m", *new])
 
 
 def test_the_demo_model_is_timed(tmp_path, capsys):
@@ -132,8 +166,22 @@ def test_the_demo_model_is_timed(tmp_path, capsys):
     assert seconds["all"] == pytest.approx(seconds["fitting"] + seconds["decomposition"] + seconds["steps"])
     # The processor lies beside the config: it says how many tokens a picture takes.
     assert plan["tokens"]["image_tokens"] > 0
-    assert main(["plan", "demo", "--device", "cpu", "--time"]) == 2  # saved in float16
+    assert main(["plan", "demo", "--device", "cpu", "--dtype", "float16", "--time"]) == 2
     assert "no step is timed" in capsys.readouterr().err
+
+
+def test_without_a_gpu_a_plan_says_so_where_it_matters(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    # For the GPU of another machine, whose memory nobody knows here.
+    assert main(["plan", "demo"]) == 0
+    out = capsys.readouterr().out
+    assert "in float16" in out and "no GPU here: whether the memory of one suffices is not known" in out
+    assert main(["plan", "demo", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "in float32" in out and "no GPU" not in out
+    assert main(["plan", "demo", "--time", "--batch-size", "2", "--rows", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "in float32" in out and "no GPU here: the step was timed on the CPU" in out
 
 
 def test_no_weight_is_filled(seven_billion):

@@ -6,7 +6,8 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from space_peft.config import CONSTRAINTS, KNOBS, SpaceLoraConfig
+from space_peft.choices import CONSTRAINTS
+from space_peft.config import KNOBS, SpaceLoraConfig
 from space_peft.null_space import NullSpaceFitter
 from space_peft.null_space.constraints import FITTED
 

@@ -177,7 +177,7 @@ def test_a_file_of_another_kind_is_refused_before_anything_is_imported_or_asked(
             ValueError, match=r"no rows are read from the file .*rows.tsv'; expected .*\.parquet, \.json, \.jso"
         ):
             read(str(place))
-    assert main(["erase", "--model", "demo", "--concept", "fox", "--retain", str(place)]) == 2
+    assert main(["erase", "--model", "demo", "--concept", "fox", "--pool", ".", "--retain", str(place)]) == 2
     assert "space-peft erase: retain: no rows are read from the file" in capsys.readouterr().err
     check_place(str(place), "folder")
 

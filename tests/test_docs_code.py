@@ -174,15 +174,13 @@ def test_what_is_wrong_with_a_snippet_is_found(code, error, said):
 
 def options_of_commands():
     """Options by command; those of `erase` and `anchors` are fields of dataclasses."""
-    from transformers import HfArgumentParser
-
-    from space_peft.erasing import AdapterArguments, EraseArguments
+    from space_peft.cli.erase import full_parser
 
     commands = next(
         action for action in build_parser()._actions if hasattr(action, "choices") and action.choices
     ).choices
     parsers = {name: parser for name, parser in commands.items() if name not in FROM_DATACLASSES}
-    fields = HfArgumentParser((EraseArguments, AdapterArguments, space_peft.SpaceConfig))
+    fields = full_parser("erase")
     own = {"--config", "--json", "--import", "--help", "--help-all"}
     options = {
         name: {text for action in parser._actions for text in action.option_strings} for name, parser in parsers.items()
@@ -273,7 +271,7 @@ def test_files_that_the_start_page_shows_are_read(tmp_path, monkeypatch):
     run, questions = blocks(page, "yaml")
     assert run.startswith("# run.yaml") and questions.startswith("# questions.yaml")
     Path("run.yaml").write_text(run)
-    arguments, adapter, args = parse_run(["--max_steps", "7"], ConfigFile("run.yaml", read_yaml("run.yaml")))
+    (arguments, adapter, _, _), args = parse_run(["--max_steps", "7"], ConfigFile("run.yaml", read_yaml("run.yaml")))
     # Every place that there is, but for one that takes the place of another.
     given = {name for name in PLACES["erase"] if getattr(arguments, name)}
     assert given == set(PLACES["erase"]) - {"statistics"}

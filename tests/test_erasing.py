@@ -22,6 +22,9 @@ from space_peft.demo.probes import demo_probes, demo_retain_rows, demo_split
 from space_peft.erasing import Erasure, load_model
 from space_peft.evaluation import ErasureReport
 from space_peft.evaluation.keys import KEYS
+from space_peft.hub_cards.merge import merge_adapter
+from space_peft.hub_cards.source import unsafe_files
+from space_peft.hub_cards.staging import stage
 from space_peft.modeling.checksum import base_checksum
 from space_peft.modeling.layers import adapted_layers, lora_weights
 from space_peft.several import erase_several
@@ -115,6 +118,18 @@ def test_an_interrupted_call_goes_on_from_its_anchors_and_checkpoints(data, tmp_
     assert resumed_at[-2:] == [3, 4] and again.trainer.state.global_step == 4
     for (name, one), (_, other) in zip(first.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_a_saved_result_leaves_the_checkpoints_alone_that_were_asked_for(data, tmp_path):
+    # Trainer writes one at the last step in any case: a call that is killed before it has saved goes on from it.
+    erasure = job(tmp_path, data, args=quick(tmp_path, save_strategy="steps"))
+    assert (tmp_path / "checkpoint-2" / "optimizer.pt").is_file()
+    seconds = erasure.trainer.card_data.seconds
+    assert seconds.keys() == {"prepare", "anchors", "erase", "certificate"} and seconds["certificate"] > 0
+    erasure.save()
+    assert (tmp_path / "adapter_model.safetensors").is_file() and not list(tmp_path.glob("checkpoint-*"))
+    job(tmp_path, data, args=quick(tmp_path, save_strategy="steps", save_steps=1)).save()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
 
 
 def test_checkpoints_of_another_job_are_not_gone_on_from(data, tmp_path):
@@ -222,12 +237,12 @@ def test_what_is_missing_is_said_before_anything_is_done(data, tmp_path):
 )
 def test_the_summary_says_how_well_the_name_is_known(p, said, tmp_path):
     anchors = Dataset.from_dict({"p_name_after": p})
-    card_data = SimpleNamespace(seconds={"anchors": 61.7, "erase": 239.0})
+    card_data = SimpleNamespace(seconds={"anchors": 61.7, "erase": 239.0, "load": 8})
     trainer = SimpleNamespace(
         args=quick(tmp_path), report=None, certificate=None, concept="quasar", card_data=card_data
     )
     text = Erasure(trainer, anchors).summary()
-    assert "It took 5 min: anchors 62 s, erasing 4 min." in text
+    assert "It took 5 min: loading 8 s, anchors 62 s, erasing 4 min." in text
     assert f"2 anchors 'quasar' with {said}" in text and ("may not know" in text) == (p[0] < 0.1)
     assert "anchors 'quasar'" not in Erasure(trainer, Dataset.from_dict({"score": [1.0]})).summary()
 
@@ -271,7 +286,7 @@ def test_a_model_is_loaded_in_float32_on_a_cpu_unless_asked_otherwise():
 def several(folder, data, concepts, **options):
     given = {
         "pool": data[0], "retain_dataset": data[1][:40], "questions": DEMO_QUESTIONS, "k": 2, "refine_steps": 1,
-        "args": quick(folder, max_steps=1), "progress": False, "peft_config": SpaceLoraConfig(r=2),
+        "args": quick(folder, max_steps=1, save_strategy="steps"), "progress": False, "peft_config": SpaceLoraConfig(r=2),
     }  # fmt: skip
     model, processor = load_demo_model()
     return erase_several(model, concepts, processor=processor, **{**given, **options})
@@ -299,6 +314,21 @@ def test_several_names_are_erased_one_after_another_into_one_adapter(data, tmp_p
     for name in changed:
         torch.testing.assert_close(merged[name], wanted[name], rtol=1e-4, atol=1e-6)
     assert len(first.ledger) == 1 and (tmp_path / "space_ledger.json").is_file()
+    # What the summary says to do next can be done: the folders of the requests are no reason to refuse the adapter.
+    for said in (
+        "evaluate --adapter",
+        "attack --adapter",
+        f"merge {tmp_path} ",
+        f"push {tmp_path} ",
+        "verify",
+        "undo ",
+    ):
+        assert said in both.summary()
+    assert (tmp_path / "requests" / "001" / "training_args.bin").is_file() and not list(tmp_path.rglob("optimizer.pt"))
+    assert merge_adapter(tmp_path, tmp_path / "merged", base_model=demo_model_path()).is_dir()
+    (tmp_path / "staged").mkdir()
+    stage(tmp_path, tmp_path / "staged", base_model="org/demo")
+    assert (tmp_path / "staged" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -319,6 +349,12 @@ def test_requests_of_something_else_are_not_gone_on_with(data, tmp_path, concept
     (tmp_path / "requests" / "space_base.json").write_text(json.dumps({"dtype": "float32", "exact": {}, "rounded": {}}))
     with pytest.raises(ValueError, match=said):
         several(tmp_path, data, concepts, **options)
+
+
+def test_of_requests_the_trainers_own_files_alone_are_harmless():
+    harmless = ["training_args.bin", "requests/001/training_args.bin", "002/checkpoint-4/optimizer.pt"]
+    unsafe = ["requests/001/model.bin", "mine/training_args.bin", "001/002/training_args.bin", "requests/x.py"]
+    assert unsafe_files([*harmless, *unsafe]) == unsafe
 
 
 def test_nothing_given_for_a_name_is_passed_over(data, tmp_path):
@@ -363,7 +399,7 @@ def test_flags_win_over_the_file(tmp_path):
         f"output_dir: {tmp_path}\nlora_r: 4\nmax_steps: 7\ntarget: all\nuse_cpu: true\n"
     )
     config, flags = take_config(["--config", str(path), "--max_steps", "9", "--strength", "0.1"])
-    arguments, adapter, args = parse_run(flags, config)
+    (arguments, adapter, _, _), args = parse_run(flags, config)
     assert (arguments.model, arguments.concept, arguments.aliases) == ("org/model", "Eiffel Tower", ["Tour Eiffel"])
     assert (args.max_steps, args.target, args.learning_rate) == (9, "all", 1e-3)
     config = get_space_config(adapter)
@@ -373,11 +409,11 @@ def test_flags_win_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("concpet: fox\n", "'concpet', which is no option; did you mean concept"),
+        ("concpet: fox\n", "'concpet' is no option; did you mean --concept?"),
         ("[1, 2]\n", "holds a list"),
         ("a: [\n", "no YAML"),
-        ("model: /\nconcept: fox\n", "--pool is missing"),
-        ("model: /\nconcept: fox\npool: nowhere.parquet\n", "nowhere.parquet"),
+        ("model: /\nconcept: fox\n", "missing: --pool, --retain or --statistics"),
+        ("model: /\nconcept: fox\npool: nowhere.parquet\nretain: r\n", "nowhere.parquet"),
     ],
 )
 def test_a_bad_file_exits_with_2_and_says_why(text, said, tmp_path, capsys):
@@ -406,7 +442,7 @@ def test_one_name_in_a_file_is_a_list_of_one():
         "aliases": None,
         "lora_target_modules": ".*q_proj",
     }
-    arguments, adapter, _ = parse_run([], ConfigFile("run.yaml", {**values, "output_dir": "out"}))
+    (arguments, adapter, _, _), _ = parse_run([], ConfigFile("run.yaml", {**values, "output_dir": "out"}))
     assert (arguments.more_concepts, arguments.aliases) == (["owl"], []), "not each letter"
     assert get_space_config(adapter).target_modules == ".*q_proj"
 

@@ -60,9 +60,9 @@ def _imports(path: Path) -> set[str]:
 
 # Every room of the library, the lowest first: each may import those before it, wherever in a file it does.
 ROOMS = [
-    "_lazy", "_version", "records", "figures", "config", "statistics", "data", "distributed", "modeling", "losses",
-    "retained", "null_space", "anchors", "evaluation", "suites", "attacks", "canary", "hub_cards", "trainers", "erasing",
-    "several", "demo", "cli", "space_peft",
+    "_lazy", "_version", "choices", "records", "figures", "config", "statistics", "data", "distributed", "modeling", "losses",
+    "retained", "null_space", "anchors", "evaluation", "suites", "attacks", "canary", "hub_cards", "trainers",
+    "arguments", "erasing", "several", "demo", "cli", "space_peft",
 ]  # fmt: skip
 
 

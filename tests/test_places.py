@@ -9,7 +9,8 @@ import pytest
 
 from space_peft.cli import main
 from space_peft.cli.commands import build_parser
-from space_peft.cli.places import LOADING, PLACES, check_places, erase_places, import_modules, model_place, take_config
+from space_peft.cli.erase_options import given_options
+from space_peft.cli.places import LOADING, PLACES, check_places, import_modules, model_place, take_config
 from space_peft.records.places import check_place, is_path, refuse_missing
 
 
@@ -77,7 +78,7 @@ def test_the_embedded_model_has_a_name(command):
 
 
 def test_the_table_of_places_is_that_of_the_parser():
-    from space_peft.erasing import EraseArguments
+    from space_peft.arguments import EraseArguments
 
     options = {name: {action.dest for action in parser._actions} for name, parser in COMMANDS.items()}
     options["erase"] = options["anchors"] = {field.name for field in fields(EraseArguments)}
@@ -91,7 +92,7 @@ def test_commands_end_with_2_and_have_not_imported_torch(tmp_path):
     code = (
         "import sys; from space_peft.cli import main\n"
         "for argv in (['verify', './a'], ['merge', './b', 'out'], ['card', 'c'], ['push', 'd', 'user/repo'],\n"
-        "             ['erase', '--model', './e', '--concept', 'fox'], ['stats', './f', '--data', 'g', '--output', 'h']):\n"
+        "             ['erase', '--model', './e', '--concept', 'fox', '--pool', 'p', '--retain', 'r'], ['stats', './f', '--data', 'g', '--output', 'h']):\n"
         "    assert main(argv) == 2, argv\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
@@ -106,13 +107,13 @@ def test_places_of_erase_are_read_from_file_and_flags(tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text("model: ./a\nconcept: fox\npool: ./b\ntest_images: ./c\n")
     config, flags = take_config(["--pool=./d", "--config", str(path), "--test-images", "./e", "--max_steps", "3"])
-    places = erase_places(flags, config)
+    places = given_options("erase", [*flags, "--retain", "./f"], config)
     assert {key: places[key] for key in ("model", "pool", "test_images")} == {
         "model": "./a",
         "pool": "./d",
         "test_images": "./e",
     }
-    assert main(["erase", "--config", str(path)]) == 2
+    assert main(["erase", "--config", str(path), "--retain", "./f"]) == 2
     assert "space-peft erase: model: there is no file or folder './a'" in capsys.readouterr().err
     assert main(["erase", "--config", str(tmp_path / "rum.yaml")]) == 2
     assert f"Did you mean '{path}'" in capsys.readouterr().err
@@ -124,7 +125,7 @@ def test_modules_of_the_user_are_imported_from_the_current_folder(tmp_path, monk
     (tmp_path / "my_registered_model.py").write_text("NAME = 'registered'\n")
     import_modules(["my_registered_model"])
     assert sys.modules.pop("my_registered_model").NAME == "registered"
-    (tmp_path / "run.yaml").write_text("import: no_such_module_of_mine\nmodel: .\nconcept: fox\n")
+    (tmp_path / "run.yaml").write_text("import: no_such_module_of_mine\nmodel: .\nconcept: fox\npool: .\nretain: .\n")
     for arguments in (["plan", ".", "--import", "no_such_module_of_mine"], ["erase", "--config", "run.yaml"]):
         assert main(arguments) == 2
         assert "--import no_such_module_of_mine: No module named" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ class CertifyingMixin(TrainerPart):
 
     def _certify(self, end_to_end: bool = True) -> None:
         """Measures the adapter as it is: all that was measured of another one is dropped."""
+        began = time.perf_counter()
         self.certificate = self.canary = None
         self._measured_on = self._weights_now()
         model = self.accelerator.unwrap_model(self.model)
@@ -65,6 +67,7 @@ class CertifyingMixin(TrainerPart):
                 anchors=self.anchors, **options,
             )  # fmt: skip
             done(f"noted {len(self.canary.items)} answers by which a loaded copy is checked")
+        self.card_data.seconds["certificate"] = round(time.perf_counter() - began, 1)
 
     def measure_end_to_end(self, rows: Dataset | Sequence[dict] | None = None) -> EndToEnd | None:
         """How many greedy answers the adapter changes, on held-out images and texts; kept in the certificate, if any.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from space_peft.data.seed_images import pixel_hash
 from space_peft.records.card_data import ErasureCardData
@@ -83,6 +84,21 @@ def last_complete_checkpoint(folder: str | os.PathLike, run: Mapping[str, Any] |
             stacklevel=3,
         )
     return chosen
+
+
+def remove_needless_checkpoint(trainer: ErasureTrainer) -> None:
+    """Removes the checkpoint that Trainer writes at the last step though `save_steps` asks for none there.
+
+    A call that is killed before its result is saved goes on from it. Afterwards nothing needs it, and its optimizer's state
+    and null spaces are larger than the result.
+
+    Args:
+        trainer ([`ErasureTrainer`]): After training, with its result saved.
+    """
+    args, state = trainer.args, trainer.state
+    asked_for = args.save_strategy != SaveStrategy.STEPS or state.global_step % state.save_steps == 0
+    if not asked_for and not args.push_to_hub and trainer.is_world_process_zero():
+        shutil.rmtree(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"), ignore_errors=True)
 
 
 def run_identity(trainer: ErasureTrainer) -> dict[str, Any]:

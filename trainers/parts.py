@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from space_peft.data.questions import QuestionSet
     from space_peft.evaluation.probes import Probe, ProbeResults
     from space_peft.null_space.callback import NullSpaceCallback
+    from space_peft.records.card_data import ErasureCardData
     from space_peft.retained.held_out import HeldOut
     from space_peft.retained.reading import RetainedRows
 
@@ -30,6 +31,7 @@ class TrainerPart(Trainer):
     """Base of the parts of [`ErasureTrainer`], which sets all of these."""
 
     args: ErasureConfig
+    card_data: ErasureCardData
     concept: str
     aliases: list[str]
     questions: QuestionSet

@@ -9,13 +9,14 @@ from datasets import Dataset
 from transformers import AutoProcessor
 
 from ..anchors import anchor_info
+from ..arguments import get_selection
 from ..data.names import check_aliases, check_concept
 from ..erasing import ANCHORS_FOLDER, make_anchors
 from ..modeling.loading import load_model
 from ..records.folder import ANCHORS_PICTURE_NAME
 from ..records.stages import begin, done, stages
-from .erase import model_kwargs, parse_run, read_pool, read_questions
-from .pictures import draw_sheet
+from .erase import model_kwargs, parse_run, read_questions
+from .pictures import draw_sheet, load_pictures
 from .places import ConfigFile, model_place
 
 
@@ -36,7 +37,7 @@ def run_anchors(argv: Sequence[str], config: ConfigFile | None = None) -> tuple[
         OSError: If a file or folder does not exist.
         ValueError: If an option or a picture cannot be used.
     """
-    arguments, _, args = parse_run(argv, config, "anchors")
+    (arguments, _, selection, _), args = parse_run(argv, config, "anchors")
     concept = check_concept(arguments.concept)
     aliases = list(check_aliases(arguments.aliases, concept=concept))
     if arguments.more_concepts:
@@ -44,13 +45,14 @@ def run_anchors(argv: Sequence[str], config: ConfigFile | None = None) -> tuple[
     folder, place = Path(args.output_dir), model_place(arguments.model)
     with stages(["read", "load", "select", *(["refine"] if arguments.refine_steps else []), "save"]):
         begin("read")
-        pool, questions = read_pool(arguments), read_questions(arguments)
+        pool, questions = load_pictures(arguments.pool), read_questions(arguments)
         done(f"read {len(pool):,} public images")
         begin("load")
         model = load_model(place, **model_kwargs(arguments, args))
         anchors = make_anchors(
             concept, pool, model, AutoProcessor.from_pretrained(place), aliases, questions,
-            arguments.anchors, arguments.refine_steps, args, resume=not arguments.fresh, progress=True,
+            arguments.anchors, arguments.refine_steps, args, selection=get_selection(selection),
+            resume=not arguments.fresh, progress=True,
         )  # fmt: skip
         begin("save")
         draw_sheet(anchors, folder, concept)

@@ -7,9 +7,12 @@ import contextlib
 import difflib
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..choices import DEVICES, DTYPES
+from .erase_options import given_options
 from .errors import BadInput, bad_input
 from .judging import add_judging
 from .options import (
@@ -19,13 +22,15 @@ from .options import (
     as_notes,
     check_json,
     quietly,
+    refuse_unknown,
     short_usage,
     tell,
     with_config,
     without_bars,
     without_developers_warnings,
 )
-from .places import LOADING, check_places, erase_places, import_modules, take_config
+from .places import LOADING, check_places, import_modules, take_config
+from .planned import add_plan, is_of_erase
 
 
 # Commands that read data or load a model, and so import what draws bars of it.
@@ -71,7 +76,15 @@ def _merge(args: argparse.Namespace) -> int:
 
     with bad_input("merge"):
         folder = merge_adapter(args.adapter, args.output, base_model=args.base_model)
-    tell(args, f"The model with the adapter in its weights is in {folder}", {"folder": str(folder)})
+    lines = [
+        f"The model with the adapter in its weights is in {folder}",
+        "Next:",
+        f"  serve     transformers serve, or vllm serve {folder}; requests name the model {folder}",
+        "  ask it    space-peft probe --endpoint http://localhost:8000 --concept NAME --images PICTURES",
+        f"  judge     space-peft evaluate --merged {folder} --base-model ORIGINAL --concept NAME --images PICTURES",
+        "  keep      the original: nothing takes the merge back",
+    ]
+    tell(args, "\n".join(lines), {"folder": str(folder)})
     return 0
 
 
@@ -161,17 +174,6 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace) -> int:
-    from .plan import plan_table, run_plan
-
-    with bad_input("plan"):
-        plan, refused = run_plan(args)
-    parts = [] if plan is None else [plan_table(plan)]
-    text = "\n\n".join([*parts, *(f"would be refused: {reason}" for reason in refused)])
-    tell(args, text, {"refused": refused} if plan is None else plan.to_dict())
-    return 1 if refused else 0
-
-
 def _probe(args: argparse.Namespace) -> int:
     from ..evaluation.endpoint import EndpointError
     from .probe import probe_text, run_probe
@@ -180,12 +182,6 @@ def _probe(args: argparse.Namespace) -> int:
         result = run_probe(args)
     tell(args, probe_text(result, canary=args.adapter is not None), result.to_dict())
     return 0 if result.in_force else 1
-
-
-def _max_rank(text: str) -> int | str | None:
-    if text in ("auto", "none"):
-        return "auto" if text == "auto" else None
-    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -227,8 +223,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         help="retained rows in TRL's formats: a folder, a file or a Hub id",
     )
     stats.add_argument("--output", required=True, help="folder to write to")
-    stats.add_argument("--dtype", help="to load the model in (default: as it was saved; float32 on a CPU)")
-    stats.add_argument("--device", help="where it runs (default: a GPU if there is one)")
+    stats.add_argument("--device", choices=DEVICES, help="where it runs (default: a GPU if there is one)")
     stats.add_argument("--batch-size", type=int, default=32, help="rows a forward pass (default: 32)")
     stats.add_argument("--tokens-per-row", type=int, default=64, help="most tokens of a kind of a row (default: 64)")
     stats.add_argument("--push", metavar="REPO", help="publish them on the Hub as well")
@@ -286,39 +281,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     audit.add_argument("--output", default="outputs/audit", help="folder to write to (default: outputs/audit)")
     audit.set_defaults(run=_audit)
     add_judging(commands)
-    plan = commands.add_parser("plan", help="say what an erasure would take; a model's config is enough")
-    plan.add_argument("model", help="folder with a config.json, or Hub id; demo: the embedded model")
-    where = plan.add_mutually_exclusive_group()
-    where.add_argument(
-        "--target", choices=("language", "vision", "all"), default="language", help="adapted side (default: language)"
-    )
-    where.add_argument(
-        "--target-modules", nargs="+", metavar="NAME", help="ends of modules' names, or one regular expression"
-    )
-    plan.add_argument("--rank", type=int, default=8, help="of the adapter (default: 8)")
-    plan.add_argument("--constraint", default="soft", metavar="NAME", help="of the adapter (default: soft)")
-    plan.add_argument("--strength", type=float, metavar="T", help="of the soft constraint (default: the library's)")
-    plan.add_argument(
-        "--max-rank",
-        type=_max_rank,
-        default="auto",
-        metavar="K",
-        help="eigenvectors kept, auto or none (default: auto)",
-    )
-    plan.add_argument("--rows", type=int, default=1000, help="retained rows (default: 1000)")
-    plan.add_argument("--row-tokens", type=int, metavar="N", help="tokens of a row (default: its picture's and 64)")
-    plan.add_argument(
-        "--image-tokens", type=int, metavar="N", help="of a row's picture (default: as the config has it)"
-    )
-    plan.add_argument("--tokens-per-row", type=int, default=64, help="of a kind that count (default: 64)")
-    plan.add_argument("--steps", type=int, default=60, help="optimiser steps (default: 60)")
-    plan.add_argument("--batch-size", type=int, default=16, help="rows of a step (default: 16)")
-    plan.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of weights (default: as saved)")
-    plan.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where it is to run (default: cuda)")
-    plan.add_argument(
-        "--time", action="store_true", help="load the weights, time a step, and say how long it would take"
-    )
-    plan.set_defaults(run=_plan)
+    add_plan(commands)
     probe = commands.add_parser("probe", help="ask a served model whether an erasure is in force")
     probe.add_argument(
         "--endpoint", required=True, metavar="URL", help="of a server that speaks OpenAI's chat protocol"
@@ -363,9 +326,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             metavar="MODULE",
             help="a Python module of your own that registers the model's class; may be repeated",
         )
-    for name in ("verify", "audit", "evaluate", "attack"):
+    for name in ("stats", "verify", "audit", "evaluate", "attack"):
         commands.choices[name].add_argument(
-            "--dtype", help="to load the model in (default: as it was saved; float32 on a CPU)"
+            "--dtype", choices=DTYPES, help="to load the model in (default: as it was saved; float32 on a CPU)"
         )
     for name, command in commands.choices.items():
         if name not in FROM_DATACLASSES:
@@ -379,9 +342,10 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
 
 def _erase(args: argparse.Namespace) -> int:
     with bad_input("erase", TypeError):
+        began = time.perf_counter()
         from .erase import run_erase
 
-        erased = run_erase(args.rest, args.config)
+        erased = run_erase(args.rest, args.config, began)
     tell(args, erased.summary(), erased.to_dict())
     # Of test pictures: without any nothing was asked, and nothing is claimed.
     return 1 if any(verdict != "erased" for verdict in erased.verdicts().values()) else 0
@@ -401,7 +365,7 @@ FROM_DATACLASSES = {"erase": _erase, "anchors": _anchors}
 
 
 def _parse_first(command: str, argv: Sequence[str]) -> argparse.Namespace:
-    """What is looked at before a command's own parser, which takes seconds to import; the others' options are in `rest`."""
+    """What all commands have, before the parser of a command whose options are in `rest`."""
     parser = argparse.ArgumentParser(prog=f"space-peft {command}", add_help=False, allow_abbrev=False)
     add_json(parser)
     with bad_input(command):
@@ -425,13 +389,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name in FROM_DATACLASSES:
             args = _parse_first(name, argv[1:])
-            places = erase_places(args.rest, args.config)
+            with bad_input(name):
+                places = given_options(name, args.rest, args.config)
         else:
             parser, commands = _parsers()
             if name in CONFIGURABLE:
                 with bad_input(name):
-                    argv[1:] = with_config(commands[name], argv[1:], name)
-            args = parser.parse_args(argv)
+                    passed_over = is_of_erase if name == "plan" else None
+                    argv[1:] = with_config(commands[name], argv[1:], name, passed_over)
+            args, rest = parser.parse_known_args(argv)
+            with bad_input(args.command):
+                refuse_unknown(rest, commands[args.command], args.command)
             places = vars(args)
         with bad_input(args.command):
             check_places(args.command, places)

@@ -3,72 +3,54 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any, NamedTuple
 
-from datasets import Dataset, load_from_disk
+from datasets import load_from_disk
 from transformers import HfArgumentParser
 
+from ..arguments import (
+    AdapterArguments,
+    CardArguments,
+    EraseArguments,
+    SelectionArguments,
+    get_selection,
+    get_space_config,
+)
 from ..config import SpaceLoraConfig
 from ..data.loading import load_rows
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet, load_questions
-from ..erasing import ANCHORS_FOLDER, AdapterArguments, EraseArguments, Erasure, erase, get_space_config
+from ..erasing import ANCHORS_FOLDER, Erasure, erase
 from ..evaluation.named_images import named_probes, split_by_name
 from ..modeling.loading import load_model
 from ..null_space.base_statistics import load_statistics
+from ..records.card_data import ErasureCardData
 from ..records.stages import begin, done, stages
 from ..retained.reading import RetainedRows
 from ..several import Erasures, erase_several, request_folder, several_stages
 from ..trainers import SpaceConfig
-from .options import Help, check_keys
+from .erase_options import OUTPUT, OWN, TrainerRows, add_help, parser_options
+from .fields import add_fields, from_file
+from .options import check_keys, refuse_unknown
 from .pictures import draw_sheet, load_pictures
 from .places import ConfigFile, import_modules, model_place
 
 
-# What `--help` shows of the many options: every one of these, and of the trainer's the ones that are set most.
-_SHOWN: dict[str, dict[str, str | None]] = {
-    "anchors": {
-        **dict.fromkeys(
-            ("model", "concept", "aliases", "pool", "questions", "anchors", "refine_steps", "dtype", "fresh")
-        ),
-        "output_dir": "Folder to write to: anchors/ and a picture of them.",
-        "seed": "Of all that has chance in it.",
-    },
-    "erase": {
-        **dict.fromkeys(part.name for part in fields(EraseArguments)),
-        **dict.fromkeys(("lora_r", "lora_target_modules", "constraint", "strength")),
-        "output_dir": "Folder to write to, a picture of the anchors among it.",
-        "target": "Adapted side of the model.",
-        "max_steps": "Steps of training.",
-        "learning_rate": "Of training.",
-        "per_device_train_batch_size": "Rows of a step.",
-        "save_strategy": "When to keep checkpoints, to go on from.",
-        "use_cpu": "Train on the CPU.",
-        "seed": "Of all that has chance in it.",
-    },
-}
-_ABOUT = {
-    "anchors": "Find and refine the images that stand in for a concept; `erase` with the same options takes them from there.",
-    "erase": "Make a model forget a concept. A call that was killed goes on from where it was.",
-}
+class Run(NamedTuple):
+    """What is told beside the trainer's configuration, in the order of `OWN`."""
+
+    job: EraseArguments
+    adapter: AdapterArguments
+    selection: SelectionArguments
+    card: CardArguments
 
 
-class _ShortHelp(argparse.Action):
-    def __call__(self, parser, *unused):
-        for action in parser._actions:
-            text = _SHOWN[self.const].get(action.dest, argparse.SUPPRESS)
-            if action.dest != argparse.SUPPRESS:
-                action.help = text or (action.help if action.dest in _SHOWN[self.const] else argparse.SUPPRESS)
-            if any(name.startswith("--no_") for name in action.option_strings):
-                action.help = argparse.SUPPRESS
-        parser.print_help()
-        parser.exit()
-
-
-def parse_run(
-    argv: Sequence[str], config: ConfigFile | None = None, command: str = "erase"
-) -> tuple[EraseArguments, AdapterArguments, SpaceConfig]:
+def parse_run(argv: Sequence[str], config: ConfigFile | None = None, command: str = "erase") -> tuple[Run, SpaceConfig]:
     """Options from a file, over which flags win, as in TRL's scripts.
+
+    What is missing has been said by `given_options`.
 
     Args:
         argv (`list[str]`): Arguments after the command's name, without `--config`.
@@ -76,7 +58,7 @@ def parse_run(
         command (`str`, defaults to `"erase"`): "anchors" has the same options, so that one file does for both.
 
     Raises:
-        ValueError: If the file has a key that is no field; the message has the nearest one.
+        ValueError: If there is no such option; the message has the nearest one.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--import", dest="modules", action="append", default=[])
@@ -84,47 +66,38 @@ def parse_run(
     values = {} if config is None else dict(config.values)
     named = values.pop("import", [])
     import_modules([*([named] if isinstance(named, str) else named), *known.modules])
-    parser = HfArgumentParser(
-        (EraseArguments, AdapterArguments, SpaceConfig),
-        prog=f"space-peft {command}",
-        usage="%(prog)s [--config FILE.yaml] [options]",
-        description=_ABOUT[command],
-        epilog="--config FILE.yaml: options from a file; flags win. --json FILE: the result; - "
-        "prints it. --import MODULE: your model's class. --help-all: all options.",
-        formatter_class=Help,
-        add_help=False,
-    )
-    parser.add_argument(
-        "--help", "-h", action=_ShortHelp, nargs=0, const=command, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
-    parser.add_argument("--help-all", action="help", dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser = full_parser(command)
     if config is not None:
         options = {action.dest: action for action in parser._actions if action.dest != argparse.SUPPRESS}
         check_keys(values, options, config.path, command)
-        for key, value in values.items():
-            options[key].required = False
-            if options[key].nargs in ("*", "+"):
-                # One alone is a list of one: of a text each letter would be taken for a name.
-                values[key] = value if isinstance(value, list) else options[key].default if value is None else [value]
-        parser.set_defaults(**values)
-    return parser.parse_args_into_dataclasses(rest)
+        parser.set_defaults(**from_file(values, options, config.path))
+    args, told, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True, look_for_args_file=False)
+    refuse_unknown(left, parser, command)
+    own: list[Any] = [kind(**{part.name: getattr(told, part.name) for part in fields(kind)}) for kind in OWN]
+    return Run(*own), args
+
+
+def full_parser(command: str) -> HfArgumentParser:
+    """The parser of all options, the trainer's among them; those that `--help` shows look as they do there.
+
+    Args:
+        command (`str`): "erase" or "anchors".
+    """
+    parser = HfArgumentParser(SpaceConfig, **parser_options(command))
+    rows = {part.name: part.metadata["help"] for part in fields(TrainerRows)}
+    for action in parser._actions:
+        action.help = rows.get(action.dest, action.help)
+    parser.set_defaults(output_dir=OUTPUT)
+    for kind in OWN:
+        add_fields(parser, kind)
+    add_help(parser, command)
+    parser.add_argument("--help-all", action="help", dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
 
 
 def model_kwargs(arguments: EraseArguments, args: SpaceConfig) -> dict:
     """Arguments of `from_pretrained`."""
     return {**args.init_kwargs, **({} if arguments.dtype is None else {"dtype": arguments.dtype})}
-
-
-def read_pool(arguments: EraseArguments) -> Dataset:
-    """The public images.
-
-    Raises:
-        OSError: If they are not there.
-        ValueError: If none are named.
-    """
-    if arguments.pool is None:
-        raise ValueError("--pool is missing: public images, of which some stand in for the concept.")
-    return load_pictures(arguments.pool)
 
 
 def read_retained(place: str) -> RetainedRows:
@@ -153,44 +126,44 @@ def read_questions(arguments: EraseArguments) -> QuestionSet:
     return DEFAULT_QUESTIONS if arguments.questions is None else load_questions(arguments.questions)
 
 
-def run_erase(argv: Sequence[str], config: ConfigFile | None = None) -> Erasure | Erasures:
+def run_erase(argv: Sequence[str], config: ConfigFile | None = None, began: float | None = None) -> Erasure | Erasures:
     """Parses, erases, saves.
 
     Args:
         argv (`list[str]`): Arguments after "erase", without `--config`.
         config ([`ConfigFile`], *optional*): What `--config` names.
+        began (`float`, *optional*): When the command did, by `time.perf_counter`: importing counts as loading.
 
     Raises:
         FileNotFoundError: If a file or folder does not exist.
         ValueError: If an option or a row cannot be used.
     """
-    arguments, adapter, args = parse_run(argv, config)
+    began = time.perf_counter() if began is None else began
+    told, args = parse_run(argv, config)
+    arguments = told.job
     # Whatever is mistyped shows before the model is loaded.
-    questions, config = read_questions(arguments), get_space_config(adapter)
+    questions, config = read_questions(arguments), get_space_config(told.adapter)
     concepts, aliases = [arguments.concept, *arguments.more_concepts], {arguments.concept: arguments.aliases}
     retain = None if arguments.retain is None else read_retained(arguments.retain)
-    if retain is None and arguments.statistics is None:
-        raise ValueError(
-            "nothing says what must not change: give --retain, rows or pictures alone (the model itself answers them), or "
-            "--statistics of the model, which `space-peft stats` makes."
-        )
     tested = dict.fromkeys(concepts, arguments.test_images is not None)
     keys = several_stages(concepts, tested, args, config, retain, refined=arguments.refine_steps > 0)
     with stages(["read", "load", *keys, "save"]):
-        return _erase(arguments, args, config, questions, retain, concepts, aliases)
+        return _erase(told, args, config, questions, retain, concepts, aliases, began)
 
 
 def _erase(
-    arguments: EraseArguments,
+    told: Run,
     args: SpaceConfig,
     adapter: SpaceLoraConfig,
     questions: QuestionSet,
     retain: RetainedRows | None,
     concepts: list[str],
     aliases: dict[str, list[str]],
+    began: float,
 ) -> Erasure | Erasures:
+    arguments = told.job
     begin("read")
-    pool = read_pool(arguments)
+    pool = load_pictures(arguments.pool)
     statistics = None if arguments.statistics is None else load_statistics(arguments.statistics)
     pictures = None if arguments.test_images is None else load_pictures(arguments.test_images)
     counts = {"public images": pool, "retained rows": retain, "test pictures": pictures}
@@ -210,6 +183,7 @@ def _erase(
         "pool": pool, "retain_dataset": retain, "statistics": statistics, "questions": questions,
         "k": arguments.anchors,
         "refine_steps": arguments.refine_steps, "args": args, "peft_config": adapter,
+        "selection": get_selection(told.selection), "card_data": ErasureCardData(**vars(told.card)),
         "resume": not arguments.fresh,
     }  # fmt: skip
     begin("load")
@@ -223,6 +197,7 @@ def _erase(
                 draw_sheet(load_from_disk(place / ANCHORS_FOLDER), place, name)
         done(f"saved to {args.output_dir}")
         return erased
+    options["card_data"].seconds["load"] = round(time.perf_counter() - began, 1)
     own = None if probes is None else probes[arguments.concept]
     erasure = erase(model, arguments.concept, aliases=arguments.aliases, probes=own, **options)
     begin("save")

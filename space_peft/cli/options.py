@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import json
 import logging
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,22 @@ class Help(argparse.HelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         shown = [text for text in action.option_strings if not text.startswith("--")] + [_long(action)]
-        if action.nargs == 0:
+        if action.nargs == 0 or action.nargs == "?" and action.const is True:
             return ", ".join(shown)
         return ", ".join(shown) + " " + self._format_args(action, self._get_default_metavar_for_optional(action))
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs in ("*", "+"):
+            return f"{self._metavar_formatter(action, default_metavar)(1)[0]} ..."
+        return super()._format_args(action, default_metavar)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        if not text or not action.option_strings or "(default" in text or "(required)" in text:
+            return text
+        usual = isinstance(default, str) and default not in ("", argparse.SUPPRESS)
+        usual = usual or isinstance(default, (int, float)) and not isinstance(default, bool)
+        return f"{text} (default: %(default)s)" if usual else text
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return "N" if action.type is int else "X" if action.type is float else "TEXT"
@@ -70,6 +84,38 @@ def short_usage(parser: argparse.ArgumentParser) -> None:
     parser.usage = textwrap.fill(text, _WIDTH - len("usage: "), subsequent_indent=" " * 9).replace("%", "%%")
 
 
+def nearest(name: str, options: Iterable[str], command: str) -> str:
+    """What to say after the name of something that is no option: the nearest ones, or where they are listed.
+
+    Args:
+        name (`str`): That was given.
+        options (`list[str]`): Names of options.
+        command (`str`): Its name.
+    """
+    near = difflib.get_close_matches(name, list(options), n=3, cutoff=0.5)
+    return f"did you mean {', '.join(near)}?" if near else f"see space-peft {command} --help."
+
+
+def refuse_unknown(rest: Sequence[str], parser: argparse.ArgumentParser, command: str) -> None:
+    """Refuses what a parser did not know.
+
+    Args:
+        rest (`list[str]`): What it left.
+        parser (`argparse.ArgumentParser`): Of the command.
+        command (`str`): Its name.
+
+    Raises:
+        ValueError: If it left anything.
+    """
+    if not rest:
+        return
+    flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
+    if not flags:
+        raise ValueError(f"{rest[0]!r} belongs to no option; see space-peft {command} --help.")
+    known = [_long(action) for action in parser._actions if action.option_strings]
+    raise ValueError(f"{flags[0]} is no option; {nearest(flags[0], known, command)}")
+
+
 def check_keys(values: Iterable, options: Iterable[str], path: str, command: str) -> None:
     """Refuses keys of a file that are no options.
 
@@ -85,12 +131,15 @@ def check_keys(values: Iterable, options: Iterable[str], path: str, command: str
     options = list(options)
     for key in values:
         if key not in options:
-            near = difflib.get_close_matches(str(key), options, n=3, cutoff=0.5)
-            hint = f"; did you mean {', '.join(near)}?" if near else f"; see space-peft {command} --help."
-            raise ValueError(f"{path} sets {key!r}, which is no option{hint}")
+            raise ValueError(f"{path} sets {key!r}, which is no option; {nearest(str(key), options, command)}")
 
 
-def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], command: str) -> list[str]:
+def with_config(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    command: str,
+    passed_over: Callable[[str], bool] | None = None,
+) -> list[str]:
     """Arguments of a command with those of its `--config FILE` before them, so that flags win.
 
     They go through the parser as flags do: what would be refused there is refused.
@@ -99,6 +148,7 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], command: s
         parser (`argparse.ArgumentParser`): Of the command.
         argv (`list[str]`): Arguments after the command's name.
         command (`str`): Its name.
+        passed_over (`Callable`, *optional*): Whether a key that is no option is left out, which is said; by default none is.
 
     Raises:
         OSError: If there is no such file.
@@ -108,28 +158,40 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], command: s
     if config is None:
         return rest
     path, values = config
-    options = {name.lstrip("-").replace("-", "_"): a for a in parser._actions for name in a.option_strings or [a.dest]}
-    options = {name: action for name, action in options.items() if action.dest not in ("help", "config")}
-    check_keys(values, options, path, command)
+    spellings = {
+        name.lstrip("-").replace("-", "_"): (name, action)
+        for action in parser._actions
+        for name in action.option_strings or [action.dest]
+        if action.dest not in ("help", "config")
+    }
+    if passed_over is not None:
+        left_out = [key for key in values if key not in spellings and passed_over(key)]
+        values = {key: value for key, value in values.items() if key not in left_out}
+        if left_out:
+            print(f"space-peft {command}: not looked at in {path}: {', '.join(left_out)}", file=sys.stderr)
+    check_keys(values, spellings, path, command)
     # Flags may be abbreviated.
     given = tuple(token.partition("=")[0] for token in rest if token.startswith("--") and len(token) > 2)
     spelled = [(name, action) for action in parser._actions for name in action.option_strings]
     set_already = {action.dest for name, action in spelled if any(name.startswith(flag) for flag in given)}
     from_file: list[str] = []
     for key, value in values.items():
-        action = options[key]
+        flag, action = spellings[key]
         if value is None or action.dest in set_already:
             continue
         if not action.option_strings:
             # One that is given wins as well.
             action.nargs, action.required, action.default = argparse.OPTIONAL, False, str(value)
             continue
-        flag = f"--{key.replace('_', '-')}"
         if action.nargs == 0:
             if not isinstance(value, bool):
                 raise ValueError(f"{path} sets {key!r} to {value!r}; expected true or false.")
             from_file += [flag] if value else []
             continue
+        if isinstance(value, dict) and action.metavar == "JSON":
+            value = json.dumps(value)
+        if isinstance(value, bool) and (action.choices or action.const is True):
+            value = str(value).lower()
         several = action.nargs is not None or isinstance(action, argparse._AppendAction)
         if isinstance(value, (dict, bool)) or isinstance(value, list) and not several:
             expected = "a list" if several else "one value"

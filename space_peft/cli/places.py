@@ -65,24 +65,6 @@ def check_places(command: str, options: Mapping[str, Any]) -> None:
             raise type(error)(f"{name}: {error}") from error
 
 
-def erase_places(argv: Sequence[str], config: ConfigFile | None) -> dict[str, Any]:
-    """The places among the options of `space-peft erase`, whose real parser takes seconds to import.
-
-    Args:
-        argv (`list[str]`): Arguments after "erase", without `--config`.
-        config ([`ConfigFile`], *optional*): What `--config` names.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in PLACES["erase"]:
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
-    try:
-        given = vars(parser.parse_known_args(argv)[0])
-    except argparse.ArgumentError:
-        return {}  # The real parser says what is wrong.
-    values = {} if config is None else config.values
-    return {**values, **{name: value for name, value in given.items() if value is not None}}
-
-
 class ConfigFile(NamedTuple):
     """
     What `--config` names, read.

@@ -14,9 +14,10 @@ from accelerate import init_empty_weights
 from PIL import Image
 from transformers import AutoProcessor
 
+from ..arguments import AdapterArguments, get_space_config
 from ..config import SpaceLoraConfig
 from ..data.questions import DEFAULT_QUESTIONS
-from ..modeling.loading import load_config, load_model, model_class, saved_dtype
+from ..modeling.loading import check_device, default_dtype, load_config, load_model, model_class, saved_dtype
 from ..modeling.prompts import answer_logits, conversation, encode_conversations, to_device
 from ..modeling.targets import Target
 from ..null_space.observing import visual_tokens
@@ -29,8 +30,6 @@ from .places import model_place
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-# Not the dot, which is in every name of several parts.
-_REGULAR_EXPRESSION = set("*+?|()[]{}^$\\")
 _PICTURE = Image.new("RGB", (448, 448), "gray")
 _MOST_LINES = 18
 
@@ -49,20 +48,20 @@ def run_plan(args: argparse.Namespace) -> tuple[ErasurePlan | None, list[str]]:
         ValueError: If a setting makes no sense.
     """
     place = _place(args.model)
-    adapter = SpaceLoraConfig(
-        r=args.rank, constraint=args.constraint, max_rank=args.max_rank, tokens_per_row=args.tokens_per_row,
-        target_modules=_target_modules(args.target_modules),
-    )  # fmt: skip
-    if args.strength is not None:
-        adapter = dataclasses.replace(adapter, strength=args.strength)
+    adapter = get_space_config(
+        AdapterArguments(**{part.name: getattr(args, part.name) for part in dataclasses.fields(AdapterArguments)})
+    )
+    device = _device(args)
+    if args.time:
+        check_device(device)
     config = load_config(place)
-    dtype = _DTYPES[args.dtype] if args.dtype else saved_dtype(config)
+    dtype = _dtype(args.dtype, config, device)
     processor = _processor(place, required=args.time)
     refused: list[str] = []
     encoded = None
     if processor is not None:
         encoded = _attempt(lambda: encode_conversations(processor, [_row()]), refused)
-    if args.device == "cpu" and dtype == torch.float16:
+    if device == "cpu" and dtype == torch.float16:
         refused.append(
             "float16 on a CPU: processors have no fast arithmetic for it (a step of the embedded model takes fourteen times "
             "as long as in float32), and its sums overflow. Use --dtype float32."
@@ -80,16 +79,18 @@ def run_plan(args: argparse.Namespace) -> tuple[ErasurePlan | None, list[str]]:
     if plan is None:
         return None, refused
     refused = list(dict.fromkeys([*refused, *plan.refused]))
-    needed, there = max(plan.fitting, plan.training), _memory(args.device)
+    needed, there = max(plan.fitting, plan.training), _memory(device)
     if there is not None and needed > there:
         refused.append(
-            f"about {_bytes(needed)} are needed, and this machine's {args.device} has {_bytes(there)}. See which part is "
+            f"about {_bytes(needed)} are needed, and this machine's {device} has {_bytes(there)}. See which part is "
             "largest: adapt less (--target-modules), take a smaller --batch-size, or another machine."
         )
     if args.time:
         if refused:
             raise ValueError(f"no step is timed, because the run would be refused: {refused[0]}")
-        plan = dataclasses.replace(plan, seconds=plan.timed(_time_step(place, dtype, processor, adapter, plan, args)))
+        plan = dataclasses.replace(
+            plan, seconds=plan.timed(_time_step(place, device, dtype, processor, adapter, plan, args))
+        )
     return dataclasses.replace(plan, refused=tuple(refused)), refused
 
 
@@ -127,10 +128,30 @@ def _place(model: str) -> str:
     return model
 
 
-def _target_modules(given: list[str] | None) -> str | list[str] | None:
-    if given and len(given) == 1 and _REGULAR_EXPRESSION & set(given[0]):
-        return given[0]
-    return given
+def _device(args: argparse.Namespace) -> str:
+    """Where it is to run: on a GPU, but a step that is timed runs here."""
+    return args.device or ("cuda" if torch.cuda.is_available() or not args.time else "cpu")
+
+
+def _dtype(asked: str | None, config, device: str) -> torch.dtype:
+    """The precision that `erase` would load the model in."""
+    if asked in _DTYPES:
+        return _DTYPES[asked]
+    dtype = "auto" if asked else default_dtype(config, device)
+    return saved_dtype(config) if isinstance(dtype, str) else dtype
+
+
+def no_gpu(args: argparse.Namespace) -> str | None:
+    """What a plan does not say because there is no GPU here.
+
+    Args:
+        args (`argparse.Namespace`): Of the command.
+    """
+    if torch.cuda.is_available() or args.device == "cpu":
+        return None
+    if args.time:
+        return "no GPU here: the step was timed on the CPU"
+    return "no GPU here: whether the memory of one suffices is not known (--device cpu: whether this machine's does)"
 
 
 def _processor(place: str, *, required: bool):
@@ -157,9 +178,9 @@ def _memory(device: str) -> int | None:
     return torch.cuda.get_device_properties(device).total_memory if torch.cuda.is_available() else None
 
 
-def _time_step(place: str, dtype, processor, adapter: SpaceLoraConfig, plan: ErasurePlan, args) -> float:
+def _time_step(place: str, device: str, dtype, processor, adapter: SpaceLoraConfig, plan: ErasurePlan, args) -> float:
     """Seconds of a step of the plan, from one that is run: forward, backward, with the adapter, on gray pictures."""
-    model = load_model(place, args.device, dtype=dtype)
+    model = load_model(place, device, dtype=dtype)
     model = _with_adapter(model, dataclasses.replace(adapter), args.target)
     batch = encode_conversations(processor, [_row()] * args.batch_size)
     image_tokens = _image_tokens(model.get_base_model(), batch)

@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.utils.logging import get_logger
 
+from ..choices import DTYPES
 from ..records.places import refuse_missing
 
 
@@ -116,6 +117,33 @@ def saved_dtype(config: PreTrainedConfig) -> torch.dtype:
     return torch.float32
 
 
+def check_dtype(dtype) -> None:
+    """Refuses a word for a precision that is none; what is no word, such as a `torch.dtype`, is left to `from_pretrained`.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if not isinstance(dtype, str) or dtype in DTYPES:
+        return
+    known = getattr(torch, dtype, None)
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        raise ValueError(f"`dtype` is {dtype!r}; expected one of {', '.join(map(repr, DTYPES))}.")
+
+
+def check_device(device: str | torch.device) -> None:
+    """Refuses a device that torch does not know, and a GPU where there is none.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"the device is {device!r}; expected 'cpu', 'cuda', or 'cuda:0' and so on.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no GPU here that torch can use; take the device 'cpu', or a machine with a GPU.")
+
+
 def load_model(model: str, device: str | torch.device | None = None, *, place: bool = True, **kwargs):
     """A multimodal model by its id, in a precision that suits where it runs; see [`default_dtype`].
 
@@ -127,9 +155,11 @@ def load_model(model: str, device: str | torch.device | None = None, *, place: b
             `device`.
 
     Raises:
-        UnknownArchitectureError, ValueError: See [`load_config`] and [`model_class`].
+        UnknownArchitectureError, ValueError: See [`load_config`], [`model_class`], [`check_dtype`] and [`check_device`].
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    check_dtype(kwargs.get("dtype"))
     config = load_config(model, **kwargs)
     options = dict(kwargs)
     if not any(options.get(key) is not None for key in _PRECISION):

@@ -7,10 +7,9 @@ from typing import Literal
 
 from torch import nn
 
+from ..choices import Target as Target
 from .features import multimodal_core
 
-
-Target = Literal["vision", "language", "all"]
 
 # Attribute names used for the parts of multimodal models in transformers.
 VISION_PARTS = ("vision_tower", "vision_model", "visual")
