@@ -65,7 +65,8 @@ from space_peft.records.io import write_json  # noqa: E402
 # None of them chose a default or a setting, and none is listed.
 CONCEPTS = ("owl", "banana", "rocket", "guitar", "castle")
 FORGOTTEN, KEPT = 0.02, 0.98
-ASKED_EVERY = 5
+# After each of the first steps, for who is fast; then every few.
+ASKED_FIRST, ASKED_EVERY = 10, 5
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -97,11 +98,12 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.seconds = self.now()  # of the last step, unless the end comes before
-        if state.global_step % ASKED_EVERY and state.global_step < state.max_steps:
+        step = state.global_step
+        if step > ASKED_FIRST and step % ASKED_EVERY and step < state.max_steps:
             return
         with self.stopped():
             scores = self._ask(model)
-        self.asked.append({"step": state.global_step, "seconds": round(self.seconds, 2), **scores})
+        self.asked.append({"step": step, "seconds": round(self.seconds, 2), **scores})
         control.should_training_stop = is_end(scores)
 
 
