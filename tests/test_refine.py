@@ -9,7 +9,7 @@ from PIL import Image
 from rounding import PROBABILITY
 
 from space_peft import anchor_info, refine_anchors, select_anchors
-from space_peft.anchors.info import set_anchor_info
+from space_peft.anchors.info import anchor_questions, set_anchor_info
 from space_peft.anchors.pixels import encode_image, find_layout
 from space_peft.anchors.refine import name_probabilities
 from space_peft.data.questions import QuestionSet
@@ -63,7 +63,7 @@ def test_originals_and_provenance_are_kept(raw, refined):
     info = anchor_info(refined)
     assert info["stage"] == "refined" and info["concept"] == "fox"
     assert info["refinement"]["steps"] == 25
-    assert not set(info["refinement"]["questions"]) & set(DEMO_QUESTIONS.naming_held_out)
+    assert anchor_questions(refined) == DEMO_QUESTIONS and anchor_questions(raw) is None
 
 
 def test_reload(refined, tmp_path):

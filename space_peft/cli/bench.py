@@ -204,7 +204,6 @@ def _space(model, processor, forgotten, retained, folder: Path, settings: BenchS
             anchors=anchors,
             retain_dataset=retained,
             processing_class=processor,
-            questions=settings.questions,
             peft_config=SpaceLoraConfig(r=settings.rank, lora_alpha=2 * settings.rank),
             protect=ledger.protect,
             keep_model=original,
