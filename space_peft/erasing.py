@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, load_from_disk
+from peft import get_peft_model_state_dict
 from transformers import AutoProcessor
 from transformers.utils.logging import get_logger
 
@@ -44,6 +45,8 @@ from .trainers.refusals import check_job, check_model
 
 
 if TYPE_CHECKING:
+    import torch
+
     from .evaluation import ErasureReport, Probe
     from .null_space.certificate import RetentionCertificate
 
@@ -71,8 +74,13 @@ class Erasure:
 
     @property
     def model(self):
-        """The adapted model."""
+        """The model with the adapter in it, a [`~peft.PeftModel`]."""
         return self.trainer.model
+
+    @property
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The adapter's weights, by the names that [`Erasure.save`] gives them in `adapter_model.safetensors`."""
+        return get_peft_model_state_dict(self.trainer.accelerator.unwrap_model(self.model))
 
     @property
     def certificate(self) -> RetentionCertificate | None:

@@ -297,7 +297,7 @@ def test_bad_activations_are_named(value):
     ("call", "message"),
     [
         (lambda: NullSpaceFitter(0), "at least 1"),
-        (lambda: NullSpaceFitter(4, statistics="mean"), "'token' or 'pooled'"),
+        (lambda: NullSpaceFitter(4, statistics="mean"), "expected one of 'token', 'pooled'"),
         (lambda: NullSpaceFitter(4).update(torch.zeros(2, 5)), r"expected \(..., 4\)"),
         (lambda: NullSpaceFitter(4).update(torch.zeros(2, 3, 4), torch.ones(3, 2)), "the mask"),
         (lambda: NullSpaceFitter(4).fit(), "nothing to fit"),

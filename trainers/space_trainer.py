@@ -102,7 +102,7 @@ class SpaceTrainer(ErasureTrainer):
         model: str | PreTrainedModel | PeftModel | None = None,
         args: SpaceConfig | None = None,
         *,
-        anchors: Dataset | None = None,
+        anchors: Dataset,
         retain_dataset: Dataset | Sequence[dict] | None = None,
         eval_dataset: Dataset | Sequence[dict] | dict[str, Dataset | Sequence[dict]] | None = None,
         processing_class=None,

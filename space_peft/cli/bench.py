@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoProcessor
 
+from ..choices import DtypeName
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.loading import load_model
 from ..records.io import atomic_path, write_json
@@ -375,7 +376,7 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def load_pair(place: str, dtype: str | None = None) -> tuple:
+def load_pair(place: str, dtype: DtypeName | None = None) -> tuple:
     """A model and its processor from a folder or the Hub; `EMBEDDED` is the embedded model.
 
     Args:

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from datasets import Dataset
 from PIL import Image
@@ -30,7 +30,8 @@ from ..records.stages import bar
 from .metrics import AnswerFluency, ConfirmationRate, NamingRate, RetentionRate
 
 
-MODES = ("contains_name", "other_form", "confirms", "equals", "says", "valid")
+Mode = Literal["contains_name", "other_form", "confirms", "equals", "says", "valid"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 # Modes in which a row counts as kept if the original model was right as well.
 KEPT_MODES = ("equals", "says")
 # Longest answer to an open prompt, in tokens.
@@ -61,7 +62,7 @@ class Probe:
 
     name: str
     rows: Sequence[dict[str, Any]]
-    mode: str
+    mode: Mode
     part: str | None = None
     names: tuple[str, ...] = ()
     yes: str = "yes"
