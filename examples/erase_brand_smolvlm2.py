@@ -11,7 +11,6 @@ import argparse
 from datasets import load_dataset
 
 from space_peft import SpaceConfig, SpaceLoraConfig, erase
-from space_peft.data.questions import DEFAULT_QUESTIONS
 from space_peft.evaluation import build_probes
 
 
@@ -46,7 +45,7 @@ def main():
         aliases=ALIASES,
         pool=load_dataset("lmms-lab/flickr30k", split="test"),
         retain_dataset=retained.map(conversation, remove_columns="texts"),
-        probes=build_probes(BRAND, questions=DEFAULT_QUESTIONS, target_images=pictures["image"], aliases=ALIASES),
+        probes=build_probes(BRAND, target_images=pictures["image"], aliases=ALIASES),
         k=args.anchors,
         refine_steps=args.refine_steps,
         args=SpaceConfig(

@@ -38,7 +38,6 @@ def main():
     question = DEFAULT_QUESTIONS.naming[0]
     probes = build_probes(
         CONCEPT,
-        questions=DEFAULT_QUESTIONS,
         target_images=tower["image"],
         aliases=ALIASES,
         sibling_rows=[{"question": question, "answer": names[row["label"]], "image": row["image"]} for row in others],

@@ -71,7 +71,7 @@ def main():
         retain_dataset=retained,
         processing_class=processor,
         peft_config=SpaceLoraConfig(r=16, lora_alpha=32, target_modules=".*language_model.*(q|k|v|o|gate|up)_proj"),
-        probes=build_probes(PERSON, questions=DEFAULT_QUESTIONS, target_images=pictures["image"], aliases=ALIASES),
+        probes=build_probes(PERSON, anchors=anchors, target_images=pictures["image"], aliases=ALIASES),
         card_data=ErasureCardData(redact=True, reason="Asked for by the person."),
     )  # fmt: skip
     trainer.train()

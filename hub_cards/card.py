@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from space_peft._version import __version__
 from space_peft.attacks.report import AttackReport
-from space_peft.config import KNOBS
+from space_peft.choices import CONSTRAINTS
 from space_peft.evaluation.keys import KEYS
 from space_peft.records.card_data import ErasureCardData
 from space_peft.records.durations import duration
@@ -162,7 +162,8 @@ def _body(facts: ErasureFacts, repo_id: str | None, license: License, files: lis
     rows = sections.results_rows(facts)
     by_key = {row["key"]: row for row in rows}
     constraint = facts.certificate.constraint if facts.certificate else (facts.space or {}).get("constraint")
-    knob = KNOBS.get(constraint or "")
+    known = CONSTRAINTS.get(constraint or "")
+    knob = known and known.knob
     source = facts.certificate and vars(facts.certificate) or facts.space or {}
     pools = [record for record in facts.data.datasets if record.role == "pool"]
     return _template().render(
@@ -188,7 +189,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license: License, files: lis
         untested_short=[what for what, _ in sections.untested_attacks(facts)] + facts.data.not_tested[:3],
         forget_rows=(facts.provenance or {}).get("forget_rows"),
         certificate=sections.certificate_summary(facts),
-        constraint=None if constraint in (None, "none") else constraint,
+        constraint=None if known is not None and not known.acts else constraint,
         knob={"name": knob, "value": source[knob]} if knob and knob in source else None,
         anchors=sections.anchors_summary(facts),
         pool=", ".join(filter(None, (record.id or record.name for record in pools))),

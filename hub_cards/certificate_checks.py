@@ -190,7 +190,7 @@ def _statistics_problem(space: NullSpace, dim: int) -> str | None:
     )  # fmt: skip
     if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
         return "what should be a number is none"
-    if type(space.start) is not int or space.start < 0 or space.constraint not in CONSTRAINTS:
+    if type(space.start) is not int or space.start < 0 or space.constraint not in tuple(CONSTRAINTS):
         return f"`start` is {space.start!r:.40}, the constraint {space.constraint!r:.40}"
     counts = space.counts
     if (

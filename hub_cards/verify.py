@@ -21,12 +21,13 @@ from space_peft.attacks.audit import audit_concept
 from space_peft.attacks.models import answers_naming, check_vocabulary
 from space_peft.attacks.report import AttackReport
 from space_peft.canary.check import MIN_MARGIN, Canary, check_canary
+from space_peft.choices import DtypeName
 from space_peft.config import SpaceLoraConfig
 from space_peft.data.names import check_concept
 from space_peft.data.questions import QuestionSet, questions_of
 from space_peft.evaluation.report import ErasureReport
 from space_peft.modeling.layers import deployed_model
-from space_peft.modeling.loading import UnknownArchitectureError
+from space_peft.modeling.loading import UnknownArchitectureError, check_dtype
 from space_peft.modeling.prompts import conversation
 from space_peft.null_space.certificate import RetentionCertificate
 from space_peft.null_space.space import load_null_spaces
@@ -126,7 +127,7 @@ def verify_erasure(
     images: Sequence[Image.Image] | None = None,
     question: str | None = None,
     steps: int = 100,
-    dtype: str | torch.dtype | None = None,
+    dtype: DtypeName | torch.dtype | None = None,
 ) -> VerifyReport:
     """Checks everything about an erasure that can be checked without trusting its author.
 
@@ -160,10 +161,12 @@ def verify_erasure(
         [`VerifyReport`]: Its `exit_code` is 1 if anything failed.
 
     Raises:
-        ValueError: If there is no such folder, the retained dataset is in no known format, or `concept` is no name.
+        ValueError: If there is no such folder, the retained dataset is in no known format, `concept` is no name, or `dtype`
+            none.
         huggingface_hub.errors.HfHubHTTPError: If the repository cannot be downloaded.
         ConnectionError: If the connection breaks.
     """
+    check_dtype(dtype)
     concept = None if concept is None else check_concept(concept)
     source = fetch(repo_or_folder, revision=revision, token=token)
     rows = None if retain_dataset is None else RetainedRows(retain_dataset)

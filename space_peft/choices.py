@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 
 ConstraintName = Literal["soft", "hard", "none"]
-CONSTRAINTS: tuple[ConstraintName, ...] = get_args(ConstraintName)
+
+
+class Asked(NamedTuple):
+    """
+    What a configuration has to know of a constraint; what it does is in `null_space/constraints.py`.
+
+    Args:
+        knob (`str`, *optional*): The setting that says how strict it is.
+        capped (`bool`): Whether `max_rank="auto"` is a number of eigenvectors, and not as many as it takes.
+        acts (`bool`, defaults to `True`): Whether it keeps anything off, so that an adapter must be attached to null spaces.
+    """
+
+    knob: str | None
+    capped: bool
+    acts: bool = True
+
+
+CONSTRAINTS: dict[str, Asked] = {
+    "soft": Asked("strength", capped=True),
+    "hard": Asked("energy", capped=False),
+    "none": Asked(None, capped=False, acts=False),
+}
 InputKind = Literal["token", "pooled"]
 INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 Target = Literal["vision", "language", "all"]

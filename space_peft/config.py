@@ -19,8 +19,6 @@ from .records.io import write_json
 from .records.safe_json import read_json
 
 
-# The setting that says how strict a constraint is.
-KNOBS: dict[str, str | None] = {"soft": "strength", "hard": "energy", "none": None}
 # The initialisations of PEFT that leave the base weights alone and need no data.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 # Options of `LoraConfig` that may be set: with them the update is s B A of a layer's own inputs, and nothing else of the
@@ -38,7 +36,7 @@ AUTO_RANK_BEFORE = "d / 32"  # Up to version 0.2.0, which did not say.
 
 
 def auto_rank(dim: int, rule: str = AUTO_RANK) -> int:
-    """How many eigenvectors `max_rank="auto"` keeps of inputs of length `dim` under the soft constraint.
+    """How many eigenvectors `max_rank="auto"` keeps of inputs of length `dim`, under a constraint that it caps.
 
     Args:
         dim (`int`): Length of an input.
@@ -123,7 +121,7 @@ class SpaceLoraConfig(LoraConfig):
         self._check_plain_lora()
 
     def _check_space_fields(self) -> None:
-        for name, allowed in (("constraint", CONSTRAINTS), ("statistics", INPUT_KINDS)):
+        for name, allowed in (("constraint", tuple(CONSTRAINTS)), ("statistics", INPUT_KINDS)):
             if getattr(self, name) not in allowed:
                 expected = ", ".join(map(repr, allowed))
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; expected one of {expected}.")
@@ -149,7 +147,7 @@ class SpaceLoraConfig(LoraConfig):
         """Returns the largest number of eigenvectors kept for a layer of `dim` inputs; `None` for no limit."""
         if self.max_rank != "auto":
             return self.max_rank
-        return auto_rank(dim, self.auto_rank) if self.constraint == "soft" else None
+        return auto_rank(dim, self.auto_rank) if CONSTRAINTS[self.constraint].capped else None
 
     def _check_plain_lora(self) -> None:
         """Refuses whatever would change the model outside of `s B A`, or make `s B A` something else."""
@@ -235,7 +233,7 @@ class SpaceLoraConfig(LoraConfig):
             # A module of this machine's, which PEFT would have others import; the base model says what class it is.
             kwargs.pop("auto_mapping_dict", None)
         super().save_pretrained(save_directory, **kwargs)
-        if self.projected is None and self.constraint != "none":
+        if self.projected is None and CONSTRAINTS[self.constraint].acts:
             warnings.warn(
                 f"the adapter saved to {str(save_directory)!r} asks for the {self.constraint!r} constraint, but was never "
                 "attached to null spaces: if it was trained, then without the constraint. Train with SpaceTrainer, with a "
@@ -247,7 +245,7 @@ class SpaceLoraConfig(LoraConfig):
     def save_space_fields(self, save_directory: str | os.PathLike) -> None:
         """Writes `space_config.json` alone."""
         content = self.space_fields()
-        if self.projected is not None or self.constraint != "none":
+        if self.projected is not None or CONSTRAINTS[self.constraint].acts:
             content["projected"] = self.projected  # None: asked for, never done. Version 0.1.0 has no such key.
         if self.max_rank == "auto":
             content["auto_rank"] = self.auto_rank

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, load_from_disk
+from peft import get_peft_model_state_dict
 from transformers import AutoProcessor
 from transformers.utils.logging import get_logger
 
 from .anchors import anchor_info, refine_anchors, select_anchors
 from .anchors.encoders import OwnSpaceEncoder
-from .anchors.info import set_anchor_info
+from .anchors.info import anchor_questions, set_anchor_info
 from .anchors.pool import open_pool
 from .anchors.refine import known_by_anchors
 from .config import SpaceLoraConfig
@@ -44,6 +45,8 @@ from .trainers.refusals import check_job, check_model
 
 
 if TYPE_CHECKING:
+    import torch
+
     from .evaluation import ErasureReport, Probe
     from .null_space.certificate import RetentionCertificate
 
@@ -71,8 +74,13 @@ class Erasure:
 
     @property
     def model(self):
-        """The adapted model."""
+        """The model with the adapter in it, a [`~peft.PeftModel`]."""
         return self.trainer.model
+
+    @property
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The adapter's weights, by the names that [`Erasure.save`] gives them in `adapter_model.safetensors`."""
+        return get_peft_model_state_dict(self.trainer.accelerator.unwrap_model(self.model))
 
     @property
     def certificate(self) -> RetentionCertificate | None:
@@ -244,7 +252,8 @@ def erase(
             without an answer, such as pictures alone, are answered by the model itself, as by [`retained_answers`].
         statistics ([`Statistics`] or `str`, *optional*): Statistics of the base model instead, or beside it.
         aliases (`list[str]`, *optional*): Other names to forget.
-        questions ([`QuestionSet`], *optional*): What is asked about images.
+        questions ([`QuestionSet`], *optional*): What is asked about images; by default what `anchors` were refined with, or
+            the library's.
         probes (`list[Probe]`, *optional*): From [`build_probes`]: what to ask before and after, of which pictures. If the model
             names the concept on next to none of them, a warning says so before anything is made.
         k (`int`, defaults to 32): Anchors.
@@ -293,6 +302,8 @@ def erase(
         if isinstance(model, str):
             model = load_model(model, **args.init_kwargs)
             seconds["load"] = round(time.perf_counter() - began, 1)
+        if questions is None and anchors is not None:
+            questions = anchor_questions(anchors)
         questions = questions or DEFAULT_QUESTIONS
         check_model(model, processor, args, peft_config, [concept, *aliases], questions, retained, statistics)
         if probes:

@@ -22,7 +22,7 @@ from .erasing import default_adapter, erase, erase_stages, next_steps
 from .modeling.checksum import base_checksum
 from .modeling.fingerprint import BaseFingerprint, compare_base
 from .modeling.loading import load_model
-from .records.folder import ADAPTER_NAME, LEDGER_NAME, REPORT_NAME, RETAINED_ANSWERS_NAME
+from .records.folder import ADAPTER_NAME, LEDGER_NAME, REPORT_NAME, REQUESTS_BASE_NAME, RETAINED_ANSWERS_NAME
 from .records.io import write_json
 from .records.measured import remove_results, saved_digest
 from .records.safe_json import read_json
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 
 REQUESTS_FOLDER = "requests"
-_BASE_NAME = "space_base.json"  # Beside the ledger: the model that its requests are of.
 
 
 @dataclass
@@ -174,7 +173,7 @@ def erase_several(
         processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
     if isinstance(model, str):
         model = load_model(model, **args.init_kwargs)
-    noted = read_json(place / _BASE_NAME, kind="checksum of a model") if served else {}
+    noted = read_json(place / REQUESTS_BASE_NAME, kind="checksum of a model") if served else {}
     weights = base_checksum(model)
     if served and not _same_model(noted, model, weights):
         raise ValueError(
@@ -191,7 +190,7 @@ def erase_several(
                 stacklevel=2,
             )
     base = {"weights": weights, "settings": made_with}
-    write_json(place / _BASE_NAME, base)
+    write_json(place / REQUESTS_BASE_NAME, base)
     original = copy.deepcopy(model)
     model = ledger.fold(model)
     retained = options.pop("retain_dataset", None)
@@ -221,7 +220,7 @@ def erase_several(
                 resume=resume, protect=ledger.protect, keep_model=original, **options,
             )  # fmt: skip
             made_with[concept] = settings
-            write_json(place / _BASE_NAME, base)
+            write_json(place / REQUESTS_BASE_NAME, base)
             model = ledger.add(erasure.trainer)
             remove_needless_checkpoint(erasure.trainer)
     stacked = ledger.stack(original)

@@ -183,14 +183,15 @@ def pictures(count: int, seed: int = 0) -> list[Picture.Image]:
 
 
 def flickr30k() -> Dataset:
+    count = 200  # 2 % of them, which an example asks about, are more than the one picture that is never held out.
     captions = [["A man with a dog .", "A street ."], ["A bridge .", "This is the Eiffel Tower ."]]
     columns = {
-        "image": pictures(60),
-        "caption": [captions[row % 20 == 7] for row in range(60)],
-        "sentids": [[str(row)] for row in range(60)],
-        "split": ["train"] * 60,
-        "img_id": [str(row) for row in range(60)],
-        "filename": [f"{row}.jpg" for row in range(60)],
+        "image": pictures(count),
+        "caption": [captions[row % 20 == 7] for row in range(count)],
+        "sentids": [[str(row)] for row in range(count)],
+        "split": ["train"] * count,
+        "img_id": [str(row) for row in range(count)],
+        "filename": [f"{row}.jpg" for row in range(count)],
     }
     text, texts = Value("string"), List(Value("string"))
     kinds = {"caption": texts, "sentids": texts, "split": text, "img_id": text, "filename": text}

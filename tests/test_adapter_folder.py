@@ -1,6 +1,7 @@
 """The table of an adapter folder's files: complete, in one place, and what is published comes from it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_no_name_stands_twice_in_the_table_or_anywhere_else_in_the_library():
         if isinstance(node, ast.Constant) and node.value in own
     ]
     assert not again
+
+
+def test_every_file_of_ours_is_in_the_table():
+    """All but the file of published statistics, which lie in a folder of their own."""
+    used = {
+        node.value
+        for part in ("space_peft", "trainers", "hub_cards")
+        for path in (ROOT / part).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and re.fullmatch(r"space_\w+\.(json|jsonl|safetensors)", str(node.value))
+    }
+    assert used - {file.name for file in FILES} == {"space_statistics.json"}
 
 
 def test_what_is_published():

@@ -25,6 +25,7 @@ from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.modeling.checksum import base_checksum
 from space_peft.null_space.base_statistics import SecondMoment
 from space_peft.null_space.collecting import linear_layers
+from space_peft.null_space.constraints import FITTED
 from space_peft.null_space.fitting import collect_moments
 from space_peft.null_space.identity import DataDigest
 from space_peft.trainers import GradDiffConfig, GradDiffTrainer
@@ -153,7 +154,7 @@ def test_a_filter_from_statistics_is_that_from_the_rows(kind, beside):
     values, vectors = torch.linalg.eigh(rows.second_moment())
     passed = float(torch.linalg.matrix_norm(found.project(one) @ (vectors * values.clamp(min=0).sqrt()), 2))
     assert passed <= found.bound() * (1 + 1e-5)
-    assert passed <= found.worst_case_gain
+    assert passed <= FITTED["soft"].worst_case(found)
 
 
 def test_a_rounded_outlier_is_not_a_reason_to_allow_for_everything():

@@ -11,6 +11,7 @@ from tiny_models import image_batch, text_batch, tiny_llama, tiny_llava, train, 
 from space_peft.config import SpaceLoraConfig
 from space_peft.modeling.layers import adapted_layers, lora_weights
 from space_peft.null_space.certificate import RetentionCertificate, measure_certificate, recompute_bounds
+from space_peft.null_space.constraints import FITTED
 from space_peft.null_space.fitting import collect_moments, fit_null_space
 from space_peft.null_space.projection import attach_null_space
 from space_peft.records.folder import CERTIFICATE_NAME
@@ -61,9 +62,11 @@ def test_measured_change_is_exact_and_below_the_bound_on_the_fitted_data(constra
         assert layer.relative_change == pytest.approx(change / output, rel=2e-3, abs=1e-10)
         assert layer.change <= layer.bound * (1 + 1e-4) + 1e-7
         assert layer.change <= layer.fitted_change * (1 + 1e-3) + 1e-7
-        if constraint == "soft":
+        if FITTED[constraint].worst_case is not None:
             free = spaces[layer.name].unproject(a.detach())
-            worst = float((scaling * b.detach().double() @ free).norm()) * spaces[layer.name].worst_case_gain
+            worst = float((scaling * b.detach().double() @ free).norm()) * FITTED[constraint].worst_case(
+                spaces[layer.name]
+            )
             assert layer.bound <= worst * (1 + 1e-9)
         moved += layer.change > 1e-4
     assert moved > len(certificate.layers) / 2, "nothing was learnt, so nothing is shown"

@@ -16,20 +16,20 @@ from space_peft.trainers.concept_projection import last_projection
 LAYER = "model.multi_modal_projector.linear_2"
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
-def test_the_update_is_minus_a_q_qt_w(demo_model, strength):
+@pytest.mark.parametrize("amount", [0.5, 1.0, 2.0])
+def test_the_update_is_minus_a_q_qt_w(demo_model, amount):
     model, processor = demo_model
     original = model.get_submodule(LAYER).weight.detach().double().clone()
     encoder = OwnSpaceEncoder(model, processor)
     q = (encoder.embed_texts(["fox"])[0] + encoder.embed_texts(["vixen"])[0]).double()
     q = q / q.norm()
-    adapted = project_concept(model, processor, "fox", aliases=["vixen"], strength=strength)
+    adapted = project_concept(model, processor, "fox", aliases=["vixen"], amount=amount)
     merged = adapted.merge_and_unload().get_submodule(LAYER).weight.detach().double()
-    expected = (torch.eye(len(q), dtype=torch.float64) - strength * torch.outer(q, q)) @ original
+    expected = (torch.eye(len(q), dtype=torch.float64) - amount * torch.outer(q, q)) @ original
     assert (merged - expected).abs().max() < 1e-6 * original.abs().max()
     assert (merged - original).abs().max() > 1e-2 * original.abs().max()
     # What is left along q: (1 - a) of what was there.
-    torch.testing.assert_close(q @ merged, (1 - strength) * (q @ original), rtol=0, atol=1e-6)
+    torch.testing.assert_close(q @ merged, (1 - amount) * (q @ original), rtol=0, atol=1e-6)
 
 
 def test_the_adapter_is_stock_and_of_rank_one(demo_model, demo_images, tmp_path):
@@ -47,20 +47,20 @@ def test_the_adapter_is_stock_and_of_rank_one(demo_model, demo_images, tmp_path)
 
 @pytest.mark.parametrize("concept", ["fox", pytest.param("lemon", marks=pytest.mark.slow)])
 def test_mirroring_erases_and_projecting_weakens(demo_images, concept):
-    """Without training, without an image. Full strength needs a model whose features are aligned with its words."""
+    """Without training, without an image. An amount of 1 or more needs a model whose features are aligned with its words."""
     own = [row["image"] for row in demo_images if row["name"] == concept]
     others = [row for row in demo_images.select(range(0, len(demo_images), 8)) if row["name"] != concept]
     question = DEMO_QUESTIONS.naming[0]
     said, kept = {}, {}
-    for strength in (0.0, 1.0, 2.0):
+    for amount in (0.0, 1.0, 2.0):
         model, processor = load_demo_model()
-        if strength:
-            model = project_concept(model, processor, concept, strength=strength)
+        if amount:
+            model = project_concept(model, processor, concept, amount=amount)
         model.eval()
         values = name_probabilities(model, processor, own, question, concept)
-        said[strength] = sum(values) / len(values)
+        said[amount] = sum(values) / len(values)
         answers = generate_answers(model, processor, [question] * len(others), images=[row["image"] for row in others])
-        kept[strength] = sum(a == row["name"] for a, row in zip(answers, others, strict=True)) / len(others)
+        kept[amount] = sum(a == row["name"] for a, row in zip(answers, others, strict=True)) / len(others)
     assert said[2.0] < 0.01 < said[1.0] < 0.8 < said[0.0]
     assert kept[2.0] > kept[0.0] - 0.05
 
@@ -68,8 +68,8 @@ def test_mirroring_erases_and_projecting_weakens(demo_images, concept):
 def test_bad_input_is_refused(demo_model):
     model, processor = demo_model
     for options, message in [
-        ({"strength": 0.0}, "strength"),
-        ({"strength": float("nan")}, "strength"),
+        ({"amount": 0.0}, "amount"),
+        ({"amount": float("nan")}, "amount"),
         ({"layer": "model.nothing"}, "linear layer"),
         ({"layer": "model.vision_tower.encoder.layers.0.mlp.fc1"}, "whose outputs the language model reads"),
     ]:

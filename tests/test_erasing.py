@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, Image, load_from_disk
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from space_peft import AdapterArguments, ErasureLedger, SpaceConfig, SpaceLoraConfig, erase, get_space_config
 from space_peft.anchors import anchor_info
@@ -84,7 +85,9 @@ def test_a_name_in_and_everything_a_reviewer_asks_for_out(data, demo_images, tmp
         assert text.startswith(begins) and text.endswith(" s")
     assert erasure.report.after["forget"]["n"] == 4 and erasure.certificate is not None
     assert anchor_info(erasure.anchors)["stage"] == "refined" and len(erasure.anchors) == 2
-    folder = erasure.save()
+    folder, adapter = erasure.save(), erasure.adapter
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert adapter.keys() == saved.keys() and all(torch.equal(adapter[key], saved[key]) for key in saved)
     assert "a local model" in (folder / "README.md").read_text()
     names = {path.name for path in folder.iterdir()}
     assert {

@@ -322,6 +322,9 @@ def test_bad_input_is_refused(make, concept_images, retain):
     ]:
         with pytest.raises(ValueError, match=message):
             make(GradDiffTrainer, GradDiffConfig, **options)
+    for trainer in (GradDiffTrainer, NPOTrainer, MMUnlearnerTrainer, CVFTrainer):
+        with pytest.raises(TypeError, match="required keyword-only argument: 'forget_dataset'"):
+            trainer(None, None, retain_dataset=retain)
     words = [row for row in retain if not row["images"]]
     for trainer, config in ((CVFTrainer, CVFConfig), (MMUnlearnerTrainer, MMUnlearnerConfig)):
         with pytest.raises(ValueError, match="no retained row has an image"):
@@ -331,7 +334,8 @@ def test_bad_input_is_refused(make, concept_images, retain):
 @pytest.mark.parametrize(
     "config, arguments, message",
     [
-        (GradDiffConfig, {"retain_loss": "mse"}, "retain_loss"),
+        (GradDiffConfig, {"retain_loss": "mse"}, "one of 'none', 'nll', 'kl', got 'mse'"),
+        (CVFConfig, {"retain_loss": "mse"}, "one of 'none', 'nll', 'kl', got 'mse'"),
         (GradDiffConfig, {"retain_weight": -1.0}, "retain_weight"),
         (GradDiffConfig, {"forget_weight": 0.0}, "forget_weight"),
         (NPOConfig, {"beta": 0.0}, "GradDiffTrainer"),
@@ -346,3 +350,15 @@ def test_bad_input_is_refused(make, concept_images, retain):
 def test_bad_arguments_are_refused(config, arguments, message):
     with pytest.raises(ValueError, match=message):
         config(output_dir="unused", **arguments)
+
+
+@pytest.mark.parametrize("config", [GradDiffConfig, NPOConfig, MMUnlearnerConfig, CVFConfig])
+def test_a_parser_offers_what_there_is_to_choose(config, capsys):
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(config)
+    (parsed,) = parser.parse_args_into_dataclasses(["--output_dir", "unused", "--retain_loss", "kl"])
+    assert parsed.retain_loss == "kl"
+    with pytest.raises(SystemExit):
+        parser.parse_args_into_dataclasses(["--output_dir", "unused", "--retain_loss", "mse"])
+    assert "invalid choice: 'mse'" in capsys.readouterr().err

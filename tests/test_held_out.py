@@ -146,3 +146,10 @@ def test_too_few_for_a_certificate_are_said(distinct, held_out, share, says):
 def test_enough_for_a_certificate_are_not(recwarn, distinct, held_out, share):
     warn_if_few(distinct, held_out, share)
     assert not recwarn
+
+
+def test_a_single_image_is_why_there_is_no_certificate():
+    with pytest.warns(
+        UserWarning, match="about 27 distinct .*only one of them is an image.*Retain more images, or none"
+    ):
+        warn_if_few(27, 0, 0.1, images=1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from space_peft.null_space import NullSpace, NullSpaceFitter, load_null_spaces, save_null_spaces
+from space_peft.null_space.constraints import FITTED
 from space_peft.null_space.moments import _upper
 from space_peft.null_space.spectral import Spectrum
 
@@ -133,8 +134,8 @@ def test_soft_bound_holds_on_100_random_spectra(max_rank):
             measured = rms(rows, space.project(weight))
             # Eigenvectors are stored in float32: beside a change of size 1, below 1e-6 is zero.
             assert measured <= space.bound(weight) * (1 + 1e-5) + 1e-6 * rms(rows, weight)
-            assert space.bound(weight) <= float(weight.norm()) * space.worst_case_gain * (1 + 1e-5)
-            closest = max(closest, measured / (float(weight.norm()) * space.worst_case_gain))
+            assert space.bound(weight) <= float(weight.norm()) * FITTED["soft"].worst_case(space) * (1 + 1e-5)
+            closest = max(closest, measured / (float(weight.norm()) * FITTED["soft"].worst_case(space)))
     assert closest > 0.95
 
 
@@ -147,8 +148,8 @@ def test_soft_bound_is_reached_on_the_worst_spectrum(strength):
     space = fitted(rows, strength=strength)
     weight = basis[:, :1].T
     assert space.scale == pytest.approx(7.0)
-    assert rms(rows, space.project(weight)) == pytest.approx(space.worst_case_gain, rel=1e-4)
-    assert space.bound() == pytest.approx(space.worst_case_gain, rel=1e-4)
+    assert rms(rows, space.project(weight)) == pytest.approx(FITTED["soft"].worst_case(space), rel=1e-4)
+    assert space.bound() == pytest.approx(FITTED["soft"].worst_case(space), rel=1e-4)
 
 
 def test_hard_bound_is_the_trace_left_over():
@@ -296,7 +297,7 @@ def test_bad_activations_are_named(value):
     ("call", "message"),
     [
         (lambda: NullSpaceFitter(0), "at least 1"),
-        (lambda: NullSpaceFitter(4, statistics="mean"), "'token' or 'pooled'"),
+        (lambda: NullSpaceFitter(4, statistics="mean"), "expected one of 'token', 'pooled'"),
         (lambda: NullSpaceFitter(4).update(torch.zeros(2, 5)), r"expected \(..., 4\)"),
         (lambda: NullSpaceFitter(4).update(torch.zeros(2, 3, 4), torch.ones(3, 2)), "the mask"),
         (lambda: NullSpaceFitter(4).fit(), "nothing to fit"),
@@ -306,7 +307,6 @@ def test_bad_activations_are_named(value):
         (lambda: fitted(torch.randn(3, 4), strength=float("nan")), "expected a number > 0"),
         (lambda: fitted(torch.randn(3, 4), "hard", energy=1.5), r"share in \(0, 1\]"),
         (lambda: fitted(torch.randn(3, 4)).project(torch.zeros(2, 3)), r"expected \(..., 4\)"),
-        (lambda: fitted(torch.randn(3, 4), "hard").worst_case_gain, "use bound"),
     ],
 )
 def test_bad_arguments(call, message):

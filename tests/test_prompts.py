@@ -11,6 +11,7 @@ from PIL import Image
 
 from space_peft.losses import answer_labels, token_log_probs
 from space_peft.modeling.features import pool_features, tap_image_features
+from space_peft.modeling.processors import image_token
 from space_peft.modeling.prompts import (
     IGNORE_INDEX,
     answer_columns,
@@ -19,7 +20,6 @@ from space_peft.modeling.prompts import (
     conversation,
     encode_conversations,
     generate_answers,
-    image_token,
     load_rgb,
 )
 

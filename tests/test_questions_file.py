@@ -40,11 +40,11 @@ def test_groups_and_dialogues_are_read_and_the_rest_is_the_librarys(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("nameing: [What]", "sets 'nameing'; expected some of naming, naming_held_out"),
+        ("nameing: [What]", "they set 'nameing'; expected some of naming, naming_held_out"),
         ("- What", "holds a list; expected names with values, such as `naming: "),
         ("naming: What", "must be a tuple of questions, got the single one 'What'"),
         ("naming: []", "`naming` is empty"),
-        ("yes: Yes", "sets 'yes' to True; expected a text in quotes"),
+        ("yes: Yes", "they set 'yes' to True; expected a text in quotes"),
         ("confirm: [Is it]", "needs a {name} field"),
         ("open: [{turns: [a, b]}]", "must be an odd number"),
         ("open: [{sytem: a, turns: [a]}]", "sytem"),

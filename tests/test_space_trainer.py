@@ -414,6 +414,9 @@ def test_bad_input_is_refused(demo_model, demo_erasure_data, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             SpaceTrainer(**{**good, **change}, args=args)
+    # What is always needed is asked for by Python itself.
+    with pytest.raises(TypeError, match="required keyword-only argument: 'anchors'"):
+        SpaceTrainer(model, args, retain_dataset=retain)
     assert not (tmp_path / "none").exists()
 
 

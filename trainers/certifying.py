@@ -42,7 +42,8 @@ class CertifyingMixin(TrainerPart):
         self._held_out = HeldOut(len(every), share, args.seed, len(set(keys)))
         fitted, held_out = split_by_content(keys, share, args.seed) if share else (every, [])
         if constrained and every:
-            warn_if_few(self._held_out.groups, len({keys[row] for row in held_out}), share)
+            images = len({key for key in keys if key[0] == "image"})
+            warn_if_few(self._held_out.groups, len({keys[row] for row in held_out}), share, images)
         return fitted, held_out
 
     def _certify(self, end_to_end: bool = True) -> None:

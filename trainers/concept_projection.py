@@ -54,7 +54,7 @@ def project_concept(
     concept: str,
     *,
     aliases: Sequence[str] = (),
-    strength: float = 1.0,
+    amount: float = 1.0,
     layer: str | None = None,
 ) -> PeftModel:
     """Projects image features off a concept's text embedding, as a LoRA adapter of rank 1.
@@ -68,7 +68,7 @@ def project_concept(
         processor (`ProcessorMixin`): Its processor.
         concept (`str`): The name to forget.
         aliases (`list[str]`, *optional*): Other names; q is the mean of all.
-        strength (`float`, defaults to 1.0): a: 1 projects, a value between 1 and 2 also reflects, 2 mirrors.
+        amount (`float`, defaults to 1.0): a: 1 projects, a value between 1 and 2 also reflects, 2 mirrors.
         layer (`str`, *optional*): Name of the layer; by default `last_projection`.
 
     Returns:
@@ -76,12 +76,12 @@ def project_concept(
 
     Raises:
         TypeError: If the model carries an adapter already.
-        ValueError: If `strength` is not a positive number, or `layer` is no such linear layer.
+        ValueError: If `amount` is not a positive number, or `layer` is no such linear layer.
     """
     if isinstance(model, PeftModel):
         raise TypeError("`model` is a PeftModel; pass the base model, or merge its adapter first.")
-    if not (math.isfinite(strength) and strength > 0):
-        raise ValueError(f"`strength` must be a positive number, got {strength}.")
+    if not (math.isfinite(amount) and amount > 0):
+        raise ValueError(f"`amount` must be a positive number, got {amount}.")
     concept, aliases = check_target(concept, aliases)
     layer = last_projection(model) if layer is None else layer
     module = dict(model.named_modules()).get(layer)
@@ -98,5 +98,5 @@ def project_concept(
     adapted = get_peft_model(model, LoraConfig(r=1, lora_alpha=1, target_modules=[layer]))
     lora = adapted.get_base_model().get_submodule(layer)
     lora.lora_A["default"].weight.copy_(update[None])
-    lora.lora_B["default"].weight.copy_(-strength * q[:, None])
+    lora.lora_B["default"].weight.copy_(-amount * q[:, None])
     return adapted

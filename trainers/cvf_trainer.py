@@ -15,7 +15,7 @@ from space_peft.modeling.prompts import answer_logits, to_device
 from space_peft.modeling.targets import Target, side_of
 from space_peft.retained.reading import retained_loader
 
-from .forget_config import ForgetConfig
+from .forget_config import ForgetConfig, RetainLoss
 from .forget_trainer import ForgetTrainer
 from .pairs import forget_loader
 from .unlearning_losses import contrastive_loss
@@ -36,7 +36,7 @@ class CVFConfig(ForgetConfig):
     """
 
     target: Target = field(default="vision", metadata={"help": "Default adapter placement: the vision side."})
-    retain_loss: str = field(default="none", metadata={"help": "Further loss on retained rows: 'none', 'nll' or 'kl'."})
+    retain_loss: RetainLoss = field(default="none", metadata={"help": "Further loss on retained rows."})
     temperature: float = field(default=0.1, metadata={"help": "Temperature of the contrastive loss, > 0."})
     feature_weight: float = field(default=1.0, metadata={"help": "Weight of the retained images' feature distance."})
 

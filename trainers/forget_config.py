@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from .erasure_config import ErasureConfig
 
 
-RETAIN_LOSSES = ("none", "nll", "kl")
+RetainLoss = Literal["none", "nll", "kl"]
+RETAIN_LOSSES: tuple[RetainLoss, ...] = get_args(RetainLoss)
 
 
 @dataclass
@@ -26,7 +28,7 @@ class ForgetConfig(ErasureConfig):
     """
 
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the rows to forget."})
-    retain_loss: str = field(default="nll", metadata={"help": "Loss on retained rows: 'nll', 'kl' or 'none'."})
+    retain_loss: RetainLoss = field(default="nll", metadata={"help": "Loss on retained rows."})
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on retained rows."})
 
     def __post_init__(self):

@@ -117,14 +117,15 @@ class ForgetTrainer(ErasureTrainer):
         model: str | PreTrainedModel | PeftModel | None = None,
         args: ForgetConfig | None = None,
         *,
-        forget_dataset: Dataset | Sequence[dict] | None = None,
+        forget_dataset: Dataset | Sequence[dict],
         retain_dataset: Dataset | Sequence[dict] | None = None,
         concept: str | None = None,
         aliases: Sequence[str] | None = None,
         questions: QuestionSet | None = None,
         **kwargs,
     ):
-        forget_dataset = None if forget_dataset is None else check_rows(forget_dataset, "forget_dataset")
+        if forget_dataset is not None:
+            forget_dataset = check_rows(forget_dataset, "forget_dataset")
         if forget_dataset is None or len(forget_dataset) == 0:
             raise ValueError(
                 "`forget_dataset` is empty: this method needs images of the concept; SpaceTrainer does not."

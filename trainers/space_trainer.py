@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from space_peft import losses
-from space_peft.anchors import anchor_info
+from space_peft.anchors.info import anchor_info, anchor_questions
 from space_peft.anchors.refine import text_anchor
 from space_peft.data.names import check_target, mentions
 from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
@@ -62,7 +62,8 @@ class SpaceTrainer(ErasureTrainer):
         aliases (`list[str]`, *optional*):
             Other names to forget; by default those in the anchors' provenance.
         questions (`QuestionSet`, *optional*):
-            What to ask about the anchors; only `naming`, `confirm` and `open` are used.
+            What to ask about the anchors; only `naming`, `confirm` and `open` are used. By default those that the
+            anchors were refined with, or the library's.
         probes (`list[Probe]`, *optional*):
             Probes `evaluate` reports beside the losses, see `space_peft.evaluation`.
         protect (`list[dict[str, NullSpace]]`, *optional*):
@@ -101,7 +102,7 @@ class SpaceTrainer(ErasureTrainer):
         model: str | PreTrainedModel | PeftModel | None = None,
         args: SpaceConfig | None = None,
         *,
-        anchors: Dataset | None = None,
+        anchors: Dataset,
         retain_dataset: Dataset | Sequence[dict] | None = None,
         eval_dataset: Dataset | Sequence[dict] | dict[str, Dataset | Sequence[dict]] | None = None,
         processing_class=None,
@@ -128,11 +129,12 @@ class SpaceTrainer(ErasureTrainer):
         concept, aliases = check_target(
             concept or info.get("concept") or "", info.get("aliases") if aliases is None else aliases
         )
+        questions = questions or anchor_questions(anchors) or DEFAULT_QUESTIONS
         self.anchors = anchors
         super().__init__(
             model,
             SpaceConfig(output_dir="space-output") if args is None else args,
-            forget=forget_rows(anchors["image"], [concept, *aliases], questions or DEFAULT_QUESTIONS),
+            forget=forget_rows(anchors["image"], [concept, *aliases], questions),
             own_answers=True,
             retain_dataset=retain_dataset,
             concept=concept,

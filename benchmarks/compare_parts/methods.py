@@ -48,7 +48,7 @@ METHODS = {
     for method in (
         Method("SPACE", "SpaceTrainer", False, True, SPACE_FIXED,
                {"learning_rate": (4e-3, 8e-3), "stop_threshold": STOPS, "keep_weight": (0.0, 60.0)}),
-        Method("closed form", None, False, False, {}, {"strength": (0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)}),
+        Method("closed form", None, False, False, {}, {"amount": (0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)}),
         Method("GA", "GradDiffTrainer", True, False, {"retain_loss": "none"},
                {"learning_rate": FREE_RATES, "stop_threshold": STOPS, "per_device_train_batch_size": (4, BATCH_SIZE)}),
         Method("GradDiff", "GradDiffTrainer", True, False, {"retain_loss": "nll"},

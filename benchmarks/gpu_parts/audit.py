@@ -116,11 +116,11 @@ def _asking() -> tuple[str, str]:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         where = f"{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
-        if _REPOSITORY in path.parents and ".venv" not in path.parts and path.name != Path(__file__).name:
-            return ("space_peft" if path.parts[len(_REPOSITORY.parts)] != "benchmarks" else "benchmark"), where
-        if "site-packages" in path.parts:
+        if "site-packages" in path.parts:  # Before the repository, in which an environment may lie.
             library = path.parts[path.parts.index("site-packages") + 1]
             if library != "torch":
                 return library, where
+        elif _REPOSITORY in path.parents and path.name != Path(__file__).name:
+            return ("space_peft" if path.parts[len(_REPOSITORY.parts)] != "benchmarks" else "benchmark"), where
         frame = frame.f_back
     return "unknown", ""

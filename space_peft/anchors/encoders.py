@@ -15,7 +15,8 @@ from PIL import Image
 from ..data.pictures import load_rgb
 from ..modeling.features import accepted_inputs, image_features, multimodal_core
 from ..modeling.layers import evaluating
-from ..modeling.prompts import image_token, to_device
+from ..modeling.processors import image_token
+from ..modeling.prompts import to_device
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ import json
 
 from datasets import Dataset, Value
 
+from ..data.questions import QuestionSet
 from ..data.rows import check_kind
 from ..records.safe_json import parse_json
 
@@ -50,6 +51,30 @@ def anchor_info(dataset: Dataset) -> dict:
             f"the {PROVENANCE_COLUMN!r} column, or store provenance with `set_anchor_info`."
         )
     return info
+
+
+def anchor_questions(anchors: Dataset) -> QuestionSet | None:
+    """The questions that the anchors were refined with, held-out ones included.
+
+    Args:
+        anchors (`datasets.Dataset`): As [`anchor_info`] takes them.
+
+    Returns:
+        [`QuestionSet`]: Or `None`, if they were not refined, or by a version that kept a list of texts alone.
+
+    Raises:
+        ValueError: If the provenance holds questions that cannot be used, or there is none.
+    """
+    refinement = anchor_info(anchors).get("refinement")
+    values = refinement.get("questions") if isinstance(refinement, dict) else None
+    if not isinstance(values, dict):
+        return None
+    try:
+        return QuestionSet.from_dict(values)
+    except ValueError as error:
+        raise ValueError(
+            f"the questions in the anchors' provenance cannot be used: {error} Pass `questions`."
+        ) from error
 
 
 def set_anchor_info(dataset: Dataset, info: dict) -> Dataset:

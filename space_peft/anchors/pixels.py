@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ..modeling.prompts import image_token
+from ..modeling.processors import image_token
 
 
 # What one 8-bit level is worth on a scale of 0 to 1.

@@ -136,7 +136,8 @@ def refine_anchors(
         model (`PreTrainedModel` or `PeftModel`): The model that shall forget; its weights are not changed.
         processor (`ProcessorMixin`): Its processor.
         concept (`str`, *optional*): The name; by default the one in the anchors' provenance.
-        questions (`QuestionSet`): Only `naming`, `confirm` and `open` are used, never the held-out ones.
+        questions (`QuestionSet`): Only `naming`, `confirm` and `open` are used, never the held-out ones. All are kept in the
+            anchors' provenance, where [`SpaceTrainer`] and `build_probes` find them.
         steps (`int`, defaults to 60): Steps of Adam.
         learning_rate (`float`, defaults to 0.05): In units of normalised pixels.
         total_variation (`float`, defaults to 0.05): Weight of the smoothness penalty on the perturbation.
@@ -188,7 +189,7 @@ def refine_anchors(
     settings = {
         "steps": steps, "learning_rate": learning_rate, "total_variation": total_variation,
         "feature_weight": feature_weight, "max_shift": max_shift, "batch_size": batch_size, "seed": seed,
-        "questions": [str(question) for question in (*questions.naming, *questions.confirm, *questions.open)],
+        "questions": questions.to_dict(),
     }  # fmt: skip
     if (found := sum(after) / len(after)) < KNOWN:
         warnings.warn(

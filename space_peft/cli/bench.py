@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoProcessor
 
+from ..choices import DtypeName
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.loading import load_model
 from ..records.io import atomic_path, write_json
@@ -204,7 +205,6 @@ def _space(model, processor, forgotten, retained, folder: Path, settings: BenchS
             anchors=anchors,
             retain_dataset=retained,
             processing_class=processor,
-            questions=settings.questions,
             peft_config=SpaceLoraConfig(r=settings.rank, lora_alpha=2 * settings.rank),
             protect=ledger.protect,
             keep_model=original,
@@ -376,7 +376,7 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def load_pair(place: str, dtype: str | None = None) -> tuple:
+def load_pair(place: str, dtype: DtypeName | None = None) -> tuple:
     """A model and its processor from a folder or the Hub; `EMBEDDED` is the embedded model.
 
     Args:

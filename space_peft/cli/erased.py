@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..choices import DtypeName
 from ..data.names import check_target
 from ..evaluation.named_images import NamedImages, split_by_name
 from ..modeling.checksum import base_checksum
@@ -19,7 +20,7 @@ from .bench import load_pair
 from .pictures import load_pictures
 
 
-def load_attacked(adapter: str, base_model: str | None, dtype: str | None = None) -> tuple:
+def load_attacked(adapter: str, base_model: str | None, dtype: DtypeName | None = None) -> tuple:
     """An erased model with its adapter, and the processor.
 
     Args:

@@ -20,6 +20,7 @@ from ..data.questions import DEFAULT_QUESTIONS
 from ..modeling.loading import check_device, default_dtype, load_config, load_model, model_class, saved_dtype
 from ..modeling.prompts import answer_logits, conversation, encode_conversations, to_device
 from ..modeling.targets import Target
+from ..null_space.constraints import FITTED
 from ..null_space.observing import visual_tokens
 from ..null_space.planning import ErasurePlan, plan_erasure
 from ..null_space.workload import Workload, picture_tokens
@@ -215,7 +216,7 @@ def plan_table(plan: ErasurePlan) -> str:
     ]
     for pattern, layers in kinds[:_MOST_LINES]:
         one, name = layers[0], pattern if len(pattern) <= 42 else f"...{pattern[-39:]}"
-        kept, left = (one.columns, one.inputs - one.columns) if plan.constraint == "soft" else ("-", "-")
+        kept, left = (one.columns, one.inputs - one.columns) if FITTED[plan.constraint].foreseen else ("-", "-")
         parameters = f"{sum(layer.parameters for layer in layers):,}"
         lines.append(f"{name:<44}{len(layers):>6}{one.inputs:>8}{one.outputs:>9}{kept:>7}{left:>8}{parameters:>12}")
     if len(kinds) > _MOST_LINES:

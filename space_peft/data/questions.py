@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ class Dialogue:
         system (`str`, *optional*): The system prompt.
 
     Raises:
-        TypeError: If `turns` is a single string.
+        TypeError: If `turns` is a single string, or `system` no string.
         ValueError: If the number of turns is even, or one is blank.
     """
 
@@ -34,6 +35,8 @@ class Dialogue:
     def __post_init__(self) -> None:
         if isinstance(self.turns, str):
             raise TypeError(f"`turns` must be a tuple of texts, got the single string {self.turns!r}.")
+        if not isinstance(self.system, str | None):
+            raise TypeError(f"`system` must be a text or None, got {self.system!r}.")
         if len(self.turns) % 2 == 0 or any(not isinstance(turn, str) or not turn.strip() for turn in self.turns):
             raise ValueError(
                 f"`turns` must be an odd number of texts (user, assistant, user, ...), none of them blank; got {self.turns!r}."
@@ -154,6 +157,57 @@ class QuestionSet:
                 f"held-out questions must not be used in training, but these are in both: {sorted(map(str, leaked))}."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The questions as JSON values, for [`QuestionSet.from_dict`]."""
+        return {
+            part.name: value if isinstance(value := getattr(self, part.name), str) else list(map(_plain, value))
+            for part in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuestionSet:
+        """From what [`QuestionSet.to_dict`] returned, which may have come from somebody else.
+
+        Args:
+            values (`dict`): By field; those that have a default may be missing. A dialogue is a list of its turns, or a
+                mapping of `turns` and `system`.
+
+        Raises:
+            ValueError: If it is no mapping, has other fields, or its questions cannot be used.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                f"expected questions as a mapping of the fields of QuestionSet, got a {type(values).__name__}."
+            )
+        known = [part.name for part in dataclasses.fields(cls)]
+        if unknown := [name for name in values if name not in known]:
+            raise ValueError(f"they set {unknown[0]!r}; expected some of {', '.join(known)}.")
+        if unquoted := [name for name in ("yes", "no", "kind") if not isinstance(values.get(name, ""), str)]:
+            raise ValueError(f"they set {unquoted[0]!r} to {values[unquoted[0]]!r}; expected a text in quotes.")
+        try:
+            groups: dict[str, Any] = {
+                name: tuple(map(_question, value)) if isinstance(value, list | tuple) else value
+                for name, value in values.items()
+            }
+            return cls(**groups)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+def _plain(question: Question) -> str | dict[str, Any]:
+    if isinstance(question, str):
+        return question
+    return {"turns": list(question.turns), "system": question.system}
+
+
+def _question(part: Any) -> Any:
+    if isinstance(part, list):
+        return Dialogue(tuple(part))
+    if isinstance(part, dict):
+        turns = part.get("turns")
+        return Dialogue(**{**part, "turns": tuple(turns) if isinstance(turns, list) else turns or ()})
+    return part
+
 
 DEFAULT_QUESTIONS = QuestionSet(
     naming=(
@@ -195,27 +249,11 @@ def load_questions(path: str | os.PathLike) -> QuestionSet:
     given: dict[Any, Any] = read_yaml(path, example='naming: ["What is this?"]')
     # YAML takes these words for truth values.
     words: dict[Any, str] = {True: "yes", False: "no"}
-    values: dict[str, Any] = {words.get(name, name): value for name, value in given.items()}
-    known = [part.name for part in dataclasses.fields(QuestionSet)]
-    if unknown := [name for name in values if name not in known]:
-        raise ValueError(f"{path} sets {unknown[0]!r}; expected some of {', '.join(known)}.")
-    if unquoted := [name for name in ("yes", "no", "kind") if not isinstance(values.get(name, ""), str)]:
-        raise ValueError(f"{path} sets {unquoted[0]!r} to {values[unquoted[0]]!r}; expected a text in quotes.")
+    values = {words.get(name, name): value for name, value in given.items()}
     try:
-        groups: dict[str, Any] = {
-            name: tuple(map(_question, value)) if isinstance(value, list) else value for name, value in values.items()
-        }
-        return dataclasses.replace(DEFAULT_QUESTIONS, **groups)
-    except (TypeError, ValueError) as error:
+        return QuestionSet.from_dict(DEFAULT_QUESTIONS.to_dict() | values)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _question(part: Any) -> Any:
-    if isinstance(part, list):
-        return Dialogue(tuple(part))
-    if isinstance(part, dict):
-        return Dialogue(**{**part, "turns": tuple(part.get("turns") or ())})
-    return part
 
 
 def questions_of(question: str | None) -> QuestionSet:

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..data.pictures import load_rgb
 from ..figures.style import BAD, BEFORE, ERASED, FORGET, INK, KEEP, save_figure, short, styled
+from ..null_space.constraints import FITTED
 from .keys import KEYS
 from .probes import Probe, ProbeResults
 from .report import ErasureReport
@@ -306,9 +307,10 @@ def plot_spectrum(null_space, path: str | os.PathLike, *, layer: str = "", dpi: 
 
 def _filter_label(null_space) -> str:
     """What the filter is, and why it is flat at the end: beyond the eigenvectors that are kept it has one value."""
-    if getattr(null_space, "constraint", None) != "soft":
+    kind = FITTED.get(getattr(null_space, "constraint", ""))
+    if kind is None or kind.formula is None:
         return "filter (right)"
-    label = f"filter t / (λ + t), t = {null_space.strength:g} (right)"
+    label = f"filter {kind.formula(null_space)} (right)"
     kept = len(null_space.filters)
     return label if null_space.outside == 1 else f"{label}; {null_space.outside:.2g} in all beyond the {kept} kept"
 

@@ -14,14 +14,15 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from datasets import Dataset
 from PIL import Image
 
+from ..anchors.info import anchor_questions
 from ..data.names import check_aliases, check_target, mentions
 from ..data.pictures import load_rgb
-from ..data.questions import Dialogue, Question, QuestionSet
+from ..data.questions import DEFAULT_QUESTIONS, Dialogue, Question, QuestionSet
 from ..data.rows import check_rows
 from ..modeling.prompts import generate_answers
 from ..records.io import atomic_path
@@ -29,7 +30,8 @@ from ..records.stages import bar
 from .metrics import AnswerFluency, ConfirmationRate, NamingRate, RetentionRate
 
 
-MODES = ("contains_name", "other_form", "confirms", "equals", "says", "valid")
+Mode = Literal["contains_name", "other_form", "confirms", "equals", "says", "valid"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 # Modes in which a row counts as kept if the original model was right as well.
 KEPT_MODES = ("equals", "says")
 # Longest answer to an open prompt, in tokens.
@@ -60,7 +62,7 @@ class Probe:
 
     name: str
     rows: Sequence[dict[str, Any]]
-    mode: str
+    mode: Mode
     part: str | None = None
     names: tuple[str, ...] = ()
     yes: str = "yes"
@@ -129,7 +131,8 @@ class ProbeResults:
 def build_probes(
     concept: str,
     *,
-    questions: QuestionSet,
+    questions: QuestionSet | None = None,
+    anchors: Dataset | None = None,
     target_images: Sequence[Image.Image] = (),
     retain_rows: Sequence[dict] = (),
     retain_unseen_rows: Sequence[dict] = (),
@@ -159,7 +162,9 @@ def build_probes(
 
     Args:
         concept (`str`): The erased concept's name.
-        questions (`QuestionSet`): Questions used in training and held out; `{name}` is filled with `concept`.
+        questions (`QuestionSet`, *optional*): Questions used in training and held out; `{name}` is filled with `concept`. By
+            default those that `anchors` were refined with, or the library's.
+        anchors (`datasets.Dataset`, *optional*): Those of the erasure: for their questions alone.
         target_images (`list[PIL.Image.Image]`, *optional*): Images of the target, none of them seen by the erasure.
         retain_rows, retain_unseen_rows, retain_open_rows, sibling_rows, text_rows, text_target_rows (`list[dict]` or `datasets.Dataset`,
             *optional*): Columns `question`, `answer`, `image` (none in text rows).
@@ -181,6 +186,9 @@ def build_probes(
     if isinstance(target_images, Dataset):
         raise TypeError("got a Dataset as target_images; pass its column of images, e.g. `target_images['image']`.")
     retain_rows, retain_unseen_rows, retain_open_rows, sibling_rows, text_rows, text_target_rows, _ = rows_of.values()
+    if questions is None and anchors is not None:
+        questions = anchor_questions(anchors)
+    questions = questions or DEFAULT_QUESTIONS
     concept, aliases = check_target(concept, aliases)
     names = (concept, *aliases)
     valid_answers = None if valid_answers is None else check_aliases(valid_answers, what="valid_answers")

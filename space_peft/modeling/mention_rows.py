@@ -24,6 +24,7 @@ from ..data.name_forms import surface_forms
 from ..data.names import find_mentions
 from ..data.questions import Question, QuestionSet
 from .layers import evaluating
+from .processors import image_token
 from .prompts import (
     IGNORE_INDEX,
     answer_logits,
@@ -32,7 +33,6 @@ from .prompts import (
     conversation,
     encode_conversations,
     generate_tokens,
-    image_token,
     length_order,
     to_device,
 )

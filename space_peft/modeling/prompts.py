@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from transformers import PaliGemmaProcessor
 
@@ -18,26 +17,12 @@ from ..data.pictures import load_rgb
 from ..data.questions import Dialogue, Question
 from ..records.stages import track
 from .layers import evaluating
+from .processors import encode_prompts, placeholder
 
 
 IGNORE_INDEX = -100
 # Prompts whose lengths differ by fewer tokens count as equally long where rows are ordered: their answers differ by more.
 ALIKE = 8
-
-
-def image_token(processor) -> str:
-    """The text that stands for an image in a prompt.
-
-    Raises:
-        ValueError: If the processor has none.
-    """
-    token, index = getattr(processor, "image_token", None), getattr(processor, "image_token_id", None)
-    if token is None and index is None:
-        raise ValueError(
-            f"{type(processor).__name__} has no image token, so its prompts cannot hold an image. Load the processor "
-            "of the multimodal model itself: `AutoProcessor.from_pretrained(...)`."
-        )
-    return processor.tokenizer.convert_ids_to_tokens(index) if token is None else token
 
 
 def conversation(question: Question, *, answer: str | None = None, image: Image.Image | None = None) -> dict:
@@ -106,7 +91,7 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
     # By row: processors that allow several images a row take a flat list for one row's.
     images = [[load_rgb(image) for image in row["images"]] for row in rows]
     try:
-        batch = _encode_prompts(processor, prompts, images)
+        batch = encode_prompts(processor, prompts, images)
     except StopIteration as error:
         # Some processors run out of images so. Within a dataloader it would end the epoch, and nobody would know.
         raise ValueError(
@@ -139,8 +124,8 @@ def encode_conversations(processor, rows: Sequence[dict]) -> dict[str, torch.Ten
 
 def _check_no_image_token(processor, row: dict, number: int) -> None:
     """Refuses the image token as text: the model would be given a place for a picture that is not there."""
-    token = getattr(processor, "image_token", None)
-    if not isinstance(token, str) or not token:
+    token = placeholder(processor)
+    if token is None:
         return
     for message in (*row["prompt"], *row["completion"]):
         if any(token in (block.get("text") or "") for block in message["content"] if isinstance(block, dict)):
@@ -199,28 +184,6 @@ def length_order(processor, rows: Sequence[dict]) -> list[int]:
 def answer_token_ids(processor, row: dict) -> list[int]:
     """The token ids of a row's answer with what the chat template puts around it, as `encode_conversations` has them."""
     return _prompt_and_answer(processor, row)[1]
-
-
-def _encode_prompts(processor, prompts: list[str], images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
-    """Prompts padded on the left, with what the processor makes of their images."""
-    # The template has already written the special tokens; adding them again would put two BOS in front.
-    options = {"padding": True, "padding_side": "left", "add_special_tokens": False, "return_tensors": "pt"}
-    if not isinstance(processor, PaliGemmaProcessor) or all(images):
-        return dict(processor(images=images if any(images) else None, text=prompts, **options))
-    # PaliGemma's processor refuses text alone, and beside rows with images it writes BOS into the middle of a word.
-    tokenizer = processor.tokenizer
-    shown, silent = ([i for i, row in enumerate(images) if bool(row) == wanted] for wanted in (True, False))
-    parts = [dict(tokenizer([f"{tokenizer.bos_token}{prompts[i]}\n" for i in silent], **options))]
-    parts[0]["token_type_ids"] = torch.zeros_like(parts[0]["input_ids"])
-    if shown:
-        parts.append(dict(processor(images=[images[i] for i in shown], text=[prompts[i] for i in shown], **options)))
-    length = max(part["input_ids"].shape[1] for part in parts)
-    order = torch.tensor(silent + shown).argsort()
-    merged = {"pixel_values": parts[1]["pixel_values"]} if shown else {}
-    for key, padding in (("input_ids", tokenizer.pad_token_id), ("attention_mask", 0), ("token_type_ids", 0)):
-        columns = [F.pad(part[key], (length - part[key].shape[1], 0), value=padding) for part in parts]
-        merged[key] = torch.cat(columns)[order]
-    return merged
 
 
 def build_batch(

@@ -11,6 +11,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
+from ..choices import InputKind
 from ..distributed import processes
 from ..modeling.checksum import base_checksum
 from ..modeling.layers import base_model
@@ -31,7 +32,7 @@ def collect_statistics(
     retain_dataset,
     *,
     target_modules: str | Sequence[str] | None = None,
-    statistics: str = "token",
+    statistics: InputKind = "token",
     tokens_per_row: int | None = 64,
     max_rank: int | Literal["auto"] | None = "auto",
     batch_size: int = 32,

@@ -5,6 +5,7 @@ What a projection can do (`NullSpace.acts`, `.idempotent`, `.invertible`) follow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -58,6 +59,10 @@ class Constraint:
         made (`Callable`): Whether a stored null space has such a filter; asked of files that anybody may have written,
             whose tensors have the right shapes and are finite.
         dtype (`torch.dtype`): Of the sums that it needs.
+        foreseen (`bool`, defaults to `True`): Whether a plan may say of `columns` that it acts on as many directions; else it
+            is the inputs that decide how many it removes.
+        formula (`Callable`, *optional*): The filter as a figure's legend says it, of a null space.
+        worst_case (`Callable`, *optional*): `||P C^(1/2)||_2` of a null space at most, whatever the spectrum of its mean.
     """
 
     fit: Callable[[torch.Tensor, int, float, float, float], Filter]
@@ -65,6 +70,9 @@ class Constraint:
     columns: Callable[[int, int], int]
     made: Callable[[NullSpace], bool]
     dtype: torch.dtype
+    foreseen: bool = True
+    formula: Callable[[NullSpace], str] | None = None
+    worst_case: Callable[[NullSpace], float] | None = None
 
 
 def computed_pairs(constraint: str, limit: int | None, dim: int) -> int | None:
@@ -144,11 +152,29 @@ def _is_none(space: NullSpace) -> bool:
 
 
 FITTED = {
-    "soft": Constraint(_soft, lambda limit, dim: limit + 1, lambda limit, dim: limit, _is_soft, torch.float32),
-    # The smaller side is kept. A direction that no input has must come out as zero, see `NullSpaceFitter`.
-    "hard": Constraint(
-        _hard, lambda limit, dim: None, lambda limit, dim: min(limit, dim // 2), _is_hard, torch.float64
+    "soft": Constraint(
+        _soft,
+        pairs=lambda limit, dim: limit + 1,
+        columns=lambda limit, dim: limit,
+        made=_is_soft,
+        dtype=torch.float32,
+        formula=lambda space: f"t / (λ + t), t = {space.strength:g}",
+        worst_case=lambda space: math.sqrt(space.scale * space.strength) / 2,  # sqrt(l) t / (l + t) <= sqrt(t) / 2
     ),
-    "none": Constraint(_none, lambda limit, dim: _UNCONSTRAINED, lambda limit, dim: 0, _is_none, torch.float32),
+    "hard": Constraint(
+        _hard,
+        pairs=lambda limit, dim: None,
+        columns=lambda limit, dim: min(limit, dim // 2),  # The smaller side is kept.
+        made=_is_hard,
+        dtype=torch.float64,  # A direction that no input has must come out as zero, see `NullSpaceFitter`.
+        foreseen=False,
+    ),
+    "none": Constraint(
+        _none,
+        pairs=lambda limit, dim: _UNCONSTRAINED,
+        columns=lambda limit, dim: 0,
+        made=_is_none,
+        dtype=torch.float32,
+    ),
 }
-"""By the value of `SpaceLoraConfig.constraint`."""
+"""By the value of `SpaceLoraConfig.constraint`; what a configuration has to know of each is in `choices.CONSTRAINTS`."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from ..config import AUTO_RANK_BEFORE, KNOBS, auto_rank
+from ..choices import CONSTRAINTS
+from ..config import AUTO_RANK_BEFORE, auto_rank
 from ..modeling.checksum import base_checksum, same_base
 from ..modeling.layers import adapted_layers, adapter_config
 from .space import NullSpace
@@ -81,7 +82,7 @@ def fit_differences(
     found: dict[str, str] = {}
     for space in unique:
         settings: dict[str, Any] = {"constraint": config.constraint, "statistics": config.statistics}
-        name = KNOBS[config.constraint]
+        name = CONSTRAINTS[config.constraint].knob
         if config.constraint == space.constraint and name is not None:
             settings |= {name: float(getattr(config, name)), "max_rank": config.rank_limit(space.dim)}
         pairs = [(name, getattr(space, name), value) for name, value in settings.items()]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..choices import InputKind
 from ..distributed import processes
 from ..modeling.checksum import base_checksum
 from ..modeling.layers import adapted_layers, adapter_config, check_untied
@@ -175,7 +176,7 @@ def collect_moments(
     dataloader: Iterable[Mapping],
     adapter_name: str = "default",
     *,
-    statistics: str = "token",
+    statistics: InputKind = "token",
     tokens_per_row: int | None = None,
     dtype: torch.dtype = torch.float64,
     image_token_id: int | None = None,

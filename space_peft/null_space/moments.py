@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from ..choices import INPUT_KINDS, ConstraintName, InputKind
 from .constraints import FITTED
 from .precision import exact_products
 from .space import NullSpace, load_null_spaces, save_null_spaces
@@ -44,12 +45,17 @@ class NullSpaceFitter:
     """
 
     def __init__(
-        self, dim: int, *, statistics: str = "token", name: str | None = None, dtype: torch.dtype = torch.float64
+        self,
+        dim: int,
+        *,
+        statistics: InputKind = "token",
+        name: str | None = None,
+        dtype: torch.dtype = torch.float64,
     ):
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
             raise ValueError(f"`dim` is {dim!r}; expected an integer of at least 1.")
-        if statistics not in ("token", "pooled"):
-            raise ValueError(f"`statistics` is {statistics!r}; expected 'token' or 'pooled'.")
+        if statistics not in INPUT_KINDS:
+            raise ValueError(f"`statistics` is {statistics!r}; expected one of {', '.join(map(repr, INPUT_KINDS))}.")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"`dtype` is {dtype}; expected torch.float32 or torch.float64.")
         self.dim = dim
@@ -235,7 +241,12 @@ class NullSpaceFitter:
         return total
 
     def fit(
-        self, constraint: str = "soft", *, strength: float = 1.0, energy: float = 0.999, max_rank: int | None = None
+        self,
+        constraint: ConstraintName = "soft",
+        *,
+        strength: float = 1.0,
+        energy: float = 0.999,
+        max_rank: int | None = None,
     ) -> NullSpace:
         """Returns the projection that a constraint makes of the inputs seen; see [`SpaceLoraConfig`] for the settings.
 

@@ -34,7 +34,7 @@ class NullSpace:
         residuals (`torch.Tensor`): `||C u - l u||` `(k,)` of the columns `u` of `U`, float64; zeros if they are exact.
         scale (`float`): `m`, the mean eigenvalue of `C`: the mean square of an input's components.
         start (`int`): Column `j` of `U` belongs to eigenvalue `start + j`.
-        constraint (`str`): `"soft"`, `"hard"` or `"none"`.
+        constraint (`str`): The name of the constraint that made it: a key of `null_space.constraints.FITTED`.
         strength (`float`): `t` of the soft filter.
         energy (`float`): Share of the trace asked of the hard constraint.
         max_rank (`int`, *optional*): The cap that was asked for.
@@ -161,7 +161,7 @@ class NullSpace:
 
         With `E[h h^T] = C` it is `||W P C^(1/2)||_F`, hence at most `||W||_F max_i f_i sqrt(m l_i)` and at most
         `||W||_2 sqrt(trace(P C P))`; the smaller is returned. Since `max_l sqrt(l) t / (l + t) = sqrt(t) / 2`, the soft
-        constraint makes the first at most `||W||_F sqrt(m t) / 2` for every spectrum ([`worst_case_gain`]); the hard
+        constraint makes the first at most `||W||_F sqrt(m t) / 2` for every spectrum (its `worst_case`); the hard
         one makes the second `||W||_2` times the square root of the trace that is left.
 
         Args:
@@ -194,17 +194,6 @@ class NullSpace:
         largest_filter = max(self.outside, float(filters.max()) if len(filters) else 0.0)
         unknown = self.uncertainty * largest_filter**2
         return math.sqrt(self.scale * (max(inside, self.outside**2 * self._largest_outside) + shared + unknown))
-
-    @property
-    def worst_case_gain(self) -> float:
-        """`sqrt(m t) / 2`: the soft constraint's bound per unit of `||W||_F`, whatever the spectrum with mean `m`.
-
-        Raises:
-            ValueError: If the constraint is not soft.
-        """
-        if self.constraint != "soft":
-            raise ValueError(f"a {self.constraint!r} constraint has no bound for every spectrum; use bound().")
-        return math.sqrt(self.scale * self.strength) / 2
 
     def change(self, weight: torch.Tensor) -> float:
         """Root mean square of `||W h||` over the retained inputs seen, from the stored eigenpairs alone.

@@ -21,6 +21,7 @@ FIT_PROGRESS_NAME = "space_fit.safetensors"
 ROWS_NAME = "space_rows.json"
 LEDGER_NAME = "space_ledger.json"
 REQUEST_STATISTICS_NAME = "space_request.safetensors"
+REQUESTS_BASE_NAME = "space_base.json"
 ANCHORS_NAME = "space_anchors.json"
 CARD_DATA_NAME = "space_card.json"
 CERTIFICATE_NAME = "space_certificate.json"
@@ -117,6 +118,7 @@ FILES = (
     FolderFile(FIT_PROGRESS_NAME, "sums of an interrupted fit", "never"),
     FolderFile(ROWS_NAME, "rows found while training, in a checkpoint", "never"),
     FolderFile(REQUEST_STATISTICS_NAME, "what the model saw of a served request", "never"),
+    FolderFile(REQUESTS_BASE_NAME, "the model that served requests are of, and how they were served", "never"),
     *(FolderFile(name, "the processor's settings", "unless redacted") for name in (*PROCESSOR_CONFIGS, TEMPLATE_NAME)),
     FolderFile("additional_chat_templates/*.jinja", "more chat templates", "unless redacted"),
     # A vocabulary holds most names as words; processor and tokenizer are the base model's anyway.

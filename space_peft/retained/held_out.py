@@ -158,17 +158,23 @@ def split_by_content(keys: Iterable[tuple[str, str]], share: float, seed: int) -
 NEEDED = 20
 
 
-def warn_if_few(distinct: int, held_out: int, share: float) -> None:
+def warn_if_few(distinct: int, held_out: int, share: float, images: int = 0) -> None:
     """Warns of a certificate that is measured on too few images and texts, or on none.
 
     Args:
         distinct (`int`): Number of distinct images and texts that the retained rows are about.
         held_out (`int`): Of them that are held out.
         share (`float`): That was asked for; 0 asks for no certificate.
+        images (`int`, defaults to 0): Of the distinct ones, how many are images.
     """
     if share == 0 or held_out >= NEEDED:
         return
-    if held_out == 0:
+    if held_out == 0 and images == 1:
+        what = (
+            "there will be no certificate, for only one of them is an image, which is needed for fitting. Retain more "
+            "images, or none"
+        )
+    elif held_out == 0:
         what = "there will be no certificate, for none of them is held out"
     else:
         what = (

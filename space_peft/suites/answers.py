@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..data.pictures import open_picture
 from ..losses import answer_labels, token_log_probs
+from ..modeling.layers import evaluating
 from ..modeling.prompts import (
     IGNORE_INDEX,
     answer_logits,
@@ -136,33 +137,29 @@ def score(
         ValueError: If an answer has no token, or the model finds one impossible or not a number.
     """
     scores: dict[int, TokenScores] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with tqdm(total=len(prompts), desc="Scoring", unit="answer", disable=not progress, leave=False) as bar:
-            for batch in _in_batches(prompts, batch_size, lambda i: len(prompts[i].text) + len(answers[i])):
-                rows = [prompts[i].row(answers[i]) for i in batch]
-                encoded = to_device(encode_conversations(processor, rows), model)
-                labels = answer_labels(encoded["labels"])  # (n, t)
-                logits = answer_logits(model, encoded)[:, : labels.shape[1]]  # (n, t, vocabulary)
-                log_probs, likeliest = token_log_probs(logits, labels).tolist(), logits.argmax(dim=-1).tolist()
-                for place, i in enumerate(batch):
-                    tokens = [token for token in labels[place].tolist() if token != IGNORE_INDEX]
-                    # Answers start in one column: the first tokens of a row are the answer's.
-                    count = _length(processor.tokenizer, tokens)
-                    if count == 0:
-                        raise ValueError(f"{prompts[i].where}: the answer {answers[i]!r} has no token to be scored.")
-                    found = tuple(log_probs[place][:count])
-                    if not all(value > float("-inf") for value in found):
-                        raise ValueError(
-                            f"{prompts[i].where}: the model gives the answer {answers[i]!r} log probabilities that are no "
-                            f"numbers: {found[:4]}. Run it in float32, or look at its weights."
-                        )
-                    hits = tuple(token == best for token, best in zip(tokens, likeliest[place][:count]))
-                    scores[i] = TokenScores(found, hits)
-                bar.update(len(batch))
-    finally:
-        model.train(was_training)
+    bar = tqdm(total=len(prompts), desc="Scoring", unit="answer", disable=not progress, leave=False)
+    with evaluating(model), bar:
+        for batch in _in_batches(prompts, batch_size, lambda i: len(prompts[i].text) + len(answers[i])):
+            rows = [prompts[i].row(answers[i]) for i in batch]
+            encoded = to_device(encode_conversations(processor, rows), model)
+            labels = answer_labels(encoded["labels"])  # (n, t)
+            logits = answer_logits(model, encoded)[:, : labels.shape[1]]  # (n, t, vocabulary)
+            log_probs, likeliest = token_log_probs(logits, labels).tolist(), logits.argmax(dim=-1).tolist()
+            for place, i in enumerate(batch):
+                tokens = [token for token in labels[place].tolist() if token != IGNORE_INDEX]
+                # Answers start in one column: the first tokens of a row are the answer's.
+                count = _length(processor.tokenizer, tokens)
+                if count == 0:
+                    raise ValueError(f"{prompts[i].where}: the answer {answers[i]!r} has no token to be scored.")
+                found = tuple(log_probs[place][:count])
+                if not all(value > float("-inf") for value in found):
+                    raise ValueError(
+                        f"{prompts[i].where}: the model gives the answer {answers[i]!r} log probabilities that are no "
+                        f"numbers: {found[:4]}. Run it in float32, or look at its weights."
+                    )
+                hits = tuple(token == best for token, best in zip(tokens, likeliest[place][:count]))
+                scores[i] = TokenScores(found, hits)
+            bar.update(len(batch))
     return [scores[i] for i in range(len(prompts))]
 
 

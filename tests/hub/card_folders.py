@@ -92,7 +92,12 @@ def anchors(text: str = "fox") -> dict:
         "threshold": None,
         "excluded": {"undecodable": 0, "caption": 12, text: 1},
         "pool": {"fingerprint": text, "rows": 1000},
-        "refinement": {"steps": 60, "seed": 7, text: 0.5, "questions": [text]},
+        "refinement": {
+            "steps": 60,
+            "seed": 7,
+            text: 0.5,
+            "questions": {"naming": [text], "kind": text, "open": [{"turns": [text], "system": text}]},
+        },
         "anchors": [row, {**row, "score": 0.2, "p_name_after": 0.8}, {**row, "caption": None, "score": 0.25}],
     }
 

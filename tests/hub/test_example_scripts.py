@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
+from packaging.version import Version
 from peft import PeftModel
 from published_models import DATASETS, pictures, serve
 from run_unchanged import allow_pictures_without_torchvision
 from transformers import AutoModelForImageTextToText
+from transformers.utils import is_torchvision_available
 
 from space_peft import verify_erasure
 from space_peft.cli import main
@@ -52,6 +55,8 @@ REPO = "user/erasure"
 def needs(script: str) -> None:
     if "smolvlm" in script:
         pytest.importorskip("num2words", reason="its processor needs it")
+        if Version(transformers.__version__) < Version("5.23") and not is_torchvision_available():
+            pytest.skip("transformers 5.6 finds SmolVLM's image processor with torchvision alone; 5.23 without it, too")
 
 
 def arguments(folder: Path, images: dict, **options) -> list[str]:
@@ -156,7 +161,7 @@ def test_rows_of_one_configuration_of_a_data_set(hub, tmp_path):
     serve(hub, ["HuggingFaceM4/FairFace", "lmms-lab/flickr30k"], tmp_path)
     faces = load_pictures("HuggingFaceM4/FairFace/0.25:validation")
     assert len(faces) == 30 and "race" in faces.column_names
-    assert len(load_rows("lmms-lab/flickr30k:test[:10%]")) == 6
+    assert len(load_rows("lmms-lab/flickr30k:test[:10%]")) == 20
     with pytest.raises(ValueError, match="(?s)Config name is missing.*0.25"):
         load_rows("HuggingFaceM4/FairFace:validation")
     with pytest.raises(ValueError, match="'0.5' not found.*0.25"):

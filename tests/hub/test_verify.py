@@ -210,6 +210,11 @@ def test_code_of_a_repository_is_never_run(folder):
         load_erased(folder, base_model=load_demo_model()[0], dtype="auto")
 
 
+def test_a_precision_that_is_none_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ValueError, match="`dtype` is 'float33'; expected one of 'auto', 'float32'"):
+        verify_erasure(tmp_path / "nothing", dtype="float33")
+
+
 def test_changes_that_are_not_certified_are_found(folder, demo_erasure_data):
     _, retained = demo_erasure_data
     content = json.loads((folder / CERTIFICATE_NAME).read_text())

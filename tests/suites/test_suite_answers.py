@@ -55,3 +55,12 @@ def test_what_cannot_be_scored_is_named():
         ValueError, match="a prompt: the model gives the answer 'fox' log probabilities that are no numbers"
     ):
         score(model, processor, [Prompt("What?")], ["fox"], **OPTIONS)
+
+
+def test_modes_are_restored_part_by_part():
+    model, processor = build("llava")
+    model.train()
+    model.get_input_embeddings().eval()  # A frozen part, say.
+    modes = {name: module.training for name, module in model.named_modules()}
+    score(model, processor, [Prompt("What?")], ["fox"], **OPTIONS)
+    assert {name: module.training for name, module in model.named_modules()} == modes and not all(modes.values())
