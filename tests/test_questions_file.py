@@ -63,7 +63,7 @@ def test_the_command_takes_the_file(tmp_path, capsys):
     path = tmp_path / "fragen.yaml"
     path.write_text(FILE, encoding="utf-8")
     options = ["--model", ".", "--concept", "fox", "--output_dir", str(tmp_path)]
-    assert read_questions(parse_run([*options, "--questions", str(path)])[0]).yes == "Ja"
-    assert read_questions(parse_run(options)[0]) == DEFAULT_QUESTIONS
+    assert read_questions(parse_run([*options, "--questions", str(path)])[0].job).yes == "Ja"
+    assert read_questions(parse_run(options)[0].job) == DEFAULT_QUESTIONS
     assert main(["erase", *options, "--questions", str(tmp_path / "frage.yaml")]) == 2
     assert f"questions: there is no folder '{tmp_path}/frage.yaml'. Did you mean '{path}'" in capsys.readouterr().err

@@ -37,8 +37,9 @@ def recipe(name: str) -> dict:
     if method.trainer is None:
         return {}
     training = training_fields(config_class(method), **options(method))
-    # A variant has its whole's settings. What a run keeps on disk, or evaluates at once, does not change it.
-    chosen = {*method_of(whole_of(name)).knobs, "canary_items", "fit_save_steps", "per_device_eval_batch_size"}
+    # A variant has its whole's settings. What a run keeps on disk, evaluates at once, or how it copies, does not change it.
+    indifferent = {"canary_items", "fit_save_steps", "per_device_eval_batch_size", "dataloader_pin_memory"}
+    chosen = {*method_of(whole_of(name)).knobs, *indifferent}
     training = {field: value for field, value in training.items() if field not in chosen}
     made = {"training": training, "adapter": adapter_fields(adapter(method))}
     return json.loads(json.dumps(made))
