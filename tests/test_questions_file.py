@@ -65,5 +65,6 @@ def test_the_command_takes_the_file(tmp_path, capsys):
     options = ["--model", ".", "--concept", "fox", "--output_dir", str(tmp_path)]
     assert read_questions(parse_run([*options, "--questions", str(path)])[0].job).yes == "Ja"
     assert read_questions(parse_run(options)[0].job) == DEFAULT_QUESTIONS
+    options += ["--pool", str(tmp_path), "--retain", str(tmp_path)]
     assert main(["erase", *options, "--questions", str(tmp_path / "frage.yaml")]) == 2
     assert f"questions: there is no folder '{tmp_path}/frage.yaml'. Did you mean '{path}'" in capsys.readouterr().err
