@@ -106,6 +106,8 @@ def test_a_folder_of_pictures(folder):
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
 def test_a_folder_of_pictures_with_metadata(folder, name):
+    if name.endswith(".csv") and datasets.__version__.startswith("4.0."):
+        pytest.skip("imagefolder of datasets 4.0 does not take the texts that pandas 3 reads for texts")
     lines = [{"file_name": row["image"].partition("/")[2], **row} for row in LINES]
     for line in lines:
         del line["image"]

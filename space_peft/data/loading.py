@@ -95,8 +95,9 @@ def _read(place: Path, kind: str, **options: Any) -> Dataset:
     try:
         return load_dataset(kind, split="train", **options)
     except (DatasetsError, ValueError, StopIteration) as error:
-        # Of an empty file, the last.
-        why = "it is empty" if isinstance(error, StopIteration) else error.__cause__ or error
+        # Of an empty file each kind, and each version, says something else.
+        empty = not any(path.stat().st_size for path in [place, *place.rglob("*")] if path.is_file())
+        why = "it is empty" if empty else error.__cause__ or error
         raise ValueError(f"{str(place)!r} cannot be read as {kind}: {why}.") from error
 
 
