@@ -32,7 +32,7 @@ from .hub_cards.merge import merge_adapter
 from .modeling.loading import load_model
 from .null_space.base_statistics import Statistics, load_statistics
 from .records.durations import duration
-from .records.folder import CARD_NAME, REPORT_TEXT_NAME, RETAINED_ANSWERS_NAME, contents_table
+from .records.folder import ADAPTER_NAME, CARD_NAME, REPORT_TEXT_NAME, RETAINED_ANSWERS_NAME, contents_table
 from .records.io import atomic_path
 from .records.places import refuse_missing
 from .records.stages import begin, done, stages
@@ -178,7 +178,7 @@ class Erasure:
             *([files] if files else []),
             "Next:",
             f"  look      {folder}/{REPORT_TEXT_NAME if report is not None else CARD_NAME}",
-            f"  attack    space-peft audit --adapter {folder} --concept {shlex.quote(self.trainer.concept)}",
+            f"  audit     space-peft audit --adapter {folder} --concept {shlex.quote(self.trainer.concept)}",
             *next_steps(folder, failed=failed),
         ]
         return "\n".join(lines)
@@ -288,6 +288,8 @@ def erase(
         refuse_missing(model)
     # Whatever would be refused later is refused now: the model takes minutes to load, and its anchors may take hours.
     check_job(SpaceTrainer, args, trainer_options, alone=retain_dataset is None)
+    if Path(args.output_dir, ADAPTER_NAME).is_file():
+        logger.warning("%s holds an adapter already; once this one is saved, it is replaced.", args.output_dir)
     statistics = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
     retained = None if retain_dataset is None else RetainedRows.of(retain_dataset, unanswered=True)
     keys = erase_stages(

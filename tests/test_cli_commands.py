@@ -11,6 +11,7 @@ from datasets import Image as ImageFeature
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
+import space_peft
 from space_peft.anchors import anchor_info
 from space_peft.attacks.kinds import KINDS
 from space_peft.attacks.material import Material
@@ -18,7 +19,7 @@ from space_peft.attacks.report import AttackReport
 from space_peft.cli import erased, main
 from space_peft.cli.attack_run import AttackRun
 from space_peft.cli.commands import CONFIGURABLE, FROM_DATACLASSES, _parsers
-from space_peft.cli.options import with_config
+from space_peft.cli.options import called, with_config
 from space_peft.data.questions import DEFAULT_QUESTIONS, questions_of
 from space_peft.demo import demo_model_path, load_demo_model
 from space_peft.evaluation import ErasureReport
@@ -70,7 +71,7 @@ def test_flags_win_over_the_file_in_whatever_way_they_are_written(tmp_path):
     args = configured(tmp_path, "plan", text, [])
     assert (args.model, args.lora_r, args.steps, args.time, args.strength) == ("org/model", 4, 7, True, 0.005)
     assert args.lora_target_modules == ["q_proj", "v_proj"]
-    args = configured(tmp_path, "plan", text, ["mine", "--rank=16", "--target-mod", "o_proj", "--steps", "9"])
+    args = configured(tmp_path, "plan", text, ["mine", "--rank=16", "--target-modules", "o_proj", "--steps", "9"])
     assert (args.model, args.lora_r, args.lora_target_modules, args.steps) == ("mine", 16, ["o_proj"], 9)
     # Two flags of one setting, and a flag that may be repeated.
     text = "folder: run\nrepo: me/run\nprivate: true\nretries: 2\n"
@@ -125,6 +126,30 @@ def test_what_is_printed_meanwhile_does_not_mix_with_the_json(monkeypatch, capsy
     assert main(["merge", str(tmp_path), "b", "--json", "-"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {"folder": "b"} and "loading" in err
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"space-peft {space_peft.__version__}\n"
+
+
+def test_the_embedded_model_is_a_base_model_by_its_name(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(
+        "space_peft.hub_cards.merge.merge_adapter", lambda *args, **options: given.append(options) or args[1]
+    )
+    (tmp_path / "adapter").mkdir()
+    assert main(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged"), "--base-model", "demo"]) == 0
+    assert given == [{"base_model": str(demo_model_path())}]
+
+
+def test_what_to_type_is_a_path_where_the_name_is_not_found(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["env/bin/space-peft", "demo"])
+    monkeypatch.setenv("PATH", "")
+    assert called() == "env/bin/space-peft"
+    monkeypatch.setattr("sys.argv", ["/usr/lib/pytest"])
+    assert called() == "space-peft"
 
 
 def test_a_merge_says_what_to_do_next(monkeypatch, capsys, tmp_path):

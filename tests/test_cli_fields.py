@@ -207,6 +207,9 @@ def test_a_null_in_the_file_is_nothing_given(tmp_path, capsys):
     ("argv", "said"),
     [
         (["erase", *(f"--{key}=." for key in NEEDED), "--lerning_rate", "1"], "--lerning_rate is no option; did you mean --learning_"),
+        # A flag that is cut short is none either.
+        (["erase", *(f"--{key}=." for key in NEEDED), "--max_step", "1"], "--max_step is no option; did you mean --max_steps"),
+        (["plan", "demo", "--ran", "3"], "--ran is no option; did you mean --rank"),
         (["plan", "demo", "--rnak", "3"], "--rnak is no option; did you mean --rank"),
         (["merge", ".", "out", "more"], "'more' belongs to no option; see space-peft merge --help"),
     ],

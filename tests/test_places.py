@@ -48,7 +48,7 @@ def test_a_missing_path_is_refused_with_the_nearest_there_is(tmp_path, monkeypat
         check_place("outputs/without-foks")
     with pytest.raises(FileNotFoundError, match="no dataset of that id"):
         check_place("org/rows:train", "dataset")
-    with pytest.raises(FileNotFoundError, match="there is no folder 'org/x'"):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder 'org/x'"):
         check_place("org/x", "folder")
 
 

@@ -67,4 +67,7 @@ def test_the_command_takes_the_file(tmp_path, capsys):
     assert read_questions(parse_run(options)[0].job) == DEFAULT_QUESTIONS
     options += ["--pool", str(tmp_path), "--retain", str(tmp_path)]
     assert main(["erase", *options, "--questions", str(tmp_path / "frage.yaml")]) == 2
-    assert f"questions: there is no folder '{tmp_path}/frage.yaml'. Did you mean '{path}'" in capsys.readouterr().err
+    assert (
+        f"questions: there is no file or folder '{tmp_path}/frage.yaml'. Did you mean '{path}'"
+        in capsys.readouterr().err
+    )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._version import __version__
 from ..choices import DEVICES, DTYPES
 from .erase_options import given_options
 from .errors import BadInput, bad_input
@@ -20,6 +21,7 @@ from .options import (
     add_config,
     add_json,
     as_notes,
+    called,
     check_json,
     quietly,
     refuse_unknown,
@@ -29,7 +31,7 @@ from .options import (
     without_bars,
     without_developers_warnings,
 )
-from .places import LOADING, check_places, import_modules, take_config
+from .places import EMBEDDED, LOADING, check_places, import_modules, model_place, take_config
 from .planned import add_plan, is_of_erase
 
 
@@ -64,8 +66,9 @@ def _demo(args: argparse.Namespace) -> int:
         f"\nIn {args.output}:\n{contents_table(args.output)}",
         "Next:",
         f"  look      {args.output}/{PICTURES_FOLDER}/answers.png, {args.output}/{CARD_NAME}",
-        f"  attack    space-peft audit --adapter {args.output} --concept {shlex.quote(args.concept)} --question 'what is this?'",
-        "  your own  space-peft plan MODEL says what it takes, space-peft erase --help how it is done",
+        f"  audit     {called()} audit --adapter {args.output} --concept {shlex.quote(args.concept)} --question 'what is this?'",
+        f"  check     {called()} verify {args.output} --base-model {EMBEDDED}",
+        f"  your own  {called()} plan MODEL says what it takes, {called()} erase --help how it is done",
     ]
     tell(args, "\n".join(lines), {"folder": args.output, **report.to_dict(), "verdict": report.verdict})
     return 0 if report.verdict == "erased" else 1
@@ -198,6 +201,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         epilog="space-peft COMMAND --help shows a command's options.",
         formatter_class=Help,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=parser.prog)
     demo = commands.add_parser(
         "demo", help="erase a concept from the embedded model and show what was forgotten and what was kept"
@@ -337,6 +341,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             add_json(command)
             command.formatter_class = Help
             short_usage(command)
+    for own in commands.choices.values():
+        own.allow_abbrev = False  # A flag that is cut short is one that is misspelt.
     return parser, commands.choices
 
 
@@ -402,6 +408,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 refuse_unknown(rest, commands[args.command], args.command)
             places = vars(args)
         with bad_input(args.command):
+            if places.get("base_model") == EMBEDDED:
+                args.base_model = model_place(EMBEDDED)
             check_places(args.command, places)
             check_json(args.json)
             import_modules(getattr(args, "modules", ()))

@@ -35,7 +35,7 @@ from .erase_options import OUTPUT, OWN, TrainerRows, add_help, parser_options
 from .fields import add_fields, from_file
 from .options import check_keys, refuse_unknown
 from .pictures import draw_sheet, load_pictures
-from .places import ConfigFile, import_modules, model_place
+from .places import EMBEDDED, ConfigFile, import_modules, model_place
 
 
 class Run(NamedTuple):
@@ -117,13 +117,19 @@ def read_retained(place: str) -> RetainedRows:
 
 
 def read_questions(arguments: EraseArguments) -> QuestionSet:
-    """What is asked about pictures.
+    """What is asked about pictures: the file's questions, those that the embedded model was taught, or the library's.
 
     Raises:
         OSError: If there is no such file.
         ValueError: If it holds no such questions.
     """
-    return DEFAULT_QUESTIONS if arguments.questions is None else load_questions(arguments.questions)
+    if arguments.questions is not None:
+        return load_questions(arguments.questions)
+    if arguments.model == EMBEDDED:
+        from ..demo import DEMO_QUESTIONS
+
+        return DEMO_QUESTIONS
+    return DEFAULT_QUESTIONS
 
 
 def run_erase(argv: Sequence[str], config: ConfigFile | None = None, began: float | None = None) -> Erasure | Erasures:

@@ -68,6 +68,7 @@ def parser_options(command: str) -> dict[str, Any]:
     return {
         "prog": f"space-peft {command}", "usage": "%(prog)s [--config FILE.yaml] [options]", "description": _ABOUT[command],
         "epilog": _EPILOG, "formatter_class": Help, "add_help": False,
+        "allow_abbrev": False,
     }  # fmt: skip
 
 

@@ -7,6 +7,8 @@ import contextlib
 import difflib
 import json
 import logging
+import shlex
+import shutil
 import sys
 import textwrap
 import warnings
@@ -23,6 +25,12 @@ STDOUT = "-"
 """The place of `--json` that is no file."""
 _WIDTH = 80
 _BELOW = r"(torch|transformers|peft|accelerate|datasets|trl|bitsandbytes|huggingface_hub)\b"
+
+
+def called() -> str:
+    """What to type for `space-peft`: its path, where it was called by one and the shell would not find the name."""
+    name, path = "space-peft", Path(sys.argv[0])
+    return shlex.quote(str(path)) if path.name == name and shutil.which(name) is None else name
 
 
 class Help(argparse.HelpFormatter):
@@ -170,10 +178,8 @@ def with_config(
         if left_out:
             print(f"space-peft {command}: not looked at in {path}: {', '.join(left_out)}", file=sys.stderr)
     check_keys(values, spellings, path, command)
-    # Flags may be abbreviated.
-    given = tuple(token.partition("=")[0] for token in rest if token.startswith("--") and len(token) > 2)
-    spelled = [(name, action) for action in parser._actions for name in action.option_strings]
-    set_already = {action.dest for name, action in spelled if any(name.startswith(flag) for flag in given)}
+    given = {token.partition("=")[0] for token in rest}
+    set_already = {action.dest for action in parser._actions if given & {*action.option_strings}}
     from_file: list[str] = []
     for key, value in values.items():
         flag, action = spellings[key]

@@ -79,7 +79,7 @@ def check_place(place: str, kind: Kind = "model") -> None:
             data_file_kind(place)
         return
     if kind == "folder":
-        raise FileNotFoundError(f"there is no folder {place!r}.{_hint(place)}")
+        raise FileNotFoundError(f"there is no file or folder {place!r}.{_hint(place)}")
     name = dataset_on_hub(place.partition(":")[0])[0] if kind == "dataset" else place
     refuse_missing(name)
     _ask_hub(name, kind, place)

@@ -53,7 +53,7 @@ def test_bad_input_exits_with_2(hub, folder, capsys, arguments):
 
 def test_a_missing_folder_and_a_bad_repository_name_exit_with_2(hub, folder, tmp_path, capsys):
     assert main(["push", str(tmp_path / "nothing"), REPO]) == 2
-    assert f"there is no folder '{tmp_path / 'nothing'}'" in capsys.readouterr().err
+    assert f"there is no file or folder '{tmp_path / 'nothing'}'" in capsys.readouterr().err
     assert main(["push", str(folder), "a/b/c", "--base-model", BASE]) == 2
     assert "a/b/c" in capsys.readouterr().err
 
