@@ -6,6 +6,8 @@ OUTPUT ?= outputs/demo
 CONCEPT ?= fox
 # Two cores: one process with two threads, or two with one (the tests). More threads than cores thrash.
 export OMP_NUM_THREADS ?= 2
+# A thread that waits for the other one sleeps: spinning it takes the core from whatever else runs (twice as long, measured).
+export OMP_WAIT_POLICY ?= PASSIVE
 TEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM ?= false
 
