@@ -37,6 +37,10 @@ KEYS = (
     "text_target", "unlisted", "unlisted_unseen_style", "perplexity_ratio",
 )  # fmt: skip
 LISTED = 40
+# Of a trainer that only trains: it keeps and shows nothing beside the adapter.
+QUIET = {
+    "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "canary_items": 0, "logging_strategy": "no",
+}  # fmt: skip
 # Targets of the medium model: none of them is listed either.
 MEDIUM_CONCEPTS = (
     "banana", "owl", "castle", "guitar", "rocket", "carrot", "pizza", "hammer", "shark", "cactus", "camera", "piano",
@@ -178,16 +182,13 @@ def train(variant: str, seed: int, folder: str, model, processor, anchors, quest
     with tempfile.TemporaryDirectory() as output:
         trainer = SpaceTrainer(
             model,
-            SpaceConfig(
-                output, seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, canary_items=0,
-                logging_strategy="no", **training,
-            ),
+            SpaceConfig(output, **QUIET, seed=seed, **training),
             anchors=anchors,
             processing_class=processor,
             questions=questions,
             peft_config=SpaceLoraConfig(**{"r": 8, "lora_alpha": 16, **change.get("adapter", {})}),
             **given,
-        )  # fmt: skip
+        )
         trainer.train()
     return trainer
 

@@ -37,13 +37,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from compare_parts.answers import answers, answers_before, embedded_batches  # noqa: E402
+from compare_parts.answers import answers, answers_before, embedded_batches, share  # noqa: E402
 from compare_parts.images import concept_data, demo_images  # noqa: E402
 from compare_parts.methods import method_of  # noqa: E402
 from compare_parts.recipes import adapter, options  # noqa: E402
 from erase_demo import machine  # noqa: E402
 from kept_rows import KeptRows  # noqa: E402
-from statistics_alone import prepare, stored_rows  # noqa: E402
+from statistics_alone import QUIET, prepare, stored_rows  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from transformers.trainer_callback import PrinterCallback  # noqa: E402
 
@@ -117,9 +117,11 @@ def scores_of(model, concept: str, listed: set[str]) -> dict[str, float]:
     merged = merged_copy(model)  # Faster than asking through the adapter.
     after = {key: answers(merged, own).named for key, own in embedded_batches(concept, 0).items()}
 
+    known = zip(before["others"].named, data.is_unseen_style, strict=True)
+    known = [named and not unseen for named, unseen in known]
+
     def kept(counts) -> float:
-        both = zip(before["others"].named, after["others"], data.is_unseen_style, counts, strict=True)
-        return statistics.fmean(now for was, now, unseen, count in both if was and count and not unseen)
+        return share(after["others"], [k and count for k, count in zip(known, counts, strict=True)])
 
     return {
         "forget": statistics.fmean(after["target"]),
@@ -133,7 +135,7 @@ def run_npo(concept: str, watch: Watch, model, processor, rows: list[dict], fold
     chosen = json.loads((RESULTS / "compare_settings.json").read_text())["chosen"]["NPO"]
     trainer = NPOTrainer(
         model,
-        NPOConfig(str(folder / "npo"), **fixed(), **{**options(method, steps), **chosen}),
+        NPOConfig(str(folder / "npo"), **QUIET, seed=0, **{**options(method, steps), **chosen}),
         forget_dataset=[{"image": image} for image in concept_data(concept, 0).given],
         retain_dataset=rows,
         processing_class=processor,
@@ -160,7 +162,7 @@ def run_space(concept: str, watch: Watch, model, processor, folder: Path, limits
     anchors = refine_anchors(anchors, questions=DEMO_QUESTIONS, steps=limits.get("refine_steps", 60), **given)
     trainer = SpaceTrainer(
         model,
-        SpaceConfig(str(folder / "space"), **fixed(), **limits.get("training", {})),
+        SpaceConfig(str(folder / "space"), **QUIET, seed=0, **limits.get("training", {})),
         anchors=anchors,
         processing_class=processor,
         peft_config=SpaceLoraConfig(r=8, lora_alpha=16),
@@ -170,14 +172,6 @@ def run_space(concept: str, watch: Watch, model, processor, folder: Path, limits
     )
     train(trainer)
     return {"selection": round(first, 2), "selection_again": round(again, 2)}
-
-
-def fixed() -> dict:
-    """Fields of every trainer's configuration."""
-    return {
-        "seed": 0, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "canary_items": 0,
-        "logging_strategy": "no",
-    }  # fmt: skip
 
 
 def train(trainer) -> None:

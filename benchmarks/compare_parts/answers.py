@@ -78,6 +78,11 @@ def answers(model, batches: list[dict]) -> Answers:
     return Answers(named, torch.cat(log_prob), torch.cat(first))
 
 
+def share(hits: list[bool], counts: list[bool]) -> float:
+    """Of the rows that count, how many are hits."""
+    return sum(hit for hit, count in zip(hits, counts, strict=True) if count) / sum(counts)
+
+
 def named(model, batches: list[dict]) -> list[bool]:
     return answers(model, batches).named
 

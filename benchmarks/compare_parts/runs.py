@@ -26,7 +26,7 @@ from space_peft.modeling.layers import adapted_layers
 from space_peft.modeling.targets import side_of
 from space_peft.trainers.concept_projection import project_concept
 
-from .answers import answers, answers_before, demo_processor, embedded_batches, encoded_batches
+from .answers import answers, answers_before, demo_processor, embedded_batches, encoded_batches, share
 from .depth import measure_depth
 from .features import feature_entropy
 from .images import concept_data, demo_images
@@ -151,7 +151,7 @@ def _curve(model, data, seed: int, scales: Sequence[float]) -> list[dict]:
         target, others = after["target"], after["others"]
         point = {"scale": scale, "forget": sum(target.named) / len(target.named)}
         for key, counts in kept.items():
-            point[key] = sum(hit for hit, count in zip(others.named, counts, strict=True) if count) / sum(counts)
+            point[key] = share(others.named, counts)
         point["name_log_prob"] = target.name_log_prob.mean().item()
         point["divergence"] = (log_p.exp() * (log_p - others.first)).sum(dim=-1).mean().item()
         points.append({key: round(value, 5) for key, value in point.items()})

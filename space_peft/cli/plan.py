@@ -29,7 +29,6 @@ from ..records.places import refuse_missing
 from .places import model_place
 
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _PICTURE = Image.new("RGB", (448, 448), "gray")
 _MOST_LINES = 18
@@ -136,10 +135,10 @@ def _device(args: argparse.Namespace) -> str:
 
 def _dtype(asked: str | None, config, device: str) -> torch.dtype:
     """The precision that `erase` would load the model in."""
-    if asked in _DTYPES:
-        return _DTYPES[asked]
-    dtype = "auto" if asked else default_dtype(config, device)
-    return saved_dtype(config) if isinstance(dtype, str) else dtype
+    dtype = asked or default_dtype(config, device)
+    if dtype == "auto":
+        return saved_dtype(config)
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def no_gpu(args: argparse.Namespace) -> str | None:

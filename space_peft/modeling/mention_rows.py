@@ -31,6 +31,7 @@ from .prompts import (
     answer_text,
     answer_token_ids,
     conversation,
+    cut_before,
     encode_conversations,
     generate_tokens,
     length_order,
@@ -134,8 +135,7 @@ def own_answers(model, processor, images: Sequence[Image.Image], *prompts: Seque
             for j, prompt in enumerate(own, first)
         ]
         for row, answer in zip(asked, generate_tokens(model, processor, asked, **options), strict=True):
-            end = next((i for i, token in enumerate(answer) if token in special), len(answer))
-            rows.append({**row, "answer_tokens": answer[:end]})
+            rows.append({**row, "answer_tokens": cut_before(answer, special)})
         first += len(own)
     return sorted(rows, key=lambda row: row["asked"])
 

@@ -7,7 +7,7 @@ Every part of the library that talks to a model (refinement, fitting, training, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from PIL import Image
@@ -25,6 +25,11 @@ IGNORE_INDEX = -100
 ALIKE = 8
 
 
+def answer_message(text: str) -> dict:
+    """The assistant's turn, of a text."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
 def conversation(question: Question, *, answer: str | None = None, image: Image.Image | None = None) -> dict:
     """One question about at most one image, in TRL's prompt-completion format.
 
@@ -37,10 +42,9 @@ def conversation(question: Question, *, answer: str | None = None, image: Image.
         `dict`: `prompt` and `completion` (lists of messages) and `images` (list of PIL images).
     """
     dialogue = question if isinstance(question, Dialogue) else Dialogue((question,))
-    completion = [] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
     return {
         "prompt": dialogue.messages(image),
-        "completion": completion,
+        "completion": [] if answer is None else [answer_message(answer)],
         "images": [] if image is None else [image],
     }
 
@@ -315,9 +319,13 @@ def generate_tokens(
             width = batch["input_ids"].shape[1]
             tokens = model.generate(**to_device(batch, model), max_new_tokens=max_new_tokens, do_sample=False)
             for place, answer in zip(places, tokens[:, width:].tolist(), strict=True):
-                end = next((i for i, token in enumerate(answer) if token in ends), len(answer))
-                answers[place] = answer[:end]
+                answers[place] = cut_before(answer, ends)
     return answers
+
+
+def cut_before(tokens: list[int], ends: Collection[int]) -> list[int]:
+    """The tokens up to the first that is among `ends`; all, if none is."""
+    return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def generate_answers(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, Features
@@ -13,7 +13,7 @@ from datasets import Dataset, Features
 from ..data.names import mentions
 from ..data.pictures import open_picture
 from ..data.rows import check_rows, holds_json, holds_text, unread_media, unread_media_of
-from ..modeling.prompts import ALIKE, answer_text, encode_conversations, text_of
+from ..modeling.prompts import ALIKE, answer_message, answer_text, encode_conversations, text_of
 
 
 FORMATS = (
@@ -288,6 +288,28 @@ def _can_open(picture):
     return picture if remote else open_picture(picture)
 
 
+class _Item(NamedTuple):
+    """
+    What is known of a retained row without reading it again.
+
+    Args:
+        row (`int`): Its number in the data.
+        said (`dict`, *optional*): What was asked and answered, where the row does not say it.
+        answer (`str`, *optional*): Of a row with an image.
+        lengths (`tuple[int, int]`): Of prompt and answer, in characters.
+    """
+
+    row: int
+    said: dict | None
+    answer: str | None
+    lengths: tuple[int, int]
+
+    @classmethod
+    def of(cls, row: int, prompt: list[dict], answer: str, *, shown: bool, said: dict | None = None) -> _Item:
+        """Of what is asked and answered; `shown`: whether about an image."""
+        return cls(row, said, answer if shown else None, (len(text_of(prompt)), len(answer)))
+
+
 class RetainedRows(torch.utils.data.Dataset):
     """A retained dataset whose items are conversations; images are decoded when a row is read, not before.
 
@@ -326,17 +348,11 @@ class RetainedRows(torch.utils.data.Dataset):
                     "read and would be dropped; rename it to `image` (or `images`, for lists), or remove the column."
                 )
             stored, options["opened"] = _Stored(rows), _can_open
-        # Of each item its row, and what was asked and answered where the row does not say it.
-        self._items: list[tuple[int, dict | None]] = [(index, None) for index in range(len(stored))]
+        self._items: list[_Item] = []
         self.unanswered: dict[int, list[dict]] = {}
-        # Of rows with an image, the answer.
-        self._answers: list[str | None] = []
-        self._lengths: list[tuple[int, int]] = []  # of prompt and answer, in characters
         for index in range(len(stored)):
             row = read_row(stored, index, "retained row", **options)
-            answer = answer_text(row)
-            self._answers.append(answer if row["images"] else None)
-            self._lengths.append((len(text_of(row["prompt"])), len(answer)))
+            self._items.append(_Item.of(index, row["prompt"], answer_text(row), shown=bool(row["images"])))
             if not row["completion"]:
                 self.unanswered[index] = row["prompt"]
 
@@ -363,7 +379,7 @@ class RetainedRows(torch.utils.data.Dataset):
     def none(cls) -> RetainedRows:
         """No rows: where the base model's [`Statistics`] say what must not change."""
         empty = cls.__new__(cls)
-        empty.rows, empty._items, empty._answers, empty._lengths, empty.unanswered = [], [], [], [], {}
+        empty.rows, empty._items, empty.unanswered = [], [], {}
         return empty
 
     def with_answers(self, said: Mapping[int, Sequence[tuple[list[dict], str]]]) -> RetainedRows:
@@ -375,29 +391,26 @@ class RetainedRows(torch.utils.data.Dataset):
         """
         filled = RetainedRows.none()
         filled.rows = self.rows
-        for (row, given), answer, lengths in zip(self._items, self._answers, self._lengths, strict=True):
-            if row not in self.unanswered:
-                filled._items.append((row, given))
-                filled._answers.append(answer)
-                filled._lengths.append(lengths)
-            for prompt, text in said.get(row, ()):
-                completion = [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
-                filled._items.append((row, {"prompt": prompt, "completion": completion}))
-                filled._answers.append(None if answer is None else text)
-                filled._lengths.append((len(text_of(prompt)), len(text)))
+        for item in self._items:
+            if item.row not in self.unanswered:
+                filled._items.append(item)
+            for prompt, text in said.get(item.row, ()):
+                own = {"prompt": prompt, "completion": [answer_message(text)]}
+                shown = item.answer is not None
+                filled._items.append(_Item.of(item.row, prompt, text, shown=shown, said=own))
         return filled
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> dict:
-        row, said = self._items[int(index)]
-        found = read_row(self.rows, row, "retained row", unanswered=said is not None or bool(self.unanswered))
-        return found if said is None else {**found, **said}
+        item = self._items[int(index)]
+        unanswered = item.said is not None or bool(self.unanswered)
+        return {**read_row(self.rows, item.row, "retained row", unanswered=unanswered), **(item.said or {})}
 
     def has_image(self) -> list[bool]:
         """Whether each row shows an image; reads no row."""
-        return [answer is not None for answer in self._answers]
+        return [item.answer is not None for item in self._items]
 
     def length_order(self, rows: Iterable[int]) -> list[int]:
         """An order in which rows of like length are neighbours, those without an image first; reads no row.
@@ -408,7 +421,7 @@ class RetainedRows(torch.utils.data.Dataset):
         shown = self.has_image()
 
         def key(row: int) -> tuple:
-            prompt, answer = self._lengths[row]
+            prompt, answer = self._items[row].lengths
             return shown[row], prompt // (_CHARACTERS * ALIKE), answer, row
 
         return sorted(rows, key=key)
@@ -435,7 +448,7 @@ class RetainedRows(torch.utils.data.Dataset):
 
         Text-only rows do not count: knowledge in words about the concept is to be kept.
         """
-        return sum(mentions(answer, names) for answer in self._answers if answer is not None)
+        return sum(mentions(item.answer, names) for item in self._items if item.answer is not None)
 
 
 def retained_loader(processor, retained: RetainedRows, indices: Sequence[int], batch_size: int):

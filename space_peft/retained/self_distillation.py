@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from transformers.utils.logging import get_logger
@@ -21,7 +20,7 @@ from ..data.seed_images import pixel_hash
 from ..distributed import processes
 from ..modeling.checksum import base_checksum
 from ..modeling.layers import deployed_model, our_adapter
-from ..modeling.prompts import conversation, generate_tokens
+from ..modeling.prompts import answer_message, conversation, generate_tokens
 from ..records.io import atomic_path
 from ..records.stages import bar, begin, done
 from .reading import RetainedRows, to_conversation
@@ -104,17 +103,15 @@ def retained_answers(
         return conversation(questions[question], image=None if image is None else _decoded(images, image))
 
     identity = "" if cache is None else _identity(model, processor, questions, asked, max_new_tokens)
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "cache": cache,
-        "progress": progress,
-    }
-    rows = []
-    for _, one, answer in _answered(model, processor, [image for image, _ in asked], row, identity, **options):
-        if answer and not mentions(answer, names):
-            rows.append({**one, "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]})
-    return rows
+    said = _answered(
+        model, processor, [image for image, _ in asked], row, identity,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, cache=cache, progress=progress,
+    )  # fmt: skip
+    return [
+        {**one, "completion": [answer_message(answer)]}
+        for _, one, answer in said
+        if answer and not mentions(answer, names)
+    ]
 
 
 def answer_missing(
@@ -183,7 +180,11 @@ def answer_missing(
         identity = "" if cache is None else _identity(model, processor, questions, asked, max_new_tokens)
         said: dict[int, list[tuple[list[dict], str]]] = {}
         places = [place for place, _ in asked]
-        for number, one, answer in _answered(model, processor, places, row, identity, **options):
+        answered = _answered(
+            model, processor, places, row, identity,
+            max_new_tokens=max_new_tokens, batch_size=batch_size, cache=cache, progress=progress,
+        )  # fmt: skip
+        for number, one, answer in answered:
             if answer and not (one["images"] and mentions(answer, names)):
                 said.setdefault(places[number], []).append((one["prompt"], answer))
         return said
@@ -198,12 +199,6 @@ def answer_missing(
             os.remove(cache)
             return ask(cache)
 
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "cache": cache,
-        "progress": progress,
-    }
     filled = retained.with_answers(processes.divide([cache], take_up)[0])
     if len(filled) == 0:
         raise ValueError(
