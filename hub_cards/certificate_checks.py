@@ -25,6 +25,7 @@ from space_peft.null_space.identity import adapter_digest
 from space_peft.null_space.space import NullSpace, load_null_spaces
 from space_peft.records.folder import CERTIFICATE_NAME, NULL_SPACES_NAME, SPACE_CONFIG_NAME
 from space_peft.records.safe_json import read_json
+from space_peft.records.stages import in_stages
 from space_peft.retained.reading import RetainedRows, retained_loader
 
 from .source import AdapterSource
@@ -239,7 +240,7 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
     split = None if certificate.held_out is None else certificate.held_out.split(rows)
     fitted, indices = split or (every, every)
     with torch.no_grad():
-        changes, counts = measure_changes(model, retained_loader(processor, rows, indices, 32), progress=False)
+        changes, counts = measure_changes(model, retained_loader(processor, rows, indices, 32), progress=in_stages())
     layers = {layer.name: layer for layer in certificate.layers}
 
     def failed(message: str) -> Check:
@@ -268,7 +269,7 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
         )
     if certificate.statistics == "token":
         with torch.no_grad():
-            on_fitted, _ = measure_changes(model, retained_loader(processor, rows, fitted, 32), progress=False)
+            on_fitted, _ = measure_changes(model, retained_loader(processor, rows, fitted, 32), progress=in_stages())
         if beyond := beyond_bound(on_fitted, slack=TOLERANCE, where=" on the rows it was proven for"):
             return failed(f"{beyond}; the statistics are not of these rows")
     largest = 0.0

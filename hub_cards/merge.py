@@ -16,6 +16,7 @@ from space_peft.modeling.loading import load_config, model_class
 from space_peft.modeling.prompts import conversation
 from space_peft.records.folder import CANARY_NAME
 from space_peft.records.io import atomic_path
+from space_peft.records.stages import begin, done
 
 
 @torch.no_grad()
@@ -59,6 +60,7 @@ def merge_adapter(
     output = Path(output)
     if output.exists():
         raise FileExistsError(f"{str(output)!r} exists; choose a new folder for the merged model.")
+    begin("load")
     source = fetch(adapter)
     refuse_unsafe(source)
     refuse_changed(source, stacklevel=3)
@@ -90,13 +92,16 @@ def merge_adapter(
     asked = question if shows_images else [{"role": "user", "content": "What is this?"}]
     loads = AutoProcessor if shows_images else AutoTokenizer
     processor = load_processor(source, model, base, [asked], token=model_kwargs.get("token"), kind=loads)
+    begin("merge")
     merged = adapted.merge_and_unload()
     for name, weight in merged.named_parameters():
         weight.data = weight.data.to(dtypes[name])
     merged.config.dtype = next(iter(dtypes.values()))
+    begin("save")
     with atomic_path(output) as temporary:
         merged.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+    done(f"saved to {output}")
     return output
 
 

@@ -8,6 +8,8 @@ import tempfile
 
 from huggingface_hub import CommitInfo
 
+from space_peft.records.stages import begin, done
+
 from .commit import commit_folder
 from .staging import stage
 
@@ -70,6 +72,7 @@ def push_erasure(
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses; the message says what to do.
         RuntimeError: If somebody else changed the same files at the same time.
     """
+    begin("prepare")
     with tempfile.TemporaryDirectory(prefix="space-peft-") as staged:
         stage(
             folder,
@@ -83,7 +86,8 @@ def push_erasure(
             include_answers=include_answers,
             include_null_spaces=include_null_spaces,
         )
-        return commit_folder(
+        begin("upload")
+        commit = commit_folder(
             staged,
             repo_id,
             private=private,
@@ -93,3 +97,5 @@ def push_erasure(
             token=token,
             retries=retries,
         )
+        done(f"uploaded to {repo_id}")
+    return commit

@@ -50,6 +50,7 @@ from space_peft.records.folder import (
     known,
 )
 from space_peft.records.safe_json import read_json
+from space_peft.records.stages import STAGES, begin, done, in_stages
 from space_peft.retained.reading import RetainedRows
 
 from .certificate_checks import FAILED, NOT_CHECKED, OK, Check, check_bound, check_certificate, check_retained
@@ -168,6 +169,7 @@ def verify_erasure(
     """
     check_dtype(dtype)
     concept = None if concept is None else check_concept(concept)
+    begin("files")
     source = fetch(repo_or_folder, revision=revision, token=token)
     rows = None if retain_dataset is None else RetainedRows(retain_dataset)
     searched = None
@@ -298,19 +300,23 @@ def _behaviour(
     """The checks that need the model."""
     recorded = recorded_base(source)
     name = "base model"
+    begin("load")
     options = {} if isinstance(base_model, nn.Module) else {"dtype": dtype}
     try:
         model = attach_adapter(source, load_base(recorded, base_model, token=token, **options))
     except UnknownArchitectureError as error:  # Not known here: that says nothing against the adapter.
         return [Check(rest, NOT_CHECKED, f"{error}" if rest == name else "no model") for rest in _BEHAVIOUR]
     except (OSError, ValueError, TypeError, HTTPError) as error:
+        done("the model could not be loaded")
         checks = [Check(name, FAILED, f"{error}")]
         return checks + [Check(rest, NOT_CHECKED, "no model") for rest in _BEHAVIOUR[1:]]
     model.eval()
     weights = len(adapter_keys(source.folder))
     place = recorded.name if base_model is None else getattr(model.config, "_name_or_path", "")
     checks = [Check(name, OK, f"{place or 'as given'}; all {weights} weights of the adapter have their place in it")]
+    begin("claims")
     checks += [check_certificate(source, model), check_bound(source, model)]
+    done(f"checked certificate and bound: {', '.join(check.status for check in checks[1:])}")
     asked = canary_conversations(Canary.load(source.folder)) if (source.folder / CANARY_NAME).is_file() else []
     if rows is not None:
         asked += [rows[i]["prompt"] + rows[i]["completion"] for i in range(len(rows))]
@@ -329,14 +335,24 @@ def _behaviour(
         checks.append(Check("processor", FAILED, problem, TOKENIZER_NAME))
         return checks + [Check(rest, NOT_CHECKED, "the tokenizer is not the base model's") for rest in _ASKED]
     checks.append(Check("processor", OK, "the base model's, with nothing else in it"))
-    checks.append(_canary(source, model, processor) if ask else Check("canary", NOT_CHECKED, "not asked for"))
+    answered = _stage("questions", lambda: _canary(source, model, processor)) if ask else None
+    held = None if rows is None else _stage("change", lambda: check_retained(source, model, rows, processor))
+    checks.append(answered or Check("canary", NOT_CHECKED, "not asked for"))
+    checks.append(held or Check("retained data", NOT_CHECKED, "none given"))
     checks.append(
-        Check("retained data", NOT_CHECKED, "none given")
-        if rows is None
-        else check_retained(source, model, rows, processor)
+        Check("name", NOT_CHECKED, "nobody asked for it: --audit searches for the name, --images shows your pictures")
+        if audit is None
+        else _stage("name", lambda: _said(source, model, processor, audit))
     )
-    checks.append(_said(source, model, processor, audit))
     return checks
+
+
+def _stage(key: str, check: Callable[[], Check]) -> Check:
+    """A check that takes a while: a stage of its own."""
+    begin(key)
+    found = check()
+    done(f"{STAGES[key][1]}: {found.status}")
+    return found
 
 
 def _canary(source: AdapterSource, model: PeftModel, processor: Any) -> Check:
@@ -384,13 +400,9 @@ def _canary(source: AdapterSource, model: PeftModel, processor: Any) -> Check:
     return Check(name, OK, message + "the base model's weights could not be compared (quantised or renamed)")
 
 
-def _said(source: AdapterSource, model: PeftModel, processor: Any, audit: _Audit | None) -> Check:
+def _said(source: AdapterSource, model: PeftModel, processor: Any, audit: _Audit) -> Check:
     """Whether the name is said about the checker's pictures, and whether a search finds one about which it is."""
     name = "name"
-    if audit is None:
-        return Check(
-            name, NOT_CHECKED, "nobody asked for it: --audit searches for the name, --images shows your pictures"
-        )
     concept = audit.concept or _recorded_concept(source.folder)
     if concept is None:
         return Check(name, NOT_CHECKED, "the folder does not say which name was erased; give it (--concept)")
@@ -416,7 +428,7 @@ def _said(source: AdapterSource, model: PeftModel, processor: Any, audit: _Audit
             images=audit.images[:_STARTS],
             questions=audit.questions,
             steps=audit.steps,
-            progress=False,
+            progress=in_stages(),
         )
         assert result.before is not None  # The model carries the adapter.
         counts = (

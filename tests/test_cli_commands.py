@@ -1,6 +1,7 @@
 """What all commands share (help, JSON, YAML, exit codes), and the commands that make anchors, ask and attack."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -258,7 +259,8 @@ def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
     adapter = folder = shutil.copytree(adapter, tmp_path / "own")
     question = ["--question", "What is this? Answer with the name only."]
     code = judged("evaluate", adapter, named, folder, *question, "--siblings", "owl", "--json", "-")
-    printed = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
     report = json.loads((folder / "report.json").read_text())
     verdict = printed.pop("verdict")
     assert printed == report and report["concept"] == "fox"
@@ -267,7 +269,7 @@ def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
         0 if report["after"]["forget"]["value"] <= 0.05 else 1,
         ErasureReport.load(folder).verdict,
     )
-    assert code == 1
+    assert code == 1 and "named on 100% of its pictures before, on " in err
     assert (report["before"]["forget"]["n"], report["after"]["siblings"]["accuracy"]["n"]) == (3, 1)
     assert report["before"]["forget"]["value"] > 0.5, "the embedded model knows its foxes"
     assert report["settings"]["images"] == {"of": str(named), "target": 3, "others": 3}
@@ -334,12 +336,24 @@ def test_attacks_go_on_where_a_killed_call_was(adapter, named, tmp_path, monkeyp
     assert judged("attack", adapter, named, tmp_path, *quick) == 0
     assert made == ["quantization", "perturbation", "perturbation"]
     out, err = capsys.readouterr()
-    assert "[1/2] quantization: done before" in err and "perturb" in out
+    assert "perturb" in out
+    # A line for each part, with what came of it.
+    lines = [re.sub(r"\d\.\d\d", "X", re.sub(r", [\d.]+ s$", "", line)) for line in err.splitlines()]
+    assert lines[-4:] == [
+        "[1/4] loaded the model",
+        f"[2/4] {KINDS['quantization'].label}: X (before X, control X), made by an earlier call",
+        "[3/4] named under perturbations: X (before X, control X)",
+        f"[4/4] saved to {tmp_path}",
+    ]
     assert (tmp_path / "pictures" / "attacks.png").is_file()
     # Another seed is another job, of which nothing is done.
     assert judged("attack", adapter, named, tmp_path, *quick, "--seed", "1", "--attacks", "perturbation") == 0
     assert list(json.loads((tmp_path / "attacks.json").read_text())["attacks"]) == ["perturbation"]
-    assert made[3:] == ["perturbation"] and "made anew" in capsys.readouterr().err
+    assert made[3:] == ["perturbation"] and "made again" in capsys.readouterr().err
+    # The result alone is on the output.
+    assert judged("attack", adapter, named, tmp_path, "--attacks", "perturbation", "--repeats", "1", "--json", "-") == 0
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)["attacks"]) == ["perturbation"] and "[2/3] named under perturbations" in err
 
 
 @pytest.mark.slow
@@ -399,8 +413,10 @@ def test_an_audit_of_another_erasure_does_not_stand_beside_this_ones_attacks(aud
     assert json.loads((tmp_path / "space_attacks_run.json").read_text())["job"] is None
 
 
-def test_an_audit_is_not_taken_for_that_of_the_attacks(audited, tmp_path):
+def test_an_audit_is_not_taken_for_that_of_the_attacks(audited, tmp_path, capsys):
     assert audited("one") == ["audit", "hints"]
+    err = capsys.readouterr().err
+    assert "[2/3] an image found that makes it say the name: 0.50 (before 1.00), " in err and "[3/3] saved to" in err
     # Made with its own settings: the attacks make theirs again.
     kept = AttackRun.read(tmp_path, "fox").of_the_same_job({"seed": 0})
     assert list(kept.attacks) == ["hints"]

@@ -93,7 +93,8 @@ def test_pictures_of_several_names_need_a_concept(mixed):
 def test_an_erasure_in_force(pictures, tmp_path, capsys):
     with Served(says("A dog on the grass.")) as server:
         assert probe(server, pictures, "--json", str(tmp_path / "probe.json")) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "[1/1] asked the server: 0 of 51 answers name 'fox', " in err
     assert out.splitlines()[-1] == "in force" and "open held out" in out
     content = json.loads((tmp_path / "probe.json").read_text())
     n = 3 * sum(

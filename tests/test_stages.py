@@ -94,6 +94,24 @@ def test_stages_within_a_job_are_among_its_own(capsys):
     ]  # fmt: skip
 
 
+def test_of_several_stages_of_a_kind_each_says_which_one_it_is(terminal):
+    with stages(["load", "attack", "attack", "save"]):
+        begin("load")
+        begin("attack", "hints")
+        with bar("Hints", 2) as shown:
+            shown.update()
+        begin("attack", "audit")
+        done("an image found: 0.10")
+        begin("save")
+    shown = terminal()
+    assert untimed([line for line in shown if not line.startswith("space-peft: ")]) == [
+        "[1/4] loaded the model", "[2/4] attacked: hints", "[3/4] an image found: 0.10", "[4/4] saved",
+    ]  # fmt: skip
+    # A bar that is called as its stage is does not repeat it, and the next stage is of nothing.
+    assert any(line.startswith("space-peft: [2/4] attack: hints:   0%|") for line in shown)
+    assert "space-peft: [4/4] saving ..." in shown
+
+
 def test_an_error_leaves_no_bar_and_no_line_of_what_did_not_come_about(terminal):
     with pytest.raises(ValueError), stages(["select", "refine"]):
         begin("select")

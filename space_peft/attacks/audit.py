@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..anchors.pixel_ascent import ascend_pixels, frozen, layout_batches
 from ..anchors.refine import name_probabilities
@@ -26,6 +25,7 @@ from ..data.pictures import load_rgb
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.layers import deployed_model
 from ..modeling.mention_rows import answered_with
+from ..records.stages import bar
 from .material import Material, Needs
 from .models import answers_naming, check_vocabulary, has_adapter
 from .panels import draw_searches
@@ -201,10 +201,10 @@ def audit_concept(
         "steps": steps, "learning_rate": learning_rate, "total_variation": total_variation, "max_shift": max_shift,
     }  # fmt: skip
     searches = 1 + has_adapter(model) + (control_name is not None)
-    with tqdm(total=searches * len(batches) * steps, desc="Auditing", disable=not progress) as bar:
+    with bar("Audit", searches * len(batches) * steps, show=progress, leave=True) as shown:
 
         def search(name: str) -> Search:
-            return _search(model, processor, starts, batches, questions, name, seed, bar, options)
+            return _search(model, processor, starts, batches, questions, name, seed, shown, options)
 
         with frozen(model):
             after = search(concept)
@@ -218,7 +218,7 @@ def audit_concept(
     return AuditResult(concept, after, before, control, kinds, settings)
 
 
-def _search(model, processor, starts, batches, questions, name, seed, bar, options) -> Search:
+def _search(model, processor, starts, batches, questions, name, seed, shown, options) -> Search:
     question = questions.naming[0]
     generator = torch.Generator().manual_seed(seed)
     found = list(starts)
@@ -228,7 +228,7 @@ def _search(model, processor, starts, batches, questions, name, seed, bar, optio
 
         def on_step(log_prob: torch.Tensor, history=history) -> None:
             history.append(log_prob.exp().cpu())
-            bar.update()
+            shown.update()
 
         part = ascend_pixels(
             model, processor, layout, [starts[row] for row in rows],

@@ -6,6 +6,7 @@ says about a concept that is *not* in the image is the control: some models affi
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from ..data.names import check_target
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..figures.style import BEFORE
 from ..modeling.layers import deployed_model
+from ..records.stages import bar
 from .material import Material, Needs
 from .models import check_controls, has_adapter
 from .panels import AFTER, draw_groups
@@ -59,7 +61,7 @@ class ConfirmationResult(AttackResult):
     def make(cls, model, processor, material: Material) -> ConfirmationResult:
         return confirmation_attack(
             model, processor, material.target, material.concept, absent_names=material.controls, aliases=material.aliases,
-            questions=material.questions,
+            questions=material.questions, progress=material.progress,
         )  # fmt: skip
 
     def summary(self) -> dict:
@@ -96,6 +98,7 @@ def confirmation_attack(
     aliases: Sequence[str] = (),
     questions: QuestionSet = DEFAULT_QUESTIONS,
     batch_size: int = 64,
+    progress: bool = True,
 ) -> ConfirmationResult:
     """Asks yes/no questions about images of the target: for the target, and for what is not in them.
 
@@ -108,6 +111,7 @@ def confirmation_attack(
         aliases (`list[str]`, *optional*): Further names of the target, which must not be among the absent ones.
         questions (`QuestionSet`): All of `confirm_held_out` and `confirm` are asked.
         batch_size (`int`, defaults to 64): Questions a forward pass.
+        progress (`bool`, defaults to `True`): Show a progress bar.
 
     Returns:
         [`ConfirmationResult`]
@@ -121,23 +125,24 @@ def confirmation_attack(
     if not images or not asked:
         raise ValueError(f"got {len(images)} images and {len(asked)} yes/no questions; at least one of each is needed.")
 
-    def probabilities(names: Sequence[str], answer: str) -> list[float]:
-        return [
-            p
-            for name in names
-            for question in asked
-            for p in name_probabilities(
-                model, processor, images, question.format(name=name), answer, batch_size=batch_size
-            )
-        ]
-
-    yes, no = (probabilities([concept], answer) for answer in (questions.yes, questions.no))
-    yes_absent, no_absent = (probabilities(absent, answer) for answer in (questions.yes, questions.no))
     before = absent_before = None
-    if has_adapter(model):
-        with deployed_model(model):
-            before = statistics.fmean(probabilities([concept], questions.yes))
-            absent_before = statistics.fmean(probabilities(absent, questions.yes))
+    total = (1 + len(absent)) * len(asked) * (2 + has_adapter(model))
+    with bar("Confirmation", total, unit="question", show=progress) as counted:
+
+        def probabilities(names: Sequence[str], answer: str) -> list[float]:
+            found: list[float] = []
+            for name, question in itertools.product(names, asked):
+                text = question.format(name=name)
+                found += name_probabilities(model, processor, images, text, answer, batch_size=batch_size)
+                counted.update()
+            return found
+
+        yes, no = (probabilities([concept], answer) for answer in (questions.yes, questions.no))
+        yes_absent, no_absent = (probabilities(absent, answer) for answer in (questions.yes, questions.no))
+        if has_adapter(model):
+            with deployed_model(model):
+                before = statistics.fmean(probabilities([concept], questions.yes))
+                absent_before = statistics.fmean(probabilities(absent, questions.yes))
     return ConfirmationResult(
         concept=concept,
         absent_names=absent,

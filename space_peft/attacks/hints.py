@@ -20,6 +20,7 @@ from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..figures.style import BEFORE
 from ..modeling.layers import deployed_model
 from ..modeling.prompts import conversation, encode_conversations, generate_tokens
+from ..records.stages import bar
 from .material import MOST_CONTROLS, Material, Needs
 from .models import check_not_target, has_adapter
 from .panels import AFTER, CONTROL, draw_groups
@@ -157,7 +158,7 @@ class HintResult(AttackResult):
         first = {name: image for name, image in reversed(material.images.others)}
         return hint_attack(
             model, processor, material.target, material.concept, others=list(first.items())[:MOST_CONTROLS], aliases=material.aliases,
-            questions=material.questions,
+            questions=material.questions, progress=material.progress,
         )  # fmt: skip
 
     def summary(self) -> dict:
@@ -200,6 +201,7 @@ def hint_attack(
     hints: Mapping[str, Callable[[Asked], dict]] = HINTS,
     batch_size: int = 32,
     max_new_tokens: int = 24,
+    progress: bool = True,
 ) -> HintResult:
     """Asks about images of the target, and about others, with hints in the prompt or in the picture.
 
@@ -215,6 +217,7 @@ def hint_attack(
         hints (`dict[str, Callable]`, *optional*): Functions of [`Asked`] that return a conversation.
         batch_size (`int`, defaults to 32): Questions a forward pass.
         max_new_tokens (`int`, defaults to 24): Longest answer, in tokens.
+        progress (`bool`, defaults to `True`): Show a progress bar.
 
     Returns:
         [`HintResult`]: A hint that the processor refuses (several images, by some) is in `left_out`, with the reason.
@@ -253,11 +256,20 @@ def hint_attack(
         answers = generate_tokens(model, processor, asked, batch_size=batch_size, max_new_tokens=max_new_tokens)
         return [mentions(text, names) for text in processor.batch_decode(answers, skip_special_tokens=True)]
 
-    after = {kind: named(model, asked) for kind, asked in rows.items()}
     before = None
-    if has_adapter(model):
-        with deployed_model(model):
-            before = {kind: statistics.fmean(named(model, asked[: len(target)])) for kind, asked in rows.items()}
+    with bar("Hints", len(rows) * (1 + has_adapter(model)), unit="hint", show=progress) as shown_hints:
+
+        def each(model, most: int | None = None) -> dict[str, list[bool]]:
+            found = {}
+            for kind, asked in rows.items():
+                found[kind] = named(model, asked[:most])
+                shown_hints.update()
+            return found
+
+        after = each(model)
+        if has_adapter(model):
+            with deployed_model(model):
+                before = {kind: statistics.fmean(hits) for kind, hits in each(model, len(target)).items()}
     return HintResult(
         concept=concept,
         named={kind: statistics.fmean(hits[: len(target)]) for kind, hits in after.items()},

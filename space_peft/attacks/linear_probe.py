@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..data.names import check_concept
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
@@ -24,6 +23,7 @@ from ..modeling.features import multimodal_core, tap_image_features
 from ..modeling.layers import deployed_model, evaluating
 from ..modeling.prompts import build_batch, to_device
 from ..modeling.targets import LANGUAGE_PARTS, VISION_PARTS
+from ..records.stages import track
 from .material import Material, Needs
 from .models import has_adapter
 from .panels import AFTER, CONTROL
@@ -322,7 +322,7 @@ def hidden_states(
         for index, block in enumerate(language):
             stack.callback(block.register_forward_hook(see_language(index)).remove)
         projected = stack.enter_context(tap_image_features(model))
-        for image in tqdm(images, desc="Reading hidden states", disable=not progress, leave=False):
+        for image in track(images, "Reading hidden states", show=progress):
             batch = build_batch(processor, [question], images=[image])
             batch.pop("labels")
             inputs = to_device(batch, model)

@@ -94,7 +94,7 @@ class PerturbationResult(AttackResult):
         return perturbation_attack(
             model, processor, material.target, material.concept, aliases=material.aliases,
             other_names=material.images.other_names, questions=material.questions, repeats=material.repeats,
-            seed=material.seed,
+            seed=material.seed, progress=material.progress,
         )  # fmt: skip
 
     def summary(self) -> dict:
@@ -133,6 +133,7 @@ def perturbation_attack(
     batch_size: int = 64,
     max_new_tokens: int = 12,
     seed: int = 0,
+    progress: bool = True,
 ) -> PerturbationResult:
     """Asks about images of the target under noise, crops, flips, turns and without colour.
 
@@ -149,6 +150,7 @@ def perturbation_attack(
         batch_size (`int`, defaults to 64): Questions a forward pass.
         max_new_tokens (`int`, defaults to 12): Longest answer, in tokens.
         seed (`int`, defaults to 0): Of the perturbations.
+        progress (`bool`, defaults to `True`): Show a progress bar.
 
     Returns:
         [`PerturbationResult`]
@@ -173,7 +175,7 @@ def perturbation_attack(
         answers = generate_answers(
             model, processor, [questions.naming[0]] * sum(map(len, shown.values())),
             images=[image for kind in shown.values() for image in kind],
-            batch_size=batch_size, max_new_tokens=max_new_tokens,
+            batch_size=batch_size, max_new_tokens=max_new_tokens, desc="Perturbation" if progress else None,
         )  # fmt: skip
         hits = iter([mentions(answer, (concept, *aliases), other_names) for answer in answers])
         return {kind: statistics.fmean(next(hits) for _ in part) for kind, part in shown.items()}

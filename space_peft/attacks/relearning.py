@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..anchors.refine import name_probabilities
 from ..data.names import check_target
@@ -28,6 +27,7 @@ from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.layers import deployed_model
 from ..modeling.prompts import build_batch, to_device
 from ..modeling.targets import default_target_modules
+from ..records.stages import bar
 from .material import Material, Needs
 from .models import answers_naming, check_controls, has_adapter, merged_copy
 from .panels import AFTER, CONTROL
@@ -243,7 +243,7 @@ def relearning_curve(
         return named, name_probabilities(attacked, processor, unseen, question, known[name], batch_size=batch_size)
 
     total = len(images_per_run) * repeats * (1 + len(others)) * steps[-1]
-    with tqdm(total=total, desc="Relearning", disable=not progress) as bar:
+    with bar("Relearning", total, show=progress, leave=True) as taught:
         for count, run in itertools.product(images_per_run, range(repeats)):
             chosen = _subsets(len(images), count, repeats, seed)[run]
             unseen = held_out_images or [image for i, image in enumerate(images) if i not in chosen]
@@ -251,7 +251,7 @@ def relearning_curve(
             for name in (concept, *others):
                 batch = build_batch(processor, [question] * count, images=shown, answers=[name] * count)
                 with _restored(trained):
-                    for step in _fine_tune(attacked, to_device(batch, attacked), trained, steps, learning_rate, bar):
+                    for step in _fine_tune(attacked, to_device(batch, attacked), trained, steps, learning_rate, taught):
                         rows[count, run, name, step] = ask(name, unseen)
     before_images = held_out_images or images
     named = None
@@ -330,7 +330,7 @@ def _restored(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
                 parameter.grad = None
 
 
-def _fine_tune(model, batch, parameters, steps, learning_rate, bar) -> Iterator[int]:
+def _fine_tune(model, batch, parameters, steps, learning_rate, taught) -> Iterator[int]:
     """Fine-tunes on one batch, and stops at each of `steps` to be asked."""
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
     for step in range(steps[-1] + 1):
@@ -341,7 +341,7 @@ def _fine_tune(model, batch, parameters, steps, learning_rate, bar) -> Iterator[
         optimizer.zero_grad()
         model(**batch).loss.backward()
         optimizer.step()
-        bar.update()
+        taught.update()
 
 
 def _point(rows, count, step, repeats, concept, others) -> RelearningPoint:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..anchors.pixel_ascent import frozen
 from ..anchors.refine import mention_probabilities
@@ -26,6 +25,7 @@ from ..losses import name_log_odds
 from ..modeling.layers import deployed_model
 from ..modeling.mention_rows import answered_with, mention_tensors
 from ..modeling.prompts import answer_logits, encode_conversations, to_device
+from ..records.stages import bar
 from .material import Material, Needs
 from .models import check_controls, check_vocabulary, has_adapter
 from .panels import draw_searches
@@ -176,10 +176,10 @@ def soft_prompt_attack(
     images = [load_rgb(image) for image in images]
     question = questions.naming[0]
     searched = 2 + has_adapter(model)
-    with tqdm(total=searched * steps, desc="Searching soft prompts", disable=not progress) as bar:
+    with bar("Soft prompt", searched * steps, show=progress, leave=True) as shown:
 
         def search(name: str) -> SoftSearch:
-            return _search(model, processor, images, question, name, vectors, steps, learning_rate, seed, bar)
+            return _search(model, processor, images, question, name, vectors, steps, learning_rate, seed, shown)
 
         with frozen(model):
             after, control, before = search(concept), search(control_name), None
@@ -191,7 +191,7 @@ def soft_prompt_attack(
 
 
 @torch.enable_grad()
-def _search(model, processor, images, question, name, vectors, steps, learning_rate, seed, bar) -> SoftSearch:
+def _search(model, processor, images, question, name, vectors, steps, learning_rate, seed, shown) -> SoftSearch:
     rows = [answered_with(processor, question, (name,), image) for image in images]
     tree = FormTree.of((name,), processor.tokenizer)
     token = _unused_token(processor, rows, tree)
@@ -213,7 +213,7 @@ def _search(model, processor, images, question, name, vectors, steps, learning_r
         # Log-odds go on rising when p is near 1, as in the audit.
         (soft.grad,) = torch.autograd.grad(-log_odds.mean(), [soft])
         optimizer.step()
-        bar.update()
+        shown.update()
     held_out = slice(1, None, 2)
     plain = mention_probabilities(model, processor, rows[held_out], {(name,): tree})
     with _in_place_of(model, token, soft.detach()):

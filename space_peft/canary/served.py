@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..data.names import check_aliases, check_concept, mentions
 from ..data.pictures import load_rgb
@@ -15,6 +14,7 @@ from ..data.seed_images import pixel_hash, seed_image
 from ..evaluation.endpoint import Endpoint, EndpointError
 from ..evaluation.metrics import is_fluent, normalize_answer
 from ..evaluation.probes import OPEN_TOKENS
+from ..records.stages import bar
 from ..statistics.intervals import exact_interval
 from .check import Canary
 from .items import MAX_TOKENS
@@ -217,9 +217,7 @@ def probe_served(
     shown = _reaches_model(endpoint, questions.naming[0], images[0])
     items = [] if canary is None else [item for item in canary.items if _tells_by_text(item)]
     answers, answered = [], None
-    with tqdm(
-        total=len(images) * len(asked) + len(items), desc="Asking the server", disable=not progress, leave=False
-    ) as bar:
+    with bar("Asking the server", len(images) * len(asked) + len(items), unit="answer", show=progress) as counted:
         for number, image in enumerate(images):
             for group, question in asked:
                 tokens = OPEN_TOKENS if group.startswith("open") else SHORT_TOKENS
@@ -227,11 +225,11 @@ def probe_served(
                 answered = reply.model or answered
                 named = mentions(reply.text, names)
                 answers.append(ServedAnswer(group, str(question), number, reply.text.strip(), named))
-                bar.update()
+                counted.update()
         found = []
         for item in items:
             found.append(_ask_canary(endpoint, item))
-            bar.update()
+            counted.update()
     result = ServedResult(concept, endpoint.model, answered, tuple(answers), tuple(found), shown, most)
     if 2 * result.sensible < len(answers):
         # To say nothing, or garbage, is not to have forgotten.

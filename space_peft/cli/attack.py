@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
-import time
 from dataclasses import asdict
 
 from ..attacks.kinds import KINDS, check_attacks
@@ -18,7 +16,8 @@ from ..evaluation.named_images import NamedImages
 from ..records.folder import ATTACKS_NAME
 from ..records.io import json_text
 from ..records.safe_json import parse_json
-from .attack_run import AttackRun
+from ..records.stages import begin, done, stages
+from .attack_run import AttackRun, outcome
 from .erased import ErasedModel, check_output, load_judged, named_pictures, note_result
 
 
@@ -36,8 +35,9 @@ def run_attack(args: argparse.Namespace) -> tuple[AttackReport, dict[str, str]]:
         ValueError: If a picture, name or attack is none, or `args.output` holds attacks on something else.
     """
     names, run = check_attacks(args.attacks), AttackRun.read(args.output, args.concept)
+    pictures = named_pictures(args)
     material = Material(
-        args.concept, named_pictures(args), aliases=tuple(args.aliases), control_names=tuple(args.control_names or ()),
+        args.concept, pictures, aliases=tuple(args.aliases), control_names=tuple(args.control_names or ()),
         questions=questions_of(args.question), steps=args.steps, restarts=args.restarts,
         relearn_steps=tuple(args.relearn_steps), repeats=args.repeats, seed=args.seed,
     )  # fmt: skip
@@ -46,33 +46,33 @@ def run_attack(args: argparse.Namespace) -> tuple[AttackReport, dict[str, str]]:
     if left_out and (args.attacks is not None or len(left_out) == len(names)):
         # One that was asked for by name is not passed over.
         raise ValueError("; ".join(f"{name} is left out, {why}" for name, why in left_out.items()))
-    erased = load_judged(args, original=False)
-    check_output(args.output, erased)
-    job = _job(erased, material)
-    report = None if args.fresh else run.of_the_same_job(job)
-    done = set() if report is None else set(report.attacks)
-    if report is None:
-        run.void()
-    for number, name in enumerate(names, start=1):
-        if name in left_out or name in done:
-            _progress(number, len(names), name, "left out" if name in left_out else "done before")
-            continue
-        _progress(number, len(names), name, "...")
-        start = time.perf_counter()
-        made = AttackReport.from_results(args.concept, [KINDS[name].make(erased.model, erased.processor, material)])
-        report = made if report is None else report.updated(made)
-        report.save(args.output, picture=False)
-        # Last: what it does not list is made again.
-        run.note(erased, job, report.attacks)
-        note_result(args.output, ATTACKS_NAME, erased)
-        _progress(number, len(names), name, f"{time.perf_counter() - start:.0f} s")
-    assert report is not None  # One attack at least was made, now or before.
-    report.save(args.output)
+    names = [name for name in names if name not in left_out]
+    with stages(["load", *["attack"] * len(names), "save"]):
+        begin("load")
+        erased = load_judged(args, original=False)
+        check_output(args.output, erased)
+        job = _job(erased, material)
+        report = None if args.fresh else run.of_the_same_job(job)
+        made_before = set() if report is None else set(report.attacks)
+        if report is None:
+            run.void()
+        for name in names:
+            begin("attack", name.replace("_", " "))
+            if report is None or name not in made_before:
+                made = AttackReport.from_results(
+                    args.concept, [KINDS[name].make(erased.model, erased.processor, material)]
+                )
+                report = made if report is None else report.updated(made)
+                report.save(args.output, picture=False)
+                # Last: what it does not list is made again.
+                run.note(erased, job, report.attacks)
+                note_result(args.output, ATTACKS_NAME, erased)
+            done(outcome(report, name) + (", made by an earlier call" if name in made_before else ""))
+        begin("save")
+        assert report is not None  # One attack at least was made, now or before.
+        report.save(args.output)
+        done(f"saved to {args.output}")
     return report, left_out
-
-
-def _progress(number: int, total: int, name: str, what: str) -> None:
-    print(f"[{number}/{total}] {name}: {what}", file=sys.stderr, flush=True)
 
 
 def _job(erased: ErasedModel, material: Material) -> dict:

@@ -9,12 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..attacks.kinds import KINDS
 from ..attacks.report import AttackReport
 from ..records.folder import ATTACKS_NAME, ATTACKS_RUN_NAME
 from ..records.io import write_json
 from ..records.measured import other_weights
 from ..records.safe_json import read_json
 from .erased import ErasedModel
+
+
+def outcome(report: AttackReport, name: str) -> str:
+    """What came of an attack, in a line.
+
+    Args:
+        report ([`AttackReport`]): That has it.
+        name (`str`): Its key.
+    """
+    entry = report.attacks[name]
+    compared = [f"{key} {entry[key]:.2f}" for key in ("before", "control") if entry[key] is not None]
+    return f"{KINDS[name].label}: {entry['value']:.2f}" + (f" ({', '.join(compared)})" if compared else "")
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class AttackRun:
             return None
         if self.noted.get("job") != job:
             print(
-                f"The attacks in {self.output} were made otherwise, or on something else; they are made anew.",
+                f"The attacks in {self.output} were made otherwise, or on something else; they are made again.",
                 file=sys.stderr,
             )
             return None

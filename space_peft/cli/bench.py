@@ -23,6 +23,7 @@ from ..choices import DtypeName
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..modeling.loading import load_model
 from ..records.io import atomic_path, write_json
+from ..records.stages import begin, done, stages, track
 from ..records.versions import collect_versions
 from ..suites import PEOPLE_QUESTIONS, Suite, SuiteReport, SuiteSummary, evaluate_suite, load_suite, summarize
 from ..suites.answers import Prompt
@@ -42,6 +43,7 @@ SEEING: dict[str, tuple[str, str, dict]] = {
 }
 METHODS = ("space", *SEEING)
 ORIGINAL, GOLD = "original", "retain-only"
+_SAID = ("utility", "kept", "forgotten")  # In the line of a stage.
 COLUMNS = ("utility", "forget_quality", "js", "truth_ratio", "kept", "forgotten", "seconds")
 
 
@@ -190,7 +192,9 @@ def _space(model, processor, forgotten, retained, folder: Path, settings: BenchS
             )
     original, ledger = copy.deepcopy(model), ErasureLedger(folder / "requests")
     steps: dict[str, Any] = {} if settings.refine_steps is None else {"steps": settings.refine_steps}
-    for number, subject in enumerate(forgotten):
+    # Of several people they are counted; of one, what is done for it.
+    counted = track(forgotten, "People", show=settings.progress and len(forgotten) > 1)
+    for number, subject in enumerate(counted):
         anchors = select_anchors(
             subject.name, pool, aliases=subject.aliases, model=model, processor=processor,
             k=min(settings.anchors, len(pool)), cache_dir=False, progress=settings.progress,
@@ -212,6 +216,16 @@ def _space(model, processor, forgotten, retained, folder: Path, settings: BenchS
         trainer.train()
         model = ledger.add(trainer)
     return model
+
+
+def bench_stages(methods: Sequence[str], reference: bool) -> list[str]:
+    """Keys of the stages of [`run_bench`], for who shows them among their own.
+
+    Args:
+        methods (`list[str]`): See [`run_bench`].
+        reference (`bool`): Whether there is a retain-only model.
+    """
+    return [*["load", "ask_suite"] * (1 + reference), *["load", "unlearn", "ask_suite"] * len(methods), "save"]
 
 
 def run_bench(
@@ -260,7 +274,12 @@ def run_bench(
         # What another run left would stand beside what this one writes.
         raise FileExistsError(f"{output} is not empty; choose another folder, or empty it.")
 
-    def evaluate(model, processor, before=None, reference=None) -> dict[str, SuiteReport]:
+    def load(loads: Callable[[], tuple[Any, Any]], name: str) -> tuple[Any, Any]:
+        begin("load", name)
+        return loads()
+
+    def evaluate(name: str, model, processor, before=None, reference=None) -> dict[str, SuiteReport]:
+        begin("ask_suite", name)
         return {
             split: evaluate_suite(
                 model, processor, suite, split, before=(before or {}).get(split), reference=(reference or {}).get(split),
@@ -275,34 +294,43 @@ def run_bench(
         summary = summarize(reports, gold)
         summary.save(output / f"{name}.json")
         models[name] = {**_figures(summary), "seconds": round(seconds, 1), "summary": summary.to_dict(rows=False)}
+        found = [f"{key} {models[name][key]:.2f}" for key in _SAID if models[name][key] is not None]
+        done(f"asked the suite's questions: {', '.join([name, *found])}")
 
-    gold = None if load_reference is None else evaluate(*load_reference())
-    before = evaluate(*load_model(), reference=gold)
-    note(ORIGINAL, before, 0.0)
-    if gold is not None:
-        note(GOLD, gold, 0.0)
-    for method in methods:
-        model, processor = load_model()
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            erased = unlearn(method, model, processor, suite, Path(folder), settings, pool)
-            seconds = time.perf_counter() - start
-            note(method, evaluate(erased, processor, before, gold), seconds)
-    content = {
-        "suite": suite.name,
-        "source": suite.source,
-        "about": dict(about or {}),
-        "settings": {**settings.arguments(), "rank": settings.rank, "anchors": settings.anchors},
-        "subjects": {split: len(subjects) for split, subjects in suite.subjects.items()},
-        "versions": collect_versions(),
-        "models": models,
-    }
-    json.dumps(content, allow_nan=False)  # Refused before anything is written.
-    points = {name: {**found, "unlearned": name in methods} for name, found in models.items()}
-    plot_forget_quality(points, output / "bench.png", title=f"{suite.name}: {len(suite.split('forget'))} forgotten")
-    with atomic_path(output / "bench.md") as temporary:
-        temporary.write_text(bench_table(content) + "\n", encoding="utf-8")
-    write_json(output / "bench.json", content)
+    with stages(bench_stages(methods, load_reference is not None), show=settings.progress):
+        gold = None if load_reference is None else evaluate(GOLD, *load(load_reference, GOLD))
+        if gold is not None:
+            note(GOLD, gold, 0.0)
+        before = evaluate(ORIGINAL, *load(load_model, ORIGINAL), reference=gold)
+        note(ORIGINAL, before, 0.0)
+        if gold is not None:
+            models[GOLD] = models.pop(GOLD)  # After the original, to which all others are compared.
+        for method in methods:
+            model, processor = load(load_model, f"{ORIGINAL}, for {method}")
+            begin("unlearn", method)
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                erased = unlearn(method, model, processor, suite, Path(folder), settings, pool)
+                seconds = time.perf_counter() - start
+                done(f"unlearned: {method}")
+                note(method, evaluate(method, erased, processor, before, gold), seconds)
+        begin("save")
+        content = {
+            "suite": suite.name,
+            "source": suite.source,
+            "about": dict(about or {}),
+            "settings": {**settings.arguments(), "rank": settings.rank, "anchors": settings.anchors},
+            "subjects": {split: len(subjects) for split, subjects in suite.subjects.items()},
+            "versions": collect_versions(),
+            "models": models,
+        }
+        json.dumps(content, allow_nan=False)  # Refused before anything is written.
+        points = {name: {**found, "unlearned": name in methods} for name, found in models.items()}
+        plot_forget_quality(points, output / "bench.png", title=f"{suite.name}: {len(suite.split('forget'))} forgotten")
+        with atomic_path(output / "bench.md") as temporary:
+            temporary.write_text(bench_table(content) + "\n", encoding="utf-8")
+        write_json(output / "bench.json", content)
+        done(f"saved to {output}")
     return content
 
 
@@ -346,6 +374,12 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
     Args:
         args (`argparse.Namespace`): As `space_peft.cli` parses it.
     """
+    with stages(["read", *bench_stages(args.methods, args.reference is not None)]):
+        begin("read")
+        return _bench(args)
+
+
+def _bench(args: argparse.Namespace) -> dict[str, Any]:
     from .pictures import load_pictures
 
     options = {} if args.split is None else {"split": args.split}
@@ -364,6 +398,8 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
         # A model that was taught nothing but these people knows their questions only.
         questions=PEOPLE_QUESTIONS if args.suite == "people" else DEFAULT_QUESTIONS,
     )
+    pool = None if args.pool is None else load_pictures(args.pool)
+    done(f"read the suite {suite.name!r}: {', '.join(f'{len(own)} {split}' for split, own in suite.subjects.items())}")
     return run_bench(
         lambda: load_pair(args.model),
         suite,
@@ -371,7 +407,7 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
         args.output,
         settings=settings,
         load_reference=None if args.reference is None else lambda: load_pair(args.reference),
-        pool=None if args.pool is None else load_pictures(args.pool),
+        pool=pool,
         about={"model": args.model, "reference": args.reference, "pool": args.pool, "limit": args.limit},
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .._version import __version__
 from ..choices import DEVICES, DTYPES
+from ..records.stages import stages
 from .erase_options import given_options
 from .errors import BadInput, bad_input
 from .judging import add_judging
@@ -77,7 +78,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _merge(args: argparse.Namespace) -> int:
     from ..hub_cards.merge import merge_adapter
 
-    with bad_input("merge"):
+    with bad_input("merge"), stages(["load", "merge", "save"]):
         folder = merge_adapter(args.adapter, args.output, base_model=args.base_model)
     lines = [
         f"The model with the adapter in its weights is in {folder}",
@@ -126,7 +127,8 @@ def _push(args: argparse.Namespace) -> int:
     options = {key: value for key, value in vars(args).items() if key not in own}
     with bad_input("push"):
         try:
-            commit = push_erasure(args.folder, args.repo, **options)
+            with stages(["prepare", "upload"]):
+                commit = push_erasure(args.folder, args.repo, **options)
         except (HfHubHTTPError, HTTPError, ConnectionError, RuntimeError) as error:
             print(f"space-peft push: {error}", file=sys.stderr)
             return 1
@@ -140,7 +142,11 @@ def _verify(args: argparse.Namespace) -> int:
     from ..hub_cards import verify_erasure
     from .pictures import load_target_images
 
-    with bad_input("verify"):
+    asked = {
+        "files": True, "load": True, "claims": True, "questions": not args.no_canary, "change": args.retain_data,
+        "name": args.images or args.audit,
+    }  # fmt: skip
+    with bad_input("verify"), stages([key for key, given in asked.items() if given]):
         images = None if args.images is None else load_target_images(args.images, args.concept)
         report = verify_erasure(
             args.adapter,

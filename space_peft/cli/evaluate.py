@@ -38,6 +38,8 @@ def run_evaluate(args: argparse.Namespace) -> ErasureReport:
         before, after = evaluate_erasure(
             erased.model, erased.processor, probes, original=erased.original, batch_size=args.batch_size
         )
+        named = [f"{result.scores['forget']['value']:.0%}" for result in (before, after)]
+        done(f"evaluated: {args.concept!r} named on {named[0]} of its pictures before, on {named[1]} after")
     report = ErasureReport.from_results(
         args.concept,
         before,

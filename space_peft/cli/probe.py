@@ -11,6 +11,7 @@ from ..canary.served import ServedResult, probe_served
 from ..data.questions import questions_of
 from ..evaluation.endpoint import Endpoint
 from ..records.folder import CANARY_NAME
+from ..records.stages import begin, done, stages
 from .pictures import load_target_images
 
 
@@ -39,15 +40,19 @@ def run_probe(args: argparse.Namespace) -> ServedResult:
                 "without it your pictures alone are asked about."
             )
         canary = Canary.load(args.adapter)
-    return probe_served(
-        Endpoint(args.endpoint, args.model, token, args.timeout),
-        args.concept,
-        images,
-        aliases=args.alias,
-        questions=questions_of(args.question),
-        canary=canary,
-        most=args.most,
-    )
+    with stages(["server"]):
+        begin("server")
+        result = probe_served(
+            Endpoint(args.endpoint, args.model, token, args.timeout),
+            args.concept,
+            images,
+            aliases=args.alias,
+            questions=questions_of(args.question),
+            canary=canary,
+            most=args.most,
+        )
+        done(f"asked the server: {result.named} of {len(result.answers)} answers name {args.concept!r}")
+    return result
 
 
 def probe_text(result: ServedResult, canary: bool = False) -> str:

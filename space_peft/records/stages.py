@@ -33,6 +33,19 @@ STAGES = {
     "certify": ("certifying", "measured what changed on held-out rows"),
     "canary": ("making the canary", "made the canary"),
     "evaluate": ("evaluating", "evaluated"),
+    "attack": ("attack", "attacked"),
+    "audit": ("audit: searching for an image", "searched for an image"),
+    "files": ("checking the files", "checked the files"),
+    "claims": ("checking certificate and bound", "checked certificate and bound"),
+    "questions": ("asking the canary's questions", "asked the canary's questions"),
+    "change": ("measuring the change on retained rows", "measured the change on retained rows"),
+    "name": ("asking for the name", "asked for the name"),
+    "unlearn": ("unlearning", "unlearned"),
+    "ask_suite": ("asking the suite's questions", "asked the suite's questions"),
+    "server": ("asking the server", "asked the server"),
+    "merge": ("adding the adapter to the weights", "added the adapter to the weights"),
+    "prepare": ("preparing what is published", "prepared what is published"),
+    "upload": ("uploading", "uploaded"),
     "save": ("saving", "saved"),
 }
 # Where bars cannot be drawn, a line says after so many seconds how far a stage has got.
@@ -82,10 +95,15 @@ def stages(keys: Sequence[str], *, show: bool = True) -> Iterator[None]:
         _job.reset(token)
 
 
-def begin(key: str) -> None:
-    """Ends the stage at hand, and begins the next one of this key; what the job did not name is part of the one at hand."""
+def begin(key: str, of: str = "") -> None:
+    """Ends the stage at hand, and begins the next one of this key; what the job did not name is part of the one at hand.
+
+    Args:
+        key (`str`): Of `STAGES`.
+        of (`str`, *optional*): Which one, where a job has several of this key: "hints".
+    """
     if (job := _job.get()) is not None:
-        job.begin(key)
+        job.begin(key, of)
 
 
 def end() -> None:
@@ -149,6 +167,7 @@ class _Job:
     def __init__(self, keys: Sequence[str]):
         self._keys = list(keys)
         self._place = -1
+        self._of = ""
         self._began: float | None = None  # `None` between two stages.
         self._drawn: Any = None  # What is drawn: the stage's name, or its bar.
         self._counting: _StageBar | None = None
@@ -160,21 +179,24 @@ class _Job:
 
     @property
     def _doing(self) -> str:
-        return f"space-peft: {self._number} {STAGES[self._keys[self._place]][0]}"
+        return f"space-peft: {self._number} {self._named(over=False)}"
 
-    def begin(self, key: str) -> None:
+    def _named(self, *, over: bool) -> str:
+        return STAGES[self._keys[self._place]][over] + (f": {self._of}" if self._of else "")
+
+    def begin(self, key: str, of: str = "") -> None:
         place = next((place for place in range(self._place + 1, len(self._keys)) if self._keys[place] == key), None)
         if place is None:
             return
         self.finish()
-        self._place, self._began = place, time.perf_counter()
+        self._place, self._of, self._began = place, of, time.perf_counter()
         self._draw_name()
 
     def finish(self) -> None:
         """Says what came of the stage at hand."""
         self.clear()
         if self._began is not None:
-            text = self.text or STAGES[self._keys[self._place]][1]
+            text = self.text or self._named(over=True)
             say(f"{self._number} {text}, {duration(time.perf_counter() - self._began)}")
         self._began = self.text = None
 

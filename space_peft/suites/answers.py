@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..data.pictures import open_picture
 from ..losses import answer_labels, token_log_probs
@@ -21,6 +20,7 @@ from ..modeling.prompts import (
     generate_tokens,
     to_device,
 )
+from ..records.stages import bar
 from .sources import StoredPicture, ZippedPicture
 
 
@@ -106,13 +106,13 @@ def ask(
         `list[str]`: One a prompt.
     """
     answers: dict[int, str] = {}
-    with tqdm(total=len(prompts), desc="Asking", unit="answer", disable=not progress, leave=False) as bar:
+    with bar("Asking", len(prompts), unit="answer", show=progress) as shown:
         for batch in _in_batches(prompts, batch_size, lambda i: len(prompts[i].text)):
             rows = [prompts[i].row() for i in batch]
             tokens = generate_tokens(model, processor, rows, batch_size=batch_size, max_new_tokens=max_new_tokens)
             said = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
             answers.update(zip(batch, said, strict=True))
-            bar.update(len(batch))
+            shown.update(len(batch))
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -137,8 +137,7 @@ def score(
         ValueError: If an answer has no token, or the model finds one impossible or not a number.
     """
     scores: dict[int, TokenScores] = {}
-    bar = tqdm(total=len(prompts), desc="Scoring", unit="answer", disable=not progress, leave=False)
-    with evaluating(model), bar:
+    with evaluating(model), bar("Scoring", len(prompts), unit="answer", show=progress) as shown:
         for batch in _in_batches(prompts, batch_size, lambda i: len(prompts[i].text) + len(answers[i])):
             rows = [prompts[i].row(answers[i]) for i in batch]
             encoded = to_device(encode_conversations(processor, rows), model)
@@ -159,7 +158,7 @@ def score(
                     )
                 hits = tuple(token == best for token, best in zip(tokens, likeliest[place][:count]))
                 scores[i] = TokenScores(found, hits)
-            bar.update(len(batch))
+            shown.update(len(batch))
     return [scores[i] for i in range(len(prompts))]
 
 

@@ -24,7 +24,9 @@ def folder(erasure_folder, tmp_path):
 def test_push_with_every_flag(hub, folder, capsys):
     flags = ["--private", "--revision", "v2", "--commit-message", "Forget", "--include-answers", "--retries", "0"]
     assert main(["push", str(folder), REPO, "--base-model", BASE, "--token", hub.token, *flags]) == 0
-    assert capsys.readouterr().out.strip().endswith(hub.head(REPO, "v2"))
+    out, err = capsys.readouterr()
+    assert out.strip().endswith(hub.head(REPO, "v2"))
+    assert "[1/2] prepared what is published, " in err and f"[2/2] uploaded to {REPO}, " in err
     assert hub.repository(REPO).private and "answers_after.jsonl" in hub.files(REPO, "v2")
     assert hub.repository(REPO).resolve("v2").title == "Forget"
     assert main(["push", str(folder), REPO, "--base-model", BASE, "--create-pr", "--redact"]) == 0
@@ -65,6 +67,7 @@ def test_a_failed_push_exits_with_1(hub, folder, capsys, options, said):
     hub.faults.add("commit", times=None, **options)
     assert main(["push", str(folder), REPO, "--base-model", BASE, "--retries", "0"]) == 1
     error = capsys.readouterr().err  # After the progress bar of the upload.
+    assert "[2/2]" not in error, "nothing was uploaded"
     assert "\nspace-peft push: " in error and said in error and "Traceback" not in error and hub.files(REPO) == {}
 
 

@@ -78,6 +78,32 @@ def test_the_whole_report_of_an_unpublished_folder(folder, demo_erasure_data):
     assert "not published yet" in find(report, "hashes").message
 
 
+def test_the_command_shows_a_line_for_each_part_and_how_it_ended(folder, tmp_path, capsys):
+    base = ["--base-model", str(demo_model_path())]
+    assert main(["verify", str(folder), *base, "--audit", "--concept", "fox", "--steps", "1", "--json", "-"]) in (0, 1)
+    out, err = capsys.readouterr()
+    found = {check["name"]: check["status"] for check in json.loads(out)["checks"]}
+    lines = [line.rpartition(", ")[0] for line in err.splitlines() if line.startswith("[")]
+    assert lines == [
+        "[1/5] checked the files", "[2/5] loaded the model", "[3/5] checked certificate and bound: ok, ok",
+        "[4/5] asked the canary's questions: ok", f"[5/5] asked for the name: {found['name']}",
+    ]  # fmt: skip
+    edit_weights(folder, lambda weights: weights.pop(min(weights)))
+    assert main(["verify", str(folder), *base]) == 1
+    assert "[2/4] the model could not be loaded" in capsys.readouterr().err
+    assert main(["merge", str(folder), str(tmp_path / "merged"), *base]) == 2
+    assert "[1/3]" not in capsys.readouterr().err
+
+
+def test_a_merge_shows_its_parts(folder, tmp_path, capsys):
+    merged = tmp_path / "merged"
+    assert main(["merge", str(folder), str(merged), "--base-model", str(demo_model_path())]) == 0
+    lines = [line.rpartition(", ")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert lines == [
+        "[1/3] loaded the model", "[2/3] added the adapter to the weights", f"[3/3] saved to {merged}",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("part", ["lora_A", "lora_B"])
 def test_missing_and_extra_weights_are_errors(folder, part):
     def drop(weights):

@@ -1,6 +1,8 @@
 """`space-peft bench` on the embedded model: a concept is unlearned as a person would be."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -55,7 +57,7 @@ def test_what_methods_train_on(tmp_path, things):
     assert len(training_rows(things.split("forget"), things, DEMO_QUESTIONS, words=True)) == 2
 
 
-def test_a_method_is_compared_with_the_original_and_a_retain_only_model(tmp_path, things):
+def test_a_method_is_compared_with_the_original_and_a_retain_only_model(tmp_path, things, capsys):
     output = tmp_path / "bench"
     # No model without the fox is at hand: the original takes its place, and is not told from itself.
     content = run_bench(
@@ -63,11 +65,20 @@ def test_a_method_is_compared_with_the_original_and_a_retain_only_model(tmp_path
         things,
         ["npo"],
         output,
-        settings=SETTINGS,
+        settings=replace(SETTINGS, progress=True),
         load_reference=load_demo_model,
         about={"model": "demo"},
     )
     assert list(content["models"]) == ["original", "retain-only", "npo"]
+    # A line for each part, and nothing of a trainer's.
+    out, err = capsys.readouterr()
+    lines = [re.sub(r"(, \w+ \d\.\d\d)*, [\d.]+ s$", "", line) for line in err.splitlines()]
+    assert not out and [line for line in lines if line.startswith("[")] == [
+        "[1/8] loaded the model: retain-only", "[2/8] asked the suite's questions: retain-only",
+        "[3/8] loaded the model: original", "[4/8] asked the suite's questions: original",
+        "[5/8] loaded the model: original, for npo", "[6/8] unlearned: npo", "[7/8] asked the suite's questions: npo",
+        f"[8/8] saved to {output}",
+    ]  # fmt: skip
     original, npo = content["models"]["original"], content["models"]["npo"]
     assert original["forget_quality"] == 1.0 and 0 < original["utility"] <= 1 and original["forgotten"] is None
     assert npo["forgotten"] in (0.0, 1.0) and 0 <= npo["kept"] <= 1 and npo["seconds"] > 0
