@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
 
@@ -36,3 +38,26 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
 DeviceName = Literal["cuda", "cpu"]
 DEVICES: tuple[DeviceName, ...] = get_args(DeviceName)
+
+
+def nearest(word: str, words: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Those of some words that a mistyped one may have meant, the nearest first; in whatever case it is written.
+
+    Args:
+        word (`str`): That is none of them.
+        words (`list[str]`): Those that there are.
+        most (`int`, defaults to 1): How many to return.
+        cutoff (`float`, defaults to 0.6): How near, as [`difflib.get_close_matches`] has it.
+    """
+    by_lower = {known.lower(): known for known in words}
+    return [by_lower[near] for near in difflib.get_close_matches(word.lower(), by_lower, n=most, cutoff=cutoff)]
+
+
+def did_you_mean(word: object, words: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> str:
+    """ "did you mean 'erase'?", or nothing, if no word is near.
+
+    Args:
+        word, words, most, cutoff: See [`nearest`].
+    """
+    near = nearest(word, words, most=most, cutoff=cutoff) if isinstance(word, str) else []
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""

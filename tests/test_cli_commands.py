@@ -20,7 +20,7 @@ from space_peft.attacks.report import AttackReport
 from space_peft.cli import erased, main
 from space_peft.cli.attack_run import AttackRun
 from space_peft.cli.commands import CONFIGURABLE, FROM_DATACLASSES, _parsers
-from space_peft.cli.options import called, with_config
+from space_peft.cli.options import called, refuse_misspelt, with_config
 from space_peft.data.questions import DEFAULT_QUESTIONS, questions_of
 from space_peft.demo import demo_model_path, load_demo_model
 from space_peft.evaluation import ErasureReport
@@ -127,6 +127,31 @@ def test_what_is_printed_meanwhile_does_not_mix_with_the_json(monkeypatch, capsy
     assert main(["merge", str(tmp_path), "b", "--json", "-"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {"folder": "b"} and "loading" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["eras", "--model", "demo"], "space-peft: there is no command 'eras'; did you mean 'erase'?"),
+        (["zzz"], "space-peft: there is no command 'zzz'; space-peft --help lists them all."),
+        # What is missing is not said while what it was meant for is there.
+        (["attack", "--adaptr", ".", "--concept", "fox", "--images", "."],
+         "space-peft attack: --adaptr is no option; did you mean --adapter?"),
+        (["bench", "--suite", "people", "--model", "demo", "--methods", "ga", "npoo"],
+         "space-peft bench: a method cannot be 'npoo'; did you mean 'npo'?"),
+        (["bench", "--suite", "mllmuu", "--model", "demo", "--methods", "ga"],
+         "space-peft bench: the suite's name cannot be 'mllmuu'; did you mean 'mllmu'?"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_word_is_one_line_with_the_nearest(argv, said, capsys):
+    assert main(argv) == 2
+    assert capsys.readouterr().err == f"{said}\n"
+
+
+def test_a_value_may_begin_with_dashes_where_argparse_takes_it(capsys):
+    refuse_misspelt(["--concept", "--not a flag", "--", "--nor this"], COMMANDS["audit"], "audit")
+    with pytest.raises(ValueError, match="--step=1|--step is no option; did you mean --steps"):
+        refuse_misspelt(["--step=1"], COMMANDS["audit"], "audit")
 
 
 def test_the_version(capsys):
@@ -286,7 +311,8 @@ def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--attacks", "hypnosis"], "no attacks ['hypnosis']"),
+        (["--attacks", "zzz"], "there is no attack 'zzz'; expected some of audit, relearning, "),
+        (["--attacks", "hint"], "there is no attack 'hint'; did you mean 'hints'?\n"),
         (
             ["--question", "What is this?", "--attacks", "confirmation", "perturbation"],
             "confirmation is left out, for which there are no questions",

@@ -77,6 +77,17 @@ def test_the_embedded_model_has_a_name(command):
     assert Path(model_place("demo"), "config.json").is_file() and model_place("org/demo") == "org/demo"
 
 
+@pytest.mark.parametrize(
+    ("command", "option"), [("plan", "model"), ("erase", "model"), ("bench", "reference"), ("verify", "base_model")]
+)
+def test_its_mistyped_name_is_known(command, option):
+    with pytest.raises(FileNotFoundError, match=r"'dmeo' here, and no model .* Did you mean 'demo'\?$"):
+        check_places(command, {option: "dmeo"})
+    with pytest.raises(FileNotFoundError) as found:
+        check_places("stats", {"model": "dmeo"})  # It takes no such word.
+    assert "Did you mean" not in str(found.value)
+
+
 def test_the_table_of_places_is_that_of_the_parser():
     from space_peft.arguments import EraseArguments
 

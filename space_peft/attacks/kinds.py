@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..choices import did_you_mean
 from .audit import AuditResult
 from .confirmation import ConfirmationResult
 from .hints import HintResult
@@ -38,6 +39,8 @@ def check_attacks(names: Iterable[str] | None) -> list[str]:
         ValueError: If there is no such attack.
     """
     names = list(KINDS if names is None else dict.fromkeys(names))
-    if unknown := [name for name in names if name not in KINDS]:
-        raise ValueError(f"there are no attacks {unknown}; expected some of {list(KINDS)}.")
+    for name in names:
+        if name not in KINDS:
+            hint = did_you_mean(name, KINDS) or f"expected some of {', '.join(KINDS)}."
+            raise ValueError(f"there is no attack {name!r}; {hint}")
     return names

@@ -374,6 +374,8 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
     Args:
         args (`argparse.Namespace`): As `space_peft.cli` parses it.
     """
+    for method in args.methods:  # Before a suite is downloaded.
+        check_choice(method, METHODS, "a method")
     with stages(["read", *bench_stages(args.methods, args.reference is not None)]):
         begin("read")
         return _bench(args)

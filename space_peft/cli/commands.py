@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import shlex
 import sys
 import time
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._version import __version__
-from ..choices import DEVICES, DTYPES
+from ..choices import DEVICES, DTYPES, did_you_mean, nearest
 from ..records.stages import stages
 from .erase_options import given_options
 from .errors import BadInput, bad_input
@@ -25,6 +24,7 @@ from .options import (
     called,
     check_json,
     quietly,
+    refuse_misspelt,
     refuse_unknown,
     short_usage,
     tell,
@@ -53,7 +53,7 @@ def _demo(args: argparse.Namespace) -> int:
         check_concept(args.concept)
     names = demo_concepts()
     if args.concept not in names:
-        near = difflib.get_close_matches(args.concept.lower(), names, n=5, cutoff=0.3) or names[:5]
+        near = nearest(args.concept, names, most=5, cutoff=0.3) or names[:5]
         print(
             f"space-peft demo: the embedded model knows no {args.concept!r}; nearest names: {', '.join(near)}.",
             file=sys.stderr,
@@ -405,6 +405,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 places = given_options(name, args.rest, args.config)
         else:
             parser, commands = _parsers()
+            if name is not None and not name.startswith("-") and name not in commands:
+                hint = did_you_mean(name, commands) or "space-peft --help lists them all."
+                print(f"space-peft: there is no command {name!r}; {hint}", file=sys.stderr)
+                return 2
+            if name in commands:
+                with bad_input(name):
+                    refuse_misspelt(argv[1:], commands[name], name)
             if name in CONFIGURABLE:
                 with bad_input(name):
                     passed_over = is_of_erase if name == "plan" else None

@@ -6,13 +6,12 @@ Enough for their `--help`, and to say what is missing before the seconds that im
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ..arguments import AdapterArguments, CardArguments, EraseArguments, SelectionArguments
-from ..choices import Target
+from ..choices import Target, nearest
 from .fields import add_fields, from_file, required_fields
 from .options import Help
 from .places import ConfigFile
@@ -141,7 +140,7 @@ def _check_complete(command: str, given: set[str], others: Sequence[str]) -> Non
             "--statistics of the model, which `space-peft stats` makes."
         )
     for key in others:
-        if near := difflib.get_close_matches(f"--{key}" if key[:2] != "--" else key, missing, n=1, cutoff=0.8):
+        if near := nearest(f"--{key}" if key[:2] != "--" else key, missing, cutoff=0.8):
             raise ValueError(f"{key!r} is no option; did you mean {near[0]}?")
     raise ValueError(
         f"missing: {', '.join(missing)} (or in the file of --config); space-peft {command} --help says what they are."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import json
 import logging
 import shlex
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..choices import nearest
 from ..records.io import json_text, write_json
 from ..records.stages import say
 from .places import take_config
@@ -92,16 +92,16 @@ def short_usage(parser: argparse.ArgumentParser) -> None:
     parser.usage = textwrap.fill(text, _WIDTH - len("usage: "), subsequent_indent=" " * 9).replace("%", "%%")
 
 
-def nearest(name: str, options: Iterable[str], command: str) -> str:
-    """What to say after the name of something that is no option: the nearest ones, or where they are listed.
+def nearest_option(name: str, options: Iterable[str], command: str) -> str:
+    """What to say after the name of something that is no option: the nearest one, or where they are listed.
 
     Args:
         name (`str`): That was given.
         options (`list[str]`): Names of options.
         command (`str`): Its name.
     """
-    near = difflib.get_close_matches(name, list(options), n=3, cutoff=0.5)
-    return f"did you mean {', '.join(near)}?" if near else f"see space-peft {command} --help."
+    near = nearest(name, options, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"see space-peft {command} --help."
 
 
 def refuse_unknown(rest: Sequence[str], parser: argparse.ArgumentParser, command: str) -> None:
@@ -121,7 +121,25 @@ def refuse_unknown(rest: Sequence[str], parser: argparse.ArgumentParser, command
     if not flags:
         raise ValueError(f"{rest[0]!r} belongs to no option; see space-peft {command} --help.")
     known = [_long(action) for action in parser._actions if action.option_strings]
-    raise ValueError(f"{flags[0]} is no option; {nearest(flags[0], known, command)}")
+    raise ValueError(f"{flags[0]} is no option; {nearest_option(flags[0], known, command)}")
+
+
+def refuse_misspelt(argv: Sequence[str], parser: argparse.ArgumentParser, command: str) -> None:
+    """Refuses flags that a command does not have, before argparse says that what they were meant for is missing.
+
+    Args:
+        argv (`list[str]`): Arguments after the command's name.
+        parser (`argparse.ArgumentParser`): Of the command.
+        command (`str`): Its name.
+
+    Raises:
+        ValueError: If there is one; the message has the nearest options.
+    """
+    known = {spelling for action in parser._actions for spelling in action.option_strings}
+    flags = argv[: argv.index("--")] if "--" in argv else argv
+    flags = [word.partition("=")[0] for word in flags if word.startswith("--")]
+    # With a blank in it argparse takes it for a value.
+    refuse_unknown([flag for flag in flags if flag not in known and " " not in flag], parser, command)
 
 
 def check_keys(values: Iterable, options: Iterable[str], path: str, command: str) -> None:
@@ -139,7 +157,7 @@ def check_keys(values: Iterable, options: Iterable[str], path: str, command: str
     options = list(options)
     for key in values:
         if key not in options:
-            raise ValueError(f"{path} sets {key!r}, which is no option; {nearest(str(key), options, command)}")
+            raise ValueError(f"{path} sets {key!r}, which is no option; {nearest_option(str(key), options, command)}")
 
 
 def with_config(

@@ -59,8 +59,9 @@ def check_places(command: str, options: Mapping[str, Any]) -> None:
         place = options.get(name)
         if not isinstance(place, str) or kind == "model" and place == EMBEDDED and command in TAKE_EMBEDDED:
             continue
+        embedded = name == "base_model" or name in ("model", "reference") and command in TAKE_EMBEDDED
         try:
-            check_place(place, kind)
+            check_place(place, kind, [EMBEDDED] if embedded else [])
         except (OSError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
 

@@ -7,11 +7,11 @@ unseen style are all probes. What is left is public: the pool of anchors and the
 
 from __future__ import annotations
 
-import difflib
 import random
 
 from datasets import Dataset
 
+from ..choices import nearest
 from ..evaluation.probes import Probe, build_probes
 from ..modeling.prompts import conversation
 from . import data
@@ -29,7 +29,7 @@ def _design(style: str) -> str:
 
 def _check_name(concept: str, names) -> None:
     if concept not in names:
-        near = difflib.get_close_matches(str(concept), names, n=5, cutoff=0.4)
+        near = nearest(str(concept), names, most=5, cutoff=0.4)
         hint = f"the nearest names: {', '.join(near)}" if near else f"one of {', '.join(sorted(names)[:8])}, ..."
         raise ValueError(f"the images hold no concept {concept!r}; expected {hint}.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from ..choices import did_you_mean
 
 
 # https://huggingface.co/docs/hub/repositories-licenses
@@ -33,10 +33,9 @@ def check_license(license: str | None, name: str | None = None, link: str | None
         ValueError: If the identifier is unknown, "other" comes without name or link, or one of them without "other".
     """
     if license is not None and license not in LICENSES:
-        near = difflib.get_close_matches(str(license).lower(), LICENSES, n=3)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = did_you_mean(license, LICENSES, most=3)
         raise ValueError(
-            f"`license` is {license!r}, which is no licence identifier of the Hub.{hint} For any other licence use "
+            f"`license` is {license!r}, which is no licence identifier of the Hub{f'; {hint}' if hint else '.'} For any other licence use "
             "'other' with `license_name` and `license_link` "
             "(list: https://huggingface.co/docs/hub/repositories-licenses)."
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+from ..choices import nearest
 from .base_model import is_hub_id
 
 
@@ -60,7 +61,7 @@ def data_file_kind(place: str | os.PathLike) -> str:
     return kind
 
 
-def check_place(place: str, kind: Kind = "model") -> None:
+def check_place(place: str, kind: Kind = "model", words: Collection[str] = ()) -> None:
     """Whether there is anything at a place that a user gave; what it is shows when it is read.
 
     A repository is asked for once, without repeating, unless some version of it is in the cache.
@@ -68,6 +69,7 @@ def check_place(place: str, kind: Kind = "model") -> None:
     Args:
         place (`str`): Folder, file or Hub id. For a dataset "id:split" and "id/configuration" are the same as "id".
         kind (`str`, defaults to `"model"`): "model" or "dataset", for the Hub has both; "folder" for what can only be here.
+        words (`list[str]`, *optional*): Words that stand for a place, of which one may have been meant.
 
     Raises:
         FileNotFoundError: If it is neither here nor on the Hub, as far as one may look.
@@ -79,13 +81,13 @@ def check_place(place: str, kind: Kind = "model") -> None:
             data_file_kind(place)
         return
     if kind == "folder":
-        raise FileNotFoundError(f"there is no file or folder {place!r}.{_hint(place)}")
+        raise FileNotFoundError(f"there is no file or folder {place!r}.{_hint(place, words)}")
     name = dataset_on_hub(place.partition(":")[0])[0] if kind == "dataset" else place
     refuse_missing(name)
-    _ask_hub(name, kind, place)
+    _ask_hub(name, kind, place, _hint(place, words))
 
 
-def _ask_hub(name: str, kind: Kind, place: str) -> None:
+def _ask_hub(name: str, kind: Kind, place: str, hint: str) -> None:
     """Raises if there is no repository of a name; the message says what was given, `place`."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
@@ -95,7 +97,7 @@ def _ask_hub(name: str, kind: Kind, place: str) -> None:
     here = f"there is no file or folder {place!r} here"
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(
-            f"{here}, and no {kind} of that id in the Hub's cache; the Hub itself is not asked (HF_HUB_OFFLINE).{_hint(place)}"
+            f"{here}, and no {kind} of that id in the Hub's cache; the Hub itself is not asked (HF_HUB_OFFLINE).{hint}"
         )
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=_SECONDS)
@@ -103,23 +105,24 @@ def _ask_hub(name: str, kind: Kind, place: str) -> None:
         return  # It is there; whoever loads it says how to get in.
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"{here}, and no {kind} of that id on the Hub (or a private one: `hf auth login`).{_hint(place)}"
+            f"{here}, and no {kind} of that id on the Hub (or a private one: `hf auth login`).{hint}"
         ) from error
     except HfHubHTTPError:
         return  # The Hub has troubles of its own, which whoever loads it tries to outlast.
     except (HTTPError, OSError) as error:
-        raise ConnectionError(
-            f"{here}, and the Hub cannot be asked for a {kind} of that id: {error}.{_hint(place)}"
-        ) from error
+        raise ConnectionError(f"{here}, and the Hub cannot be asked for a {kind} of that id: {error}.{hint}") from error
 
 
-def _hint(place: str | os.PathLike) -> str:
-    """The path that was meant, as far as that can be guessed: each part that is not there, replaced by the nearest that is."""
+def _hint(place: str | os.PathLike, words: Collection[str] = ()) -> str:
+    """The path that was meant, as far as that can be guessed: each part that is not there, replaced by the nearest that is. Or a
+    word that stands for one."""
+    if near := nearest(os.fspath(place), words):
+        return f" Did you mean {near[0]!r}?"
     found = Path()
     for part in Path(place).parts:
         if not (found / part).exists():
             try:
-                near = difflib.get_close_matches(part, os.listdir(found), n=1)
+                near = nearest(part, os.listdir(found))
             except OSError:  # Not a folder, or not ours to read.
                 return ""
             if not near:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..choices import did_you_mean
 from ..evaluation.metrics import normalize_answer
 
 
@@ -295,6 +296,8 @@ def check_texts(texts, what: str) -> tuple[str, ...]:
 def check_choice(value, choices: Sequence[str], what: str) -> None:
     """Raises `ValueError` for anything that is not one of the choices."""
     if value not in choices:
+        if hint := did_you_mean(value, choices):
+            raise ValueError(f"{what} cannot be {value!r:.80}; {hint}")
         raise ValueError(f"{what} must be one of {tuple(choices)}, got {value!r:.80}.")
 
 

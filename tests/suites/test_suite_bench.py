@@ -182,4 +182,4 @@ def test_the_command_says_what_is_wrong(capsys, tmp_path):
     assert main([*arguments, "--split", "forget_5"]) == 2
     assert "the suite 'own' takes no `split`; it takes ['revision', 'protocol']" in capsys.readouterr().err
     assert main([*arguments[:2], "mllmoo", *arguments[3:]]) == 2
-    assert "the suite's name must be one of" in capsys.readouterr().err
+    assert "the suite's name cannot be 'mllmoo'; did you mean 'mllmu'?" in capsys.readouterr().err
