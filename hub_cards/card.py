@@ -167,7 +167,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license: License, files: lis
     source = facts.certificate and vars(facts.certificate) or facts.space or {}
     pools = [record for record in facts.data.datasets if record.role == "pool"]
     return _template().render(
-        generated=_Markdown(f"{GENERATED} {__version__}. Written anew at every push; edit the card data instead. -->"),
+        generated=_Markdown(f"{GENERATED} {__version__}. Rewritten at every push; edit the card data instead. -->"),
         title=model_name(facts),
         concept=facts.concept,
         aliases=[] if facts.redacted else facts.data.aliases,
@@ -198,7 +198,7 @@ def _body(facts: ErasureFacts, repo_id: str | None, license: License, files: lis
         run=sections.run_summary(facts),
         stages=STAGES,
         settings=sections.settings_tables(facts),
-        space=facts.space,
+        space=sections.constraint_settings(facts),
         pictures={name: None if facts.redacted else facts.pictures.get(name) for name in PICTURES},
         package_version=__version__,
         files=files,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from space_peft.attacks.kinds import KINDS
 from space_peft.evaluation.keys import KEYS
@@ -17,6 +19,9 @@ NEVER_TESTED = (
     "other languages than those of the probes' questions",
     "prompts with several images, video, longer conversations than those of the probes",
 )
+# They tell weights from others by a hash, which says nothing to a reader: whether the update is confined stands in the
+# certificate's section, and the base model's commit in the table of its facts.
+_IDENTITIES = ("projected", "revision", "identity")
 # `max_lora_rank` takes one of these: https://docs.vllm.ai/en/stable/api/vllm/config/lora/
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -151,10 +156,20 @@ def _spread(rows: list[dict], key: str) -> dict | None:
 
 def settings_tables(facts: ErasureFacts) -> dict[str, dict]:
     """Settings that differ from the defaults, by config; those of the report where the trainer recorded none."""
-    tables = {name: dict(values) for name, values in facts.data.settings.items() if values}
-    if not tables and facts.report and facts.report.settings:
-        tables["Run"] = {key: value for key, value in facts.report.settings.items() if value not in (None, {}, [])}
-    return tables
+    tables = {name: _without_identities(values) for name, values in facts.data.settings.items()}
+    if not any(tables.values()) and facts.report and facts.report.settings:
+        own = _without_identities(facts.report.settings)
+        tables["Run"] = {key: value for key, value in own.items() if value not in (None, {}, [])}
+    return {name: values for name, values in tables.items() if values}
+
+
+def constraint_settings(facts: ErasureFacts) -> dict:
+    """The settings of the constraint; empty for an adapter without one."""
+    return _without_identities(facts.space or {})
+
+
+def _without_identities(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in _IDENTITIES}
 
 
 def adapter_summary(facts: ErasureFacts) -> dict:

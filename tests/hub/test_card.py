@@ -186,6 +186,20 @@ def test_an_adapter_alone_has_a_card(folder):
     assert "![" not in text and "None" not in text
 
 
+def test_settings_are_words_and_numbers_and_no_bare_hashes(folder, monkeypatch):
+    monkeypatch.setattr("space_peft.hub_cards.facts.check_projected", lambda folder: None)
+    digest = "e0ba8172838226856ed278667dea4dc6"
+    change(folder, "space_config.json", projected={"lora_A": digest}, max_rank="auto")
+    change(folder, "space_card.json", settings={"SpaceLoraConfig": {"r": 16, "revision": digest}})
+    text = body(str(erasure_card(folder)))
+    assert "`SpaceLoraConfig.r` | `16`" in text and "`max_rank` `auto`" in text and digest not in text
+    # Without the trainer's settings those of the report are shown, of which its identity is none.
+    change(folder, "space_card.json", settings={})
+    change(folder, "report.json", settings={"steps": 60, "identity": {"adapter": digest}})
+    text = body(str(erasure_card(folder)))
+    assert "Settings of the run:" in text and "`Run.steps` | `60`" in text and digest not in text
+
+
 def test_certificate_lists_the_layers_that_change_most(folder):
     text = str(erasure_card(folder))
     layers = re.findall(r"^\| `model\.language_model\.layers\.(\d)", text, flags=re.M)
@@ -273,7 +287,7 @@ def test_a_local_base_model_is_called_so_and_its_path_is_not_published(folder, m
     metadata = front_matter(str(card))
     check_metadata({"base_model": "org/base", "base_model_relation": "adapter", **metadata})
     assert "base_model" not in metadata and not [tag for tag in metadata["tags"] if "base_model" in tag]
-    with pytest.raises(ValueError, match="no id on the Hub"):
+    with pytest.raises(ValueError, match="not an id on the Hub"):
         erasure_card(folder, card_data=data, base_model=str(folder))
     assert str(folder) not in str(erasure_card(folder, card_data=data, base_model="org/base"))
 
