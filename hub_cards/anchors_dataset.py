@@ -77,7 +77,9 @@ def push_anchors(
     info = anchor_info(anchors)
     images = [name for name, feature in anchors.features.items() if isinstance(feature, Image)]
     if include_images and redact:
-        raise ValueError("`include_images` and `redact` exclude each other: the images show what is not to be named.")
+        raise ValueError(
+            "`include_images` and `redact` cannot be used together: the images show what is not to be named."
+        )
     if include_images:
         license, extra = _image_licenses(anchors, license)
     else:
@@ -198,7 +200,7 @@ def _card(
         else "No images are published: `pool_row` and `pool_id`, where given, say which row of the pool each one is."
     )
     body = f"""
-{GENERATED} {__version__}. Written anew at every push. -->
+{GENERATED} {__version__}. Rewritten at every push. -->
 
 # Anchors for the erasure of: {concept}
 

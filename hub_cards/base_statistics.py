@@ -57,7 +57,7 @@ def push_statistics(
         validate_repo_id(statistics.model or "")
     except HFValidationError as error:
         raise ValueError(
-            f"the statistics are of the model {statistics.model!r}, which is no id on the Hub, so nobody could tell what they "
+            f"the statistics are of the model {statistics.model!r}, which is not an id on the Hub, so nobody could tell what they "
             "are for; collect them from a model that was loaded by its id."
         ) from error
     with tempfile.TemporaryDirectory(prefix="space-peft-") as staged:
@@ -89,7 +89,7 @@ def statistics_card(statistics: Statistics, repo_id: str, license: str | None = 
     commit = f" at commit {code_span(statistics.commit)}" if statistics.commit else ""
     ranks = [moment.rank / moment.dim for moment in statistics.unique]
     body = f"""
-{GENERATED} {__version__}. Written anew at every push. -->
+{GENERATED} {__version__}. Rewritten at every push. -->
 
 # What {code_span(statistics.model)} sees on retained data
 

@@ -76,10 +76,10 @@ def check_certificate(source: AdapterSource, model: PeftModel) -> Check:
     norms = update_norms(model)
     layers = {layer.name: layer for layer in certificate.layers}
     if len(layers) != len(certificate.layers):
-        return failed("speaks of a layer twice")
+        return failed("lists a layer twice")
     if set(norms) != set(layers):
         odd = min(set(norms) ^ set(layers))
-        return failed(f"is not of the layers that are adapted: {odd!r:.200} is in one of the two only")
+        return failed(f"does not cover the layers that are adapted: {odd!r:.200} is only in one of the two")
     adapted = adapted_layers(model)
     for key, layer in layers.items():
         dim = adapted[key].in_features
@@ -93,7 +93,7 @@ def check_certificate(source: AdapterSource, model: PeftModel) -> Check:
     said = json.loads(json.dumps(certificate.to_dict()))
     said["end_to_end"] = content.get("end_to_end")  # Its bounds were computed again when it was read, up to rounding.
     if others := sorted(key for key, value in content.items() if key not in said or value != said[key]):
-        return failed(f"contradicts itself: {others[0]!r:.80} is not what its layers come to")
+        return failed(f"contradicts itself: {others[0]!r:.80} does not follow from its layers")
     if certificate.weights_digest is None:
         return Check(
             name,
@@ -132,12 +132,12 @@ def check_bound(source: AdapterSource, model: PeftModel) -> Check:
     layers = {layer.name: layer for layer in certificate.layers}
     adapted = adapted_layers(model)
     if missing := sorted(set(adapted) - set(spaces)):
-        return Check(name, FAILED, f"holds nothing of {len(missing)} adapted layers, {missing[0]!r}", NULL_SPACES_NAME)
+        return Check(name, FAILED, f"holds nothing for {len(missing)} adapted layers, {missing[0]!r}", NULL_SPACES_NAME)
     checked: set[int] = set()
     for key in adapted:
         space = spaces[key]
         if id(space) not in checked and (problem := _statistics_problem(space, adapted[key].in_features)):
-            return Check(name, FAILED, f"are no statistics: of {key!r}, {problem}", NULL_SPACES_NAME)
+            return Check(name, FAILED, f"are not valid statistics: for {key!r}, {problem}", NULL_SPACES_NAME)
         checked.add(id(space))
     try:
         bounds = recompute_bounds(model, spaces)
@@ -190,7 +190,7 @@ def _statistics_problem(space: NullSpace, dim: int) -> str | None:
         space.scale, space.outside, space.next_eigenvalue, space.uncertainty, space.strength, space.energy,
     )  # fmt: skip
     if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
-        return "what should be a number is none"
+        return "something that should be a number is not"
     if type(space.start) is not int or space.start < 0 or space.constraint not in tuple(CONSTRAINTS):
         return f"`start` is {space.start!r:.40}, the constraint {space.constraint!r:.40}"
     counts = space.counts
@@ -258,7 +258,7 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
         )
 
     if counts != certificate.measured_counts:
-        seen = f"other rows than the certificate's ({counts} tokens, not {certificate.measured_counts})"
+        seen = f"rows other than the certificate's ({counts} tokens, not {certificate.measured_counts})"
         if beyond := beyond_bound(changes, slack=0.0):
             return failed(f"{seen}: {beyond}. The certificate does not hold for such data.")
         return Check(
@@ -283,7 +283,7 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
         if off := {key: error for key, error in errors.items() if error > allowed * changes[key][place] + floor}:
             key = max(off, key=off.__getitem__)
             return failed(
-                f"{len(off)} of {len(changes)} layers change otherwise than certified, by more than {allowed:.0%}: {key!r} by "
+                f"{len(off)} of {len(changes)} layers change differently from what was certified, by more than {allowed:.0%}: {key!r} by "
                 f"{changes[key][place]:.4g}, certified {certified[key]:.4g} ({what})"
             )
         largest = max([largest, *(errors[key] / max(changes[key][place], floor, 1e-30) for key in errors)])

@@ -258,8 +258,8 @@ def adapter_keys(folder: Path) -> set[str]:
     )
     if odd:
         raise ValueError(
-            f"{ADAPTER_NAME} holds {len(odd)} weights that are no matrices `lora_A` and `lora_B`, the first is "
-            f"{odd[0]!r:.200}; such an adapter changes more than its certificate speaks of. Do not load it, and tell its "
+            f"{ADAPTER_NAME} holds {len(odd)} weights that are not matrices `lora_A` and `lora_B`, the first is "
+            f"{odd[0]!r:.200}; such an adapter changes more than its certificate covers. Do not load it, and tell its "
             "author."
         )
     return set(kinds)
@@ -281,7 +281,7 @@ def check_options(folder: Path) -> None:
     def refuse(key: str, expected: str) -> NoReturn:
         raise ValueError(
             f"`{key}` of {ADAPTER_CONFIG_NAME} is {content[key]!r:.120}; expected {expected}. With it the adapter changes more "
-            "than s B A, of which alone its certificate speaks. Do not load it, and tell its author."
+            "than s B A, which is all that its certificate covers. Do not load it, and tell its author."
         )
 
     for key, value in content.items():

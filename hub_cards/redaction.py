@@ -56,7 +56,7 @@ def redaction_salt(folder: str | os.PathLike) -> bytes:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} holds no `salt` in hexadecimal digits. {_REMEDY}") from error
     if content.get("algorithm") != ALGORITHM or len(salt) < 16:
-        raise ValueError(f"{str(path)!r} is no salt of 16 bytes or more for {ALGORITHM}. {_REMEDY}")
+        raise ValueError(f"{str(path)!r} is not a salt of 16 bytes or more for {ALGORITHM}. {_REMEDY}")
     return salt
 
 

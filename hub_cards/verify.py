@@ -250,7 +250,7 @@ def _contents(source: AdapterSource) -> list[Check]:
     """Whether each file that is there can be read, and says what such a file says."""
     folder, readers = source.folder, _readers(source)
     checks = [
-        Check("content", FAILED, "is nothing of an erasure, and some library would load it; remove it", name)
+        Check("content", FAILED, "does not belong to an erasure, and some library would load it; remove it", name)
         for name in _odd_files(source)
     ]
     for name, read in readers.items():
@@ -340,7 +340,7 @@ def _behaviour(
     checks.append(answered or Check("canary", NOT_CHECKED, "not asked for"))
     checks.append(held or Check("retained data", NOT_CHECKED, "none given"))
     checks.append(
-        Check("name", NOT_CHECKED, "nobody asked for it: --audit searches for the name, --images shows your pictures")
+        Check("name", NOT_CHECKED, "not asked for: --audit searches for the name, --images shows your pictures")
         if audit is None
         else _stage("name", lambda: _said(source, model, processor, audit))
     )
@@ -392,8 +392,8 @@ def _canary(source: AdapterSource, model: PeftModel, processor: Any) -> Check:
             CANARY_NAME,
         )
     message = (
-        f"{result.count} questions are answered as after training, {result.telling} of them otherwise, or more or less "
-        f"surely, than without the adapter; log-probabilities within {result.max_log_prob_change:.2g} nats; "
+        f"{result.count} questions are answered as after training, {result.telling} of them differently, or more or "
+        f"less surely, than without the adapter; log-probabilities within {result.max_log_prob_change:.2g} nats; "
     )
     if result.base_compared:
         return Check(name, OK, message + f"{result.base_compared} weights of the base model as recorded")
@@ -418,7 +418,7 @@ def _said(source: AdapterSource, model: PeftModel, processor: Any, audit: _Audit
         with deployed_model(model):
             before = sum(answers_naming(model, processor, audit.images, asked, [concept]))
         after = sum(answers_naming(model, processor, audit.images, asked, [concept]))
-        counts = f"of {len(audit.images)} pictures given the base model names {before} {concept!r}, this model {after}"
+        counts = f"of the {len(audit.images)} pictures given, the base model names {before} as {concept!r}, this model {after}"
         (failures if after else told if before else idle).append(counts)
     if audit.steps is not None:
         result = audit_concept(
@@ -440,7 +440,7 @@ def _said(source: AdapterSource, model: PeftModel, processor: Any, audit: _Audit
         return Check(name, FAILED, "; ".join(failures + told + idle))
     if told:
         return Check(name, OK, "; ".join(told + [f"{part}: that says nothing" for part in idle]))
-    return Check(name, NOT_CHECKED, "; ".join(idle) + ": what the base model does not say either shows nothing")
+    return Check(name, NOT_CHECKED, "; ".join(idle) + ": the base model does not say it either, so this shows nothing")
 
 
 def _recorded_concept(folder: Path) -> str | None:

@@ -41,9 +41,9 @@ class EraseArguments:
         more_concepts (`list[str]`, *optional*): Names to forget after it, one after another; see [`erase_several`].
         aliases (`list[str]`, *optional*): Other names of `concept`.
         anchors (`int`, defaults to 32): How many.
-        refine_steps (`int`, defaults to 60): Steps of their refinement.
+        refine_steps (`int`, defaults to 60): Steps of refining them.
         dtype (`str`, *optional*): To load the model in; by default as saved on a GPU, float32 on a CPU.
-        fresh (`bool`, defaults to `False`): Begin anew whatever an interrupted call left.
+        fresh (`bool`, defaults to `False`): Start again, ignoring what an interrupted call left.
     """
 
     model: str = field(metadata={"help": "Id or folder; demo: the embedded one"})
@@ -51,14 +51,14 @@ class EraseArguments:
     pool: str = field(metadata={"help": "Public images: folder, file or Hub id"})
     retain: str | None = _told("Retained rows or pictures: folder, file, Hub id")
     statistics: str | None = _told("Statistics of the model instead: folder or Hub id")
-    test_images: str | None = _told("Pictures of the concept, to test with alone")
+    test_images: str | None = _told("Pictures of the concept, for testing only")
     questions: str | None = _told("Your own questions, a YAML file")
-    more_concepts: list[str] = _told("Names to forget after it, one by one", [], metavar="NAME")
-    aliases: list[str] = _told("Other names of it", [], metavar="NAME")
+    more_concepts: list[str] = _told("More names to forget, one after another", [], metavar="NAME")
+    aliases: list[str] = _told("Other names for it", [], metavar="NAME")
     anchors: int = _told("How many anchors", 32)
-    refine_steps: int = _told("Steps of their refinement", 60)
+    refine_steps: int = _told("Steps of refining them", 60)
     dtype: DtypeName | None = _told("auto, float32, bfloat16, float16 (default: as saved)", metavar="TYPE")
-    fresh: bool = _told("Begin anew whatever an interrupted call left", False)
+    fresh: bool = _told("Start again, ignoring what an interrupted call left", False)
 
 
 @dataclass
@@ -97,12 +97,12 @@ class AdapterArguments:
     lora_rank_pattern: str | None = _told('Other ranks of some layers, such as {"q_proj": 16}', metavar="JSON")
     lora_alpha_pattern: str | None = _told('Other scales of some layers, such as {"q_proj": 32}', metavar="JSON")
     lora_use_rslora: bool = _told("Scale by the square root of the rank", False)
-    lora_init_weights: Literal["true", "false", "gaussian", "orthogonal"] = _told("How it begins", "true")
+    lora_init_weights: Literal["true", "false", "gaussian", "orthogonal"] = _told("How it is initialised", "true")
     lora_statistics: InputKind = _told("What counts as one retained input: a token, or the mean of a row's", "token")
-    constraint: ConstraintName = _told("How it is kept off what is retained", "soft")
+    constraint: ConstraintName = _told("How retained inputs are protected", "soft")
     strength: float = _told("t of soft; smaller is stricter", 0.005)
     energy: float = _told("Share of the energy that the hard constraint removes", 0.999)
-    tokens_per_row: str = _told("Most tokens of a kind of a retained row that count, or all", "64", metavar="N")
+    tokens_per_row: str = _told("Most tokens of each kind counted per retained row, or all", "64", metavar="N")
     max_rank: str = _told("Most eigenvectors of a layer: a number, auto or all", "auto", metavar="N")
 
 
@@ -122,8 +122,8 @@ class SelectionArguments:
 
     select_threshold: float | None = _told("Lowest score of an anchor")
     select_upper_threshold: float | None = _told("Highest score of an anchor")
-    select_diversity: float = _told("Weight of unlikeness among anchors, from 0 to 1", 0.1)
-    select_duplicate_threshold: float = _told("Cosine above which one image is the other again", 0.98)
+    select_diversity: float = _told("Weight of diversity among anchors, from 0 to 1", 0.1)
+    select_duplicate_threshold: float = _told("Cosine above which two images count as the same", 0.98)
     select_description: str | None = _told("A sentence on what the concept is, to find anchors by")
     select_templates: list[str] | None = _told("Texts with {} for the name, to find anchors by")
     select_image_column: str = _told("The pool's column of images", "image", metavar="NAME")
@@ -147,13 +147,13 @@ class CardArguments:
     """
 
     reason: str | None = _told("Why the concept is erased")
-    language: list[str] | None = _told("Of questions and answers, such as en", metavar="CODE")
+    language: list[str] | None = _told("Language of questions and answers, such as en", metavar="CODE")
     authors: list[str] = _told("Who makes the adapter", [], metavar="NAME")
     contact: str | None = _told("Where questions and complaints go")
-    license: str | None = _told("Of the adapter (default: the base model's)", metavar="ID")
-    license_name: str | None = _told("Its name, if it is none of the Hub's")
-    license_link: str | None = _told("Where its text is", metavar="URL")
-    tags: list[str] = _told("More tags of the repository", [], metavar="TAG")
+    license: str | None = _told("Licence of the adapter (default: the base model's)", metavar="ID")
+    license_name: str | None = _told("Name of the licence, if the Hub does not list it")
+    license_link: str | None = _told("Link to the text of the licence", metavar="URL")
+    tags: list[str] = _told("More tags for the repository", [], metavar="TAG")
     not_tested: list[str] = _told("What you know was not tested", [])
     base_model: str | None = _told("Hub id of the model, if it is loaded from a folder", metavar="ID")
     redact: bool = _told("Publish a hash instead of the name", False)
@@ -194,7 +194,7 @@ def _pattern(given: Any, name: str) -> dict[str, Any]:
         try:
             given = json.loads(given)
         except json.JSONDecodeError as error:
-            raise ValueError(f"`{name}` is {given!r:.80}, which is no JSON: {error}.") from error
+            raise ValueError(f"`{name}` is {given!r:.80}, which is not JSON: {error}.") from error
     given = {} if given is None else given
     if not isinstance(given, dict) or any(type(value) not in (int, float) for value in given.values()):
         raise ValueError(f'`{name}` is {given!r:.80}; expected numbers by layer, such as {{"q_proj": 16}}.')

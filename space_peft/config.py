@@ -201,8 +201,8 @@ class SpaceLoraConfig(LoraConfig):
             value = getattr(self, option.name)
             if value != default:
                 raise ValueError(
-                    f"`{option.name}` is {value!r:.200}, an option of {LoraConfig.__name__} of which it is not known that the "
-                    f"constraint holds under it; leave it at its default, {default!r:.80}."
+                    f"`{option.name}` is {value!r:.200}, an option of {LoraConfig.__name__} under which the constraint is not "
+                    f"known to hold; leave it at its default, {default!r:.80}."
                 )
         if getattr(self, "_custom_modules", None):
             raise ValueError(

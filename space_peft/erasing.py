@@ -166,8 +166,8 @@ class Erasure:
             lines.append("No retained rows were held out, so there is no certificate.")
         elif (statement := self.certificate.end_to_end) is not None:
             lines.append(
-                f"Of {statement.images + statement.texts} held-out images and texts {statement.changed} are answered otherwise: "
-                f"of such ones less than {statement.share_bound:.1%} (95 %)."
+                f"Of {statement.images + statement.texts} held-out images and texts, {statement.changed} are answered "
+                f"differently; of others like them, less than {statement.share_bound:.1%} (95 %)."
             )
         if seconds := self.trainer.card_data.seconds if report is None else report.seconds:
             in_order = {stage: seconds[stage] for stage in STAGES if stage in seconds} | seconds
@@ -211,7 +211,7 @@ def next_steps(folder: str | os.PathLike, *, failed: bool) -> list[str]:
     return [
         f"  deploy    space-peft merge {folder} MODEL-WITHOUT-IT",
         f"  publish   space-peft push {folder} YOU/NAME, and others: space-peft verify YOU/NAME",
-        "  undo      load the model without the adapter; of a merged model keep the original, nothing takes the merge back",
+        "  undo      load the model without the adapter; a merge cannot be undone, so keep the original",
     ]
 
 
@@ -257,7 +257,7 @@ def erase(
         probes (`list[Probe]`, *optional*): From [`build_probes`]: what to ask before and after, of which pictures. If the model
             names the concept on next to none of them, a warning says so before anything is made.
         k (`int`, defaults to 32): Anchors.
-        refine_steps (`int`, defaults to 60): Steps of their refinement.
+        refine_steps (`int`, defaults to 60): Steps of refining them.
         selection (`dict`, *optional*): Other arguments of [`select_anchors`], such as `caption_column`.
         args ([`SpaceConfig`], *optional*): Configuration of training; `output_dir` is "space-output" by default.
         peft_config ([`SpaceLoraConfig`], *optional*): The adapter; rank 8 by default.
@@ -289,7 +289,7 @@ def erase(
     # Whatever would be refused later is refused now: the model takes minutes to load, and its anchors may take hours.
     check_job(SpaceTrainer, args, trainer_options, alone=retain_dataset is None)
     if Path(args.output_dir, ADAPTER_NAME).is_file():
-        logger.warning("%s holds an adapter already; once this one is saved, it is replaced.", args.output_dir)
+        logger.warning("%s already holds an adapter, which is replaced when this one is saved.", args.output_dir)
     statistics = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
     retained = None if retain_dataset is None else RetainedRows.of(retain_dataset, unanswered=True)
     keys = erase_stages(
@@ -411,7 +411,7 @@ def make_anchors(
             logger.info("Anchors of an earlier call are taken from %s.", folder)
             done(f"took {len(kept)} anchors that an earlier call has made")
             return kept
-        logger.warning("The anchors in %s were made for something else; they are made anew.", folder)
+        logger.warning("The anchors in %s were made for something else, so they are made again.", folder)
     given = {"model": model, "processor": processor, "aliases": aliases, "k": k, "progress": progress, **selection}
     anchors = select_anchors(concept, pool, **given)
     done(f"chose {len(anchors)} anchors of {len(pool)} public images")

@@ -78,7 +78,7 @@ class Erasures:
     def summary(self) -> str:
         """What was done, and what to do next."""
         failed = [name for name, verdict in self.verdicts().items() if verdict != "erased"]
-        again = "Give more anchors, refine_steps or max_steps, and begin anew (--fresh): erased names stay as they are."
+        again = "Give more anchors, refine_steps or max_steps, and start again with --fresh: names that were erased stay as they are."
         lines = [f"NOT ERASED: {', '.join(map(repr, failed))}; see the tables. {again}\n"] if failed else []
         lines += [f"{report.to_table()}\n" for report in self.reports().values()]
         lines += [
@@ -167,7 +167,7 @@ def erase_several(
     if served != wanted[: len(served)]:
         raise ValueError(
             f"{str(place)!r} holds the requests {[name for name, _ in served]} (with their aliases), which are not the first of "
-            f"{concepts}. Name them first, choose another `output_dir`, or begin anew."
+            f"{concepts}. Name them first, choose another `output_dir`, or start again."
         )
     if processor is None:
         processor = AutoProcessor.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
@@ -186,7 +186,7 @@ def erase_several(
         if before is not None and before != settings:
             keys = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
             warnings.warn(
-                f"{name!r} was erased with other settings ({', '.join(keys)}) and stays as it is; `resume=False` begins anew.",
+                f"{name!r} was erased with other settings ({', '.join(keys)}) and stays as it is; `resume=False` starts again.",
                 stacklevel=2,
             )
     base = {"weights": weights, "settings": made_with}

@@ -134,10 +134,10 @@ def test_the_first_that_is_told_counts(tmp_path, monkeypatch):
     (tmp_path / "org" / "given").mkdir()
     assert is_hub_id("org/given", loaded=False) and not is_hub_id("org/given")
     assert base_model_id("org/given", data, adapter) == "org/given"
-    with pytest.raises(ValueError, match="'org/config', which is no id on the Hub.*as `base_model`"):
+    with pytest.raises(ValueError, match="'org/config', which is not an id on the Hub.*as `base_model`"):
         base_model_id(None, None, adapter)
     assert base_model_id(None, None, adapter, local=True) is None  # For a card that stays here.
-    with pytest.raises(ValueError, match="no id on the Hub"):
+    with pytest.raises(ValueError, match="not an id on the Hub"):
         base_model_id(str(tmp_path), None, adapter, local=True)
 
 
@@ -152,7 +152,7 @@ def test_ids_are_checked_as_by_todays_huggingface_hub():
     for name in ("org/given\n", "org/given/more", "org/--"):
         with pytest.raises(HFValidationError):
             validate_repo_id(name)
-    with pytest.raises(ValueError, match="which is no id on the Hub"):
+    with pytest.raises(ValueError, match="which is not an id on the Hub"):
         base_model_id(None, None, {"base_model_name_or_path": name})
 
 

@@ -293,7 +293,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         (lambda: adapted(tokens_per_row=8), "`tokens_per_row` is 64 in the statistics, but 8"),
         (lambda: adapted(statistics="pooled"), "`statistics` is 'token' in the statistics, but 'pooled'"),
         (lambda: adapted(constraint="hard"), "use constraint=\"soft\""),
-        (lambda: adapted(r".*o_proj"), "nothing of 2 adapted layers"),
+        (lambda: adapted(r".*o_proj"), "nothing for 2 adapted layers"),
     ],
 )  # fmt: skip
 def test_statistics_of_something_else_are_refused(model, said):

@@ -152,7 +152,7 @@ def test_certificate_survives_the_file(tmp_path):
     with pytest.raises(ValueError, match="is not valid JSON"):
         RetentionCertificate.load(path)
     path.write_text("{}")
-    with pytest.raises(ValueError, match="no retention certificate"):
+    with pytest.raises(ValueError, match="not a retention certificate"):
         RetentionCertificate.load(path)
     del content["layers"][0]["bound"]
     with pytest.raises(ValueError, match="incomplete"):

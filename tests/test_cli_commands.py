@@ -86,7 +86,7 @@ def test_flags_win_over_the_file_in_whatever_way_they_are_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("model: demo\nrnak: 4\n", "sets 'rnak', which is no option; did you mean rank"),
+        ("model: demo\nrnak: 4\n", "sets 'rnak', which is not an option; did you mean rank"),
         ("model: demo\njson: {a: 1}\n", "sets 'json' to the dict"),
         ("model: demo\nrank: [1, 2]\n", "sets 'rank' to the list [1, 2]; expected one value"),
         ("model: demo\ntime: soon\n", "sets 'time' to 'soon'; expected true or false"),
@@ -136,7 +136,7 @@ def test_what_is_printed_meanwhile_does_not_mix_with_the_json(monkeypatch, capsy
         (["zzz"], "space-peft: there is no command 'zzz'; space-peft --help lists them all."),
         # What is missing is not said while what it was meant for is there.
         (["attack", "--adaptr", ".", "--concept", "fox", "--images", "."],
-         "space-peft attack: --adaptr is no option; did you mean --adapter?"),
+         "space-peft attack: --adaptr is not an option; did you mean --adapter?"),
         (["bench", "--suite", "people", "--model", "demo", "--methods", "ga", "npoo"],
          "space-peft bench: a method cannot be 'npoo'; did you mean 'npo'?"),
         (["bench", "--suite", "mllmuu", "--model", "demo", "--methods", "ga"],
@@ -150,7 +150,7 @@ def test_a_mistyped_word_is_one_line_with_the_nearest(argv, said, capsys):
 
 def test_a_value_may_begin_with_dashes_where_argparse_takes_it(capsys):
     refuse_misspelt(["--concept", "--not a flag", "--", "--nor this"], COMMANDS["audit"], "audit")
-    with pytest.raises(ValueError, match="--step=1|--step is no option; did you mean --steps"):
+    with pytest.raises(ValueError, match="--step=1|--step is not an option; did you mean --steps"):
         refuse_misspelt(["--step=1"], COMMANDS["audit"], "audit")
 
 
@@ -217,7 +217,7 @@ def test_pictures_are_sorted_by_their_names(caplog):
         split_by_name(Dataset.from_dict({"name": ["dog"]}), "dog")
     # Numbers say that not all are the target's, and not which.
     with pytest.raises(
-        ValueError, match="the column 'label' of the pictures holds Value.'int64'. .0, 1., which are no names"
+        ValueError, match="the column 'label' of the pictures holds Value.'int64'. .0, 1., which are not names"
     ):
         split_by_name(pictures([0, 1, 1], column="label"), "dog")
     assert len(split_by_name(pictures([3, 3], column="label"), "dog").target) == 2
@@ -305,7 +305,7 @@ def test_an_adapter_is_asked_about_pictures(adapter, named, tmp_path, capsys):
     model = get_peft_model(load_demo_model()[0], LoraConfig(r=1, target_modules=["q_proj"], init_lora_weights=False))
     model.save_pretrained(other)
     assert judged("evaluate", adapter, named, other, *question) == 2
-    assert "holds another adapter" in capsys.readouterr().err and not (other / "report.json").exists()
+    assert "holds a different adapter" in capsys.readouterr().err and not (other / "report.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_a_file_says_it_as_yaml_does():
 
 @pytest.mark.parametrize("pattern", ["q_proj", '{"q_proj": "many"}', "[1]"])
 def test_a_pattern_that_is_none_is_refused(pattern):
-    with pytest.raises(ValueError, match="`lora_rank_pattern` is .*(no JSON|expected numbers by layer)"):
+    with pytest.raises(ValueError, match="`lora_rank_pattern` is .*(not JSON|expected numbers by layer)"):
         get_space_config(AdapterArguments(lora_rank_pattern=pattern))
 
 
@@ -206,11 +206,11 @@ def test_a_null_in_the_file_is_nothing_given(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["erase", *(f"--{key}=." for key in NEEDED), "--lerning_rate", "1"], "--lerning_rate is no option; did you mean --learning_"),
+        (["erase", *(f"--{key}=." for key in NEEDED), "--lerning_rate", "1"], "--lerning_rate is not an option; did you mean --learning_"),
         # A flag that is cut short is none either.
-        (["erase", *(f"--{key}=." for key in NEEDED), "--max_step", "1"], "--max_step is no option; did you mean --max_steps"),
-        (["plan", "demo", "--ran", "3"], "--ran is no option; did you mean --rank"),
-        (["plan", "demo", "--rnak", "3"], "--rnak is no option; did you mean --rank"),
+        (["erase", *(f"--{key}=." for key in NEEDED), "--max_step", "1"], "--max_step is not an option; did you mean --max_steps"),
+        (["plan", "demo", "--ran", "3"], "--ran is not an option; did you mean --rank"),
+        (["plan", "demo", "--rnak", "3"], "--rnak is not an option; did you mean --rank"),
         (["merge", ".", "out", "more"], "'more' belongs to no option; see space-peft merge --help"),
     ],
 )  # fmt: skip

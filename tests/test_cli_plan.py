@@ -143,7 +143,7 @@ def test_the_file_of_an_erasure_is_planned(tmp_path, capsys):
     assert {rank for _, rank in ranks} == {3, 5} and not [layer for layer, _ in ranks if layer == "1"]
     path.write_text("model: demo\nlorar: 3\n")
     assert main(["plan", "--config", str(path)]) == 2
-    assert "sets 'lorar', which is no option; did you mean lora_r" in capsys.readouterr().err
+    assert "sets 'lorar', which is not an option; did you mean lora_r" in capsys.readouterr().err
 
 
 def test_names_of_options_are_those_of_an_erasure_too():
@@ -175,7 +175,7 @@ def test_without_a_gpu_a_plan_says_so_where_it_matters(monkeypatch, capsys):
     # For the GPU of another machine, whose memory nobody knows here.
     assert main(["plan", "demo"]) == 0
     out = capsys.readouterr().out
-    assert "in float16" in out and "no GPU here: whether the memory of one suffices is not known" in out
+    assert "in float16" in out and "no GPU here: it is not known whether the memory of one suffices" in out
     assert main(["plan", "demo", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "in float32" in out and "no GPU" not in out

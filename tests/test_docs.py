@@ -1,5 +1,6 @@
 """The documentation: every public name is in the reference, every page in the navigation, every link leads somewhere."""
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -124,3 +125,22 @@ def test_pictures_without_a_description_are_found():
 def test_no_picture_lies_there_unseen():
     shown = {Path(place).name for page in SHOWN for _, place, _ in IMAGE.findall(page.read_text())}
     assert not [path.name for path in (ROOT / "docs" / "images").iterdir() if path.name not in shown]
+
+
+# Turns of phrase that a reader stumbles over, each of which stood in a message once.
+TRANSLATED = re.compile(
+    r"\banew\b|\bstands twice\b|\bis no (option|YAML|JSON|report|card|salt|ledger|cache|file name)\b|\bof which alone\b"
+    r"|\bbut for\b|\bare others than\b|\bnothing of (?=an|\d|\{)|\bof all that has chance\b|, for (one|none|only) of\b"
+)
+
+
+def test_messages_are_idiomatic():
+    sources = [file for room in ("space_peft", "trainers", "hub_cards") for file in (ROOT / room).rglob("*.py")]
+    found = []
+    for file in sources:
+        tree = ast.parse(file.read_text())
+        shown = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # Docstrings are not shown.
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in shown:
+                found += [f"{file.name}:{node.lineno} {said[0]}" for said in TRANSLATED.finditer(node.value)]
+    assert len(sources) > 150 and not found

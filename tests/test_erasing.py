@@ -142,7 +142,7 @@ def test_checkpoints_of_another_job_are_not_gone_on_from(data, tmp_path):
     shutil.copytree(tmp_path / "fox" / "checkpoint-1", left)
     (left / "space_rows.json").write_text('{"added": []}')
     with pytest.warns(
-        UserWarning, match="1 checkpoint in .* of another run is passed over .*'fox', now 'lemon'.* anew"
+        UserWarning, match="1 checkpoint in .* of another run is skipped .*'fox', now 'lemon'.* from the beginning"
     ):
         lemon = job(tmp_path / "lemon", data, concept="lemon", args=quick(tmp_path / "lemon", **saving))
     assert len([entry for entry in lemon.trainer.state.log_history if "loss" in entry]) == 1
@@ -152,7 +152,7 @@ def test_checkpoints_of_another_job_are_not_gone_on_from(data, tmp_path):
     with pytest.raises(ValueError, match="is of another erasure: concept 'fox', now 'lemon'; other rows to forget"):
         lemon.trainer.train(resume_from_checkpoint=str(tmp_path / "fox" / "checkpoint-1"))
     # So is the same concept with other settings, of which the card would say that they made these weights.
-    with pytest.warns(UserWarning, match="passed over \\(learning_rate the default, now 0.1; lora_alpha"):
+    with pytest.warns(UserWarning, match="skipped \\(learning_rate the default, now 0.1; lora_alpha"):
         again = job(
             tmp_path / "fox",
             data,
@@ -412,9 +412,9 @@ def test_flags_win_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("concpet: fox\n", "'concpet' is no option; did you mean --concept?"),
+        ("concpet: fox\n", "'concpet' is not an option; did you mean --concept?"),
         ("[1, 2]\n", "holds a list"),
-        ("a: [\n", "no YAML"),
+        ("a: [\n", "not YAML"),
         ("model: /\nconcept: fox\n", "missing: --pool, --retain or --statistics"),
         ("model: /\nconcept: fox\npool: nowhere.parquet\nretain: r\n", "nowhere.parquet"),
     ],

@@ -454,7 +454,7 @@ def test_incomplete_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="erasure report .* expected a JSON object"):
         ErasureReport.load(tmp_path)
     (tmp_path / "report.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="no erasure report"):
+    with pytest.raises(ValueError, match="not an erasure report"):
         ErasureReport.load(tmp_path)
     with pytest.raises(ValueError, match="JSON"):
         ErasureReport(CONCEPT, _scores(), _scores(), settings={"t": math.inf}).save(tmp_path / "new")

@@ -192,6 +192,6 @@ def test_a_checkpoint_without_its_last_file_is_passed_over(tmp_path):
         if content is not None:
             (folder / "trainer_state.json").write_text(content)
     (tmp_path / "checkpoint-best").mkdir()
-    with pytest.warns(UserWarning, match="not written to its end") as warned:
+    with pytest.warns(UserWarning, match="is incomplete") as warned:
         assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert len(warned) == 2

@@ -77,7 +77,7 @@ def test_one_value_of_one_weight_anywhere_is_noticed(change):
     spaces = spaces_of(model)
     assert fit_differences(model, spaces) == []
     change(model)
-    with pytest.raises(ValueError, match="the base model's weights are others than those they were fitted on"):
+    with pytest.raises(ValueError, match="the base model's weights differ from those they were fitted on"):
         attach_null_space(model, torch.optim.SGD(trainable(model), lr=0.1), spaces)
 
 
@@ -306,8 +306,8 @@ def first_half(folder, batches=RETAINED, **settings):
     [
         ({"strength": 0.001}, RETAINED, "`strength` is 0.3 in the null spaces, but 0.001"),
         ({"constraint": "hard", "energy": 0.5}, RETAINED, "`constraint` is 'soft' in the null spaces, but 'hard'"),
-        ({"seed": 1}, RETAINED, "the base model's weights are others"),
-        ({}, OTHER, "the retained data are others"),
+        ({"seed": 1}, RETAINED, "the base model's weights differ"),
+        ({}, OTHER, "the retained data differ"),
     ],
 )
 def test_another_run_is_not_resumed(tmp_path, settings, batches, message):

@@ -295,7 +295,7 @@ def test_4_bit_weights_laid_out_for_inference_are_refused(saved_model):
     model.eval()
     with torch.no_grad():
         model(**RETAINED[1])
-    with pytest.raises(ValueError, match="laid out for inference on a CPU.* Load it anew"):
+    with pytest.raises(ValueError, match="laid out for inference on a CPU.* Load it again"):
         attach_null_space(model, optimizer, spaces)
 
 

@@ -140,7 +140,7 @@ def test_the_command_looks_before_it_loads_and_names_its_options(monkeypatch, tm
     given = ["erase", "--model", "demo", "--concept", "fox", "--pool", str(tmp_path / "pool"), "--use_cpu", "true"]
     given += ["--output_dir", str(tmp_path / "out")]
     for more, said in (
-        ([], "nothing says what must not change: give --retain, rows or pictures alone"),
+        ([], "nothing says what must not change: give --retain (rows, or pictures alone"),
         (
             ["--retain", str(tmp_path / "rows.parquet")],
             "rows.parquet: retained row 0: a retained row has the columns ['text']",

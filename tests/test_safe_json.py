@@ -39,9 +39,9 @@ def test_what_json_can_hold_is_read_as_it_was_written(tmp_path_factory, content)
         (b"[1]", "holds a JSON list at its top level; expected a JSON object"),
         (b'"text"', "holds a string"),
         (b"true", "holds a boolean"),
-        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
-        (b'{"a": NaN}', "NaN is no JSON number"),
-        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' appears twice"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
         (b'{"a": 1e400}', "beyond float64"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON"),
         (b'{"a": "\\ud800"}', "half of a surrogate pair"),
@@ -67,7 +67,7 @@ def test_depth_up_to_the_limit_is_read(tmp_path):
 
 COSTLY = {
     # Each took the square of its length, or thirty times its length in memory.
-    "a key that stands twice, the last of many": lambda n: (
+    "a key that appears twice, the last of many": lambda n: (
         b"{" + b",".join(b'"%d":0' % i for i in range(n // 8)) + b',"%d":0}' % (n // 8 - 1)
     ),
     "a long integer": lambda n: b'{"a":' + b"7" * n + b"}",

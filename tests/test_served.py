@@ -219,8 +219,8 @@ def fails(status, content, headers=None):
         (fails(503, {"error": "loading"}), ("erased",), "still loading the model"),
         (fails(413, b""), ("erased",), "pictures are too large"),
         (fails(302, b"", {"Location": "http://elsewhere.example/v1"}), ("erased",), "http://elsewhere.example/v1"),
-        (lambda body: b"<html>not json</html>", ("erased",), "Is it a server of OpenAI's protocol?"),
-        (lambda body: b'["list"]', ("erased",), "Is it a server of OpenAI's protocol?"),
+        (lambda body: b"<html>not json</html>", ("erased",), "Does it speak OpenAI's protocol?"),
+        (lambda body: b'["list"]', ("erased",), "Does it speak OpenAI's protocol?"),
         (lambda body: {"error": {"message": "out of memory"}}, ("erased",), "out of memory"),
         (lambda body: {"choices": []}, ("erased",), "not as OpenAI's protocol has it"),
         (lambda body: {"choices": [{"text": "fox"}]}, ("erased",), "not as OpenAI's protocol has it"),
@@ -268,7 +268,7 @@ def test_another_model_that_answers_and_garbage_are_noted(pictures, capsys):
     with Served(lambda body: chat(next(replies), body, model="base")) as server:
         assert probe(server, pictures) == 0
     out = capsys.readouterr().out
-    assert "'base' has answered" in out and "1 of 51 answers are no language" in out
+    assert "'base' has answered" in out and "1 of 51 answers are not readable text" in out
 
 
 def test_garbage_for_most_is_no_verdict(pictures, capsys):
@@ -276,7 +276,7 @@ def test_garbage_for_most_is_no_verdict(pictures, capsys):
     replies = iter(["dog", "dog", *(["", "", "a dog"] * 20)])
     with Served(lambda body: chat(next(replies), body)) as server:
         assert probe(server, pictures) == 2
-    assert "of the 51 answers of 'erased' 17 read as language" in capsys.readouterr().err
+    assert "of the 51 answers of 'erased' only 17 read as language" in capsys.readouterr().err
 
 
 def test_nobody_there(pictures, capsys):

@@ -176,9 +176,9 @@ def test_warnings_are_notes_without_a_path_or_a_line_of_source(capsys):
     with as_notes():
         warnings.warn("the pool has no captions.", stacklevel=1)
         warnings.warn_explicit("pinned", UserWarning, "/x/site-packages/torch/utils/data.py", 7)
-        logging.getLogger("space_peft.erasing").warning("The anchors in %s are made anew.", "out")
+        logging.getLogger("space_peft.erasing").warning("The anchors in %s are made again.", "out")
     assert capsys.readouterr().err.splitlines() == [
-        "note: the pool has no captions.", "note (torch): pinned", "note: The anchors in out are made anew.",
+        "note: the pool has no captions.", "note (torch): pinned", "note: The anchors in out are made again.",
     ]  # fmt: skip
     assert warnings.showwarning is before and logging.getLogger("space_peft").propagate
     assert not logging.getLogger("space_peft").handlers

@@ -110,19 +110,19 @@ def test_an_interrupted_call_goes_on_and_other_rows_are_asked_anew(demo, picture
     assert len(cache.read_text().splitlines()) == 1 + 6
     asked.clear()
     resumed = answer_missing(*demo, read(rows), **options)
-    assert [answer_text(row) for row in resumed] == whole and asked == [1] and "anew" not in caplog.text
+    assert [answer_text(row) for row in resumed] == whole and asked == [1] and "made again" not in caplog.text
     monkeypatch.setattr(self_distillation, "generate_tokens", generate)
     # Another picture in a place, and another question.
     for other in ([rows[2], *rows[1:]], [*rows[:-1], {"prompt": "what kind of thing is an oak?"}]):
         caplog.clear()
         again = [answer_text(row) for row in answer_missing(*demo, read(other), **options)]
-        assert "are of another model, or to something else; they are made anew" in caplog.text
+        assert "come from another model, or answer something else, so they are made again" in caplog.text
         assert again == [whole[2], *whole[1:]] if other[-1] is WORDS else again[:-1] == whole[:-1]
     caplog.clear()
     answer_missing(*demo, read(rows), resume=False, **options)
-    assert "anew" not in caplog.text
+    assert "made again" not in caplog.text
     cache.write_text("my own file\n")
-    with pytest.raises(ValueError, match="is no cache of answers"):
+    with pytest.raises(ValueError, match="is not a cache of answers"):
         answer_missing(*demo, read(rows), **options)
     assert cache.read_text() == "my own file\n"
 

@@ -89,7 +89,7 @@ class CertifyingMixin(TrainerPart):
         """
         if rows is None and self._chosen_on_held_out == self._weights_now():
             raise ValueError(
-                "the held-out rows have chosen this adapter's scale, so that no bound is to be had from them: pass others."
+                "the held-out rows were used to choose this adapter's scale, so they give no bound: pass others."
             )
         retained, chosen = self._unseen(rows)
         model, names = self.accelerator.unwrap_model(self.model), [self.concept, *self.aliases]

@@ -70,17 +70,17 @@ def last_complete_checkpoint(folder: str | os.PathLike, run: Mapping[str, Any] |
         try:
             noted = noted_run(path)
         except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-            warnings.warn(f"checkpoint {str(path)!r} was not written to its end and is passed over.", stacklevel=3)
+            warnings.warn(f"checkpoint {str(path)!r} is incomplete and is skipped.", stacklevel=3)
             continue
         if run is None or noted is not None and not (different := run_differences(noted, run)):
             chosen = str(path)
             break
         of_others.append("it does not say of what" if noted is None else "; ".join(different))
     if of_others:
-        go_on = "training begins anew" if chosen is None else f"training goes on from {chosen!r}"
+        go_on = "training starts from the beginning" if chosen is None else f"training continues from {chosen!r}"
         warnings.warn(
             f"{len(of_others)} checkpoint{'s' * (len(of_others) > 1)} in {str(folder)!r} of another run "
-            f"{'are' if len(of_others) > 1 else 'is'} passed over ({of_others[0]}); {go_on}.",
+            f"{'are' if len(of_others) > 1 else 'is'} skipped ({of_others[0]}); {go_on}.",
             stacklevel=3,
         )
     return chosen
@@ -200,7 +200,7 @@ def check_same_run(checkpoint: str | os.PathLike, run: Mapping[str, Any]) -> Non
         return  # Without its state Trainer does not go on from it either, and says so.
     if different := run_differences(noted, run, target=True):
         raise ValueError(
-            f"the checkpoint {str(checkpoint)!r} is of another erasure: {'; '.join(different)}. Train anew (without "
+            f"the checkpoint {str(checkpoint)!r} is of another erasure: {'; '.join(different)}. Train again (without "
             "`resume_from_checkpoint`), into another `output_dir`, or resume with what it was trained with."
         )
     if different := run_differences(noted, run):

@@ -58,7 +58,7 @@ class ErasureLedger:
             ledger = read_json(self.folder / LEDGER_NAME, kind="ledger")
             if ledger.get("format") != _FORMAT or not isinstance(ledger.get("requests"), list):
                 raise ValueError(
-                    f"{str(self.folder / LEDGER_NAME)!r} is no ledger of erasures (format {ledger.get('format')!r}); "
+                    f"{str(self.folder / LEDGER_NAME)!r} is not a ledger of erasures (format {ledger.get('format')!r}); "
                     f"expected {_FORMAT!r}."
                 )
             self.requests = ledger["requests"]

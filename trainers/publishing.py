@@ -240,7 +240,7 @@ class PublishingMixin(TrainerPart):
             data, config = self.card_data, self.accelerator.unwrap_model(self.model).get_base_model().config
             if data.base_model is None and not is_hub_id(config._name_or_path):
                 raise ValueError(
-                    f"the base model was loaded from {config._name_or_path!r}, which is no id on the Hub, so the adapter "
+                    f"the base model was loaded from {config._name_or_path!r}, which is not an id on the Hub, so the adapter "
                     "cannot be pushed: nobody else could load it. Say which model it is: "
                     "`card_data=ErasureCardData(base_model='org/name')`."
                 )

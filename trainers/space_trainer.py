@@ -223,7 +223,7 @@ class SpaceTrainer(ErasureTrainer):
         word = normalize_answer(answer)
         if not word or len(word.split()) > 3 or mentions(word, [self.concept, *self.aliases]):
             raise ValueError(
-                f"{question!r} is answered {answer!r}, which is no broader word for {self.concept!r}; name one: "
+                f"{question!r} is answered {answer!r}, which is not a broader word for {self.concept!r}; name one: "
                 "SpaceConfig(overwrite='kind', broader_word=...)."
             )
         return word

@@ -287,7 +287,7 @@ class _ShardFile:
     def __call__(self) -> np.ndarray:
         block = self.read()
         if block is None:
-            raise RuntimeError(f"{self.path} was removed or damaged while it was in use: call again to make it anew.")
+            raise RuntimeError(f"{self.path} was removed or damaged while it was in use: call again to rebuild it.")
         return block
 
 

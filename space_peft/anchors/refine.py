@@ -195,8 +195,8 @@ def refine_anchors(
         warnings.warn(
             f"after {steps} steps of refinement the model calls the {len(after)} anchors {concept!r} with a probability of "
             f"{found:.3f} on average ({sum(before) / len(before):.3f} before). It may not know the concept by this name: ask it "
-            "about a picture, try the name it answers with (or `aliases`), or more `steps`. Otherwise there is little to be "
-            "forgotten, and little that an erasure could be trained on.",
+            "about a picture, try the name it answers with (or `aliases`), or more `steps`. Otherwise there is little to "
+            "forget, and little to train an erasure on.",
             stacklevel=2,
         )
     return set_anchor_info(

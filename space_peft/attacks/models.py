@@ -140,4 +140,4 @@ def check_vocabulary(processor, names: Sequence[str]) -> None:
     tokenizer = processor.tokenizer
     for name in names:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer(name)["input_ids"]:
-            raise ValueError(f"the tokenizer does not know {name!r}, so that the model cannot say it.")
+            raise ValueError(f"the tokenizer does not know {name!r}, so the model cannot say it.")

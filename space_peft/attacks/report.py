@@ -136,7 +136,7 @@ class AttackReport:
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If it is no report of attacks: keys missing or unknown, values out of range.
+            ValueError: If it is not a report of attacks: keys missing or unknown, values out of range.
         """
         path = Path(path)
         path = path / ATTACKS_NAME if path.is_dir() else path
@@ -144,7 +144,7 @@ class AttackReport:
         expected = {"concept", "attacks", "versions"}
         if not isinstance(content, dict) or set(content) != expected:
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"{path} is no report of attacks: expected the keys {sorted(expected)}, got {found}.")
+            raise ValueError(f"{path} is not a report of attacks: expected the keys {sorted(expected)}, got {found}.")
         try:
             return cls(**content)
         except ValueError as error:

@@ -235,7 +235,7 @@ def probe_served(
         # To say nothing, or garbage, is not to have forgotten.
         garbage = next(answer.answer for answer in answers if not is_fluent(answer.answer))
         raise EndpointError(
-            f"of the {len(answers)} answers of {endpoint.model!r} {result.sensible} read as language, one that does not is "
+            f"of the {len(answers)} answers of {endpoint.model!r} only {result.sensible} read as language; one that does not is "
             f"{garbage!r:.80}: "
             "whether the erasure is in force cannot be said. See whether the server uses the model's chat template, and "
             "switch off reasoning, which may use up all the tokens of an answer."
@@ -255,7 +255,7 @@ def _reaches_model(endpoint: Endpoint, question: str, image: Image.Image) -> boo
     if with_picture <= without:
         raise EndpointError(
             f"a prompt with a picture is {with_picture} tokens long for {endpoint.model!r}, and without it {without}: pictures "
-            "do not reach the model, so that it cannot name what they show. Serve it as a model that takes pictures (with its "
+            "do not reach the model, so it cannot name what they show. Serve it as a model that takes pictures (with its "
             "processor)."
         )
     return True

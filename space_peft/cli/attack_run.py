@@ -80,7 +80,9 @@ class AttackRun:
             print(f"The attacks in {self.output} were made on another model; they are replaced.", file=sys.stderr)
             return None
         if model is None:
-            print(f"It is not noted which model the other attacks in {self.output} were made on.", file=sys.stderr)
+            print(
+                f"There is no record of which model the other attacks in {self.output} were made on.", file=sys.stderr
+            )
         return self.report
 
     def of_the_same_job(self, job: dict) -> AttackReport | None:
@@ -93,7 +95,7 @@ class AttackRun:
             return None
         if self.noted.get("job") != job:
             print(
-                f"The attacks in {self.output} were made otherwise, or on something else; they are made again.",
+                f"The attacks in {self.output} were made with other settings or on something else, so they are made again.",
                 file=sys.stderr,
             )
             return None

@@ -183,12 +183,12 @@ def _space(model, processor, forgotten, retained, folder: Path, settings: BenchS
 
     if pool is None:
         raise ValueError(
-            "SPACE sees no picture of the forgotten, and finds stand-ins in public ones: pass a `pool` of them."
+            "SPACE sees no picture of who is to be forgotten, and finds stand-ins among public ones: pass a `pool` of them."
         )
     for subject in forgotten:
         if not any(character.isalpha() for character in subject.name):
             raise ValueError(
-                f"{subject.where}: the suite gives {subject.name!r} no name, and SPACE erases a name. Add a column `name`."
+                f"{subject.where}: the suite gives {subject.name!r} no name, and SPACE needs one to erase. Add a column `name`."
             )
     original, ledger = copy.deepcopy(model), ErasureLedger(folder / "requests")
     steps: dict[str, Any] = {} if settings.refine_steps is None else {"steps": settings.refine_steps}

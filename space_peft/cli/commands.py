@@ -86,7 +86,7 @@ def _merge(args: argparse.Namespace) -> int:
         f"  serve     transformers serve, or vllm serve {folder}; requests name the model {folder}",
         "  ask it    space-peft probe --endpoint http://localhost:8000 --concept NAME --images PICTURES",
         f"  judge     space-peft evaluate --merged {folder} --base-model ORIGINAL --concept NAME --images PICTURES",
-        "  keep      the original: nothing takes the merge back",
+        "  keep      the original: a merge cannot be undone",
     ]
     tell(args, "\n".join(lines), {"folder": str(folder)})
     return 0
@@ -214,7 +214,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     demo.add_argument("--concept", default="fox", help="a name the embedded model knows (default: fox)")
     demo.add_argument("--output", default="outputs/demo", help="folder to write to (default: outputs/demo)")
-    demo.add_argument("--seed", type=int, default=0, help="of anchors, adapter and order of the data (default: 0)")
+    demo.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     demo.set_defaults(run=_demo)
     commands.add_parser("anchors", help="find and refine the images that stand in for a concept", add_help=False)
     commands.add_parser("erase", help="erase a concept from your model (--config FILE.yaml, or flags)", add_help=False)
@@ -234,8 +234,10 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     stats.add_argument("--output", required=True, help="folder to write to")
     stats.add_argument("--device", choices=DEVICES, help="where it runs (default: a GPU if there is one)")
-    stats.add_argument("--batch-size", type=int, default=32, help="rows a forward pass (default: 32)")
-    stats.add_argument("--tokens-per-row", type=int, default=64, help="most tokens of a kind of a row (default: 64)")
+    stats.add_argument("--batch-size", type=int, default=32, help="rows per forward pass (default: 32)")
+    stats.add_argument(
+        "--tokens-per-row", type=int, default=64, help="most tokens of each kind counted per row (default: 64)"
+    )
     stats.add_argument("--push", metavar="REPO", help="publish them on the Hub as well")
     stats.set_defaults(run=_stats)
     card = commands.add_parser("card", help="write the model card of an adapter folder")
@@ -255,12 +257,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     push.add_argument("--revision", help="branch; created if there is none")
     push.add_argument("--create-pr", action="store_true", help="open a pull request")
     push.add_argument("--commit-message", metavar="TEXT")
-    push.add_argument("--token", help="of the Hub; better: `hf auth login`, for a command line is seen by others")
+    push.add_argument("--token", help="Hub token; `hf auth login` is safer, as others can see a command line")
     push.add_argument("--redact", action="store_true", help="publish a salted hash instead of the concept's name")
-    push.add_argument("--include-images", action="store_true", help="with the anchors' images of the canary")
-    push.add_argument("--include-answers", action="store_true", help="with every answer of the evaluation")
-    push.add_argument("--include-null-spaces", action="store_true", help="with the null spaces")
-    push.add_argument("--retries", type=int, default=5, metavar="N", help="after a passing error (default: 5)")
+    push.add_argument("--include-images", action="store_true", help="also publish the anchors' images of the canary")
+    push.add_argument("--include-answers", action="store_true", help="also publish every answer of the evaluation")
+    push.add_argument("--include-null-spaces", action="store_true", help="also publish the null spaces")
+    push.add_argument(
+        "--retries", type=int, default=5, metavar="N", help="attempts after a temporary error (default: 5)"
+    )
     push.set_defaults(run=_push)
     verify = commands.add_parser("verify", help="check that a published erasure is what it says")
     verify.add_argument("adapter", help="folder or Hub id of the adapter")
@@ -274,36 +278,38 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     verify.add_argument("--no-canary", action="store_true", help="do not ask the canary's questions")
     verify.add_argument("--audit", action="store_true", help="search for an image that makes the model say the name")
     verify.add_argument("--concept", metavar="NAME", help="the name to search for (default: the one recorded)")
-    verify.add_argument("--images", metavar="DATA", help="your own pictures of the concept, of which none may be named")
-    verify.add_argument("--question", help="what the model is asked about pictures (default: that of the library)")
+    verify.add_argument("--images", metavar="DATA", help="your own pictures of the concept, none of which may be named")
+    verify.add_argument("--question", help="what the model is asked about pictures (default: the library's question)")
     verify.add_argument("--steps", type=int, default=100, help="steps of the search from each start (default: 100)")
     verify.set_defaults(run=_verify)
     audit = commands.add_parser("audit", help="search for an image that makes an erased model say the name")
     audit.add_argument("--concept", required=True, help="the erased name")
     audit.add_argument("--adapter", required=True, help="folder or Hub id of the adapter")
     audit.add_argument("--base-model", help="folder or Hub id, if not the one the adapter's config names")
-    audit.add_argument("--images", metavar="DATA", help="pictures to start from, beside random noise")
+    audit.add_argument("--images", metavar="DATA", help="pictures to start from, besides random noise")
     audit.add_argument("--restarts", type=int, default=4, help="starts from noise (default: 4)")
     audit.add_argument("--control-name", metavar="NAME", help="also search for a name the model does not know")
-    audit.add_argument("--question", help="what the model is asked (default: that of the library)")
+    audit.add_argument("--question", help="what the model is asked (default: the library's question)")
     audit.add_argument("--steps", type=int, default=100, help="steps of search from each start (default: 100)")
-    audit.add_argument("--seed", type=int, default=0, help="of noise and shifts (default: 0)")
+    audit.add_argument("--seed", type=int, default=0, help="random seed for noise and shifts (default: 0)")
     audit.add_argument("--output", default="outputs/audit", help="folder to write to (default: outputs/audit)")
     audit.set_defaults(run=_audit)
     add_judging(commands)
     add_plan(commands)
     probe = commands.add_parser("probe", help="ask a served model whether an erasure is in force")
     probe.add_argument(
-        "--endpoint", required=True, metavar="URL", help="of a server that speaks OpenAI's chat protocol"
+        "--endpoint", required=True, metavar="URL", help="address of a server that speaks OpenAI's chat protocol"
     )
     probe.add_argument("--concept", required=True, metavar="NAME", help="the erased name")
     probe.add_argument(
-        "--alias", action="append", default=[], metavar="NAME", help="another name of it; may be repeated"
+        "--alias", action="append", default=[], metavar="NAME", help="another name for it; may be repeated"
     )
     probe.add_argument("--images", required=True, metavar="DATA", help="your own pictures of the concept")
-    probe.add_argument("--adapter", metavar="FOLDER", help="of the erasure: its canary's questions are asked as well")
-    probe.add_argument("--model", metavar="NAME", help="the server's name of it (default: the only one it lists)")
-    probe.add_argument("--question", help="what is asked for the name (default: those of the library)")
+    probe.add_argument(
+        "--adapter", metavar="FOLDER", help="folder of the erasure: its canary's questions are asked as well"
+    )
+    probe.add_argument("--model", metavar="NAME", help="the server's name for it (default: the only one it lists)")
+    probe.add_argument("--question", help="question that asks for the name (default: the library's questions)")
     probe.add_argument("--most", type=float, default=0.1, help="share of answers that may name it (default: 0.1)")
     probe.add_argument("--timeout", type=float, default=120, help="seconds to wait for an answer (default: 120)")
     probe.add_argument("--token-env", metavar="VARIABLE", help="environment variable that holds the server's token")
@@ -318,12 +324,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     bench.add_argument("--split", help="which people are forgotten, e.g. forget_5 (default: the suite's)")
     bench.add_argument("--model", required=True, help="folder or Hub id of the model; demo: the embedded one")
     bench.add_argument("--reference", help="folder or Hub id of a model trained without the forgotten people")
-    bench.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help="of space, ga, graddiff, kl, npo")
-    bench.add_argument("--pool", metavar="DATA", help="public pictures, for space: a folder, a file or a Hub id")
-    bench.add_argument("--steps", type=int, default=60, help="of training; of space, for each person (default: 60)")
-    bench.add_argument("--learning-rate", type=float, help="of all methods (default: each method's own)")
+    bench.add_argument(
+        "--methods", nargs="+", required=True, metavar="METHOD", help="one or more of space, ga, graddiff, kl, npo"
+    )
+    bench.add_argument("--pool", metavar="DATA", help="public pictures for space: a folder, a file or a Hub id")
+    bench.add_argument("--steps", type=int, default=60, help="training steps; for space, per person (default: 60)")
+    bench.add_argument("--learning-rate", type=float, help="for all methods (default: each method's own)")
     bench.add_argument("--batch-size", type=int, default=16, help="questions or rows at once (default: 16)")
-    bench.add_argument("--seed", type=int, default=0, help="of training and of pictures drawn (default: 0)")
+    bench.add_argument("--seed", type=int, default=0, help="random seed for training and pictures (default: 0)")
     bench.add_argument("--limit", type=int, metavar="N", help="the first N subjects of each split only")
     bench.add_argument("--output", default="outputs/bench", help="folder to write to (default: outputs/bench)")
     bench.set_defaults(run=_bench)
@@ -338,7 +346,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         )
     for name in ("stats", "verify", "audit", "evaluate", "attack"):
         commands.choices[name].add_argument(
-            "--dtype", choices=DTYPES, help="to load the model in (default: as it was saved; float32 on a CPU)"
+            "--dtype", choices=DTYPES, help="precision to load the model in (default: as saved; float32 on a CPU)"
         )
     for name, command in commands.choices.items():
         if name not in FROM_DATACLASSES:

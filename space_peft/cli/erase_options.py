@@ -28,14 +28,14 @@ class TrainerRows:
     output_dir: str = field(default=OUTPUT, metadata={"help": "Folder to write to"})
     target: Target = field(default="language", metadata={"help": "Adapted side of the model"})
     max_steps: int = field(default=60, metadata={"help": "Steps of training"})
-    learning_rate: float = field(default=4e-3, metadata={"help": "Of training"})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows of a step"})
+    learning_rate: float = field(default=4e-3, metadata={"help": "Learning rate of training"})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per step"})
     save_strategy: Literal["no", "steps", "epoch", "best"] = field(
         default="steps", metadata={"help": "When to keep checkpoints"}
     )
-    save_steps: float = field(default=500, metadata={"help": "After how many steps"})
+    save_steps: float = field(default=500, metadata={"help": "Save after every so many steps"})
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU"})
-    seed: int = field(default=42, metadata={"help": "Of all that has chance in it"})
+    seed: int = field(default=42, metadata={"help": "Random seed"})
 
 
 # What `--help` shows; `--help-all` has every option.
@@ -136,12 +136,12 @@ def _check_complete(command: str, given: set[str], others: Sequence[str]) -> Non
         return
     if missing == ["--retain or --statistics"]:
         raise ValueError(
-            "nothing says what must not change: give --retain, rows or pictures alone (the model itself answers them), or "
-            "--statistics of the model, which `space-peft stats` makes."
+            "nothing says what must not change: give --retain (rows, or pictures alone, about which the model itself is "
+            "asked), or --statistics of the model, which `space-peft stats` makes."
         )
     for key in others:
         if near := nearest(f"--{key}" if key[:2] != "--" else key, missing, cutoff=0.8):
-            raise ValueError(f"{key!r} is no option; did you mean {near[0]}?")
+            raise ValueError(f"{key!r} is not an option; did you mean {near[0]}?")
     raise ValueError(
         f"missing: {', '.join(missing)} (or in the file of --config); space-peft {command} --help says what they are."
     )

@@ -106,8 +106,8 @@ def check_merged(args: argparse.Namespace) -> None:
     """
     if args.merged is not None and args.base_model is None:
         raise ValueError(
-            "--base-model is missing: a merged model does not say what it was before, and without that nothing shows what "
-            "the erasure changed."
+            "--base-model is missing: a merged model does not record its original, and without that nothing shows what the "
+            "erasure changed."
         )
 
 
@@ -119,7 +119,9 @@ def check_output(output: str, erased: ErasedModel) -> None:
     """
     held = saved_digest(output)
     if held is not None and held != erased.adapter:
-        raise ValueError(f"{output} holds another adapter than the one that is asked here; choose another --output.")
+        raise ValueError(
+            f"{output} holds a different adapter from the one that is judged here; choose another --output."
+        )
 
 
 def note_result(output: str, name: str, erased: ErasedModel) -> None:

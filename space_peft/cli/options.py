@@ -121,7 +121,7 @@ def refuse_unknown(rest: Sequence[str], parser: argparse.ArgumentParser, command
     if not flags:
         raise ValueError(f"{rest[0]!r} belongs to no option; see space-peft {command} --help.")
     known = [_long(action) for action in parser._actions if action.option_strings]
-    raise ValueError(f"{flags[0]} is no option; {nearest_option(flags[0], known, command)}")
+    raise ValueError(f"{flags[0]} is not an option; {nearest_option(flags[0], known, command)}")
 
 
 def refuse_misspelt(argv: Sequence[str], parser: argparse.ArgumentParser, command: str) -> None:
@@ -157,7 +157,9 @@ def check_keys(values: Iterable, options: Iterable[str], path: str, command: str
     options = list(options)
     for key in values:
         if key not in options:
-            raise ValueError(f"{path} sets {key!r}, which is no option; {nearest_option(str(key), options, command)}")
+            raise ValueError(
+                f"{path} sets {key!r}, which is not an option; {nearest_option(str(key), options, command)}"
+            )
 
 
 def with_config(

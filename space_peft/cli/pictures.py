@@ -76,7 +76,7 @@ def load_target_images(place: str, concept: str | None, aliases: Sequence[str] =
     else:
         found = split_by_name(stored, concept, aliases).target
     if left := len(stored) - len(found):
-        print(f"{left} of {len(stored)} pictures in {place} are of other things, and left out", file=sys.stderr)
+        print(f"{left} of {len(stored)} pictures in {place} show other things and are left out", file=sys.stderr)
     return [load_rgb(open_picture(picture)) for picture in found]
 
 

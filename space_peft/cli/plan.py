@@ -151,7 +151,7 @@ def no_gpu(args: argparse.Namespace) -> str | None:
         return None
     if args.time:
         return "no GPU here: the step was timed on the CPU"
-    return "no GPU here: whether the memory of one suffices is not known (--device cpu: whether this machine's does)"
+    return "no GPU here: it is not known whether the memory of one suffices (--device cpu: whether this machine's does)"
 
 
 def _processor(place: str, *, required: bool):
@@ -241,7 +241,7 @@ def plan_table(plan: ErasurePlan) -> str:
         told = {"fitting": "fitting", "decomposition": "decomposition", "steps": f"{work.steps} steps", "all": "in all"}
         rows["time"] = ", ".join(f"{name} {duration(plan.seconds[key])}" for key, name in told.items())
     else:
-        rows["time"] = "not known before a step was timed: --time, on the machine that is to do it"
+        rows["time"] = "not known until a step is timed: use --time on the machine that is to do it"
     return "\n".join([*lines, "", *(f"{name:<22}{text}" for name, text in rows.items())])
 
 

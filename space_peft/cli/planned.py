@@ -29,7 +29,7 @@ def add_plan(commands) -> None:
     plan = commands.add_parser(
         "plan",
         help="say what an erasure would take; a model's config is enough",
-        epilog="It takes the file of `erase`, and its names of options: --lora_r is --rank.",
+        epilog="It takes the same file as `erase`, and the same names of options: --lora_r is --rank.",
     )
     plan.add_argument("model", help="folder with a config.json, or Hub id; demo: the embedded model")
     plan.add_argument("--target", choices=TARGETS, default="language", help="adapted side (default: language)")
@@ -37,16 +37,16 @@ def add_plan(commands) -> None:
     others = [part.name for part in fields(AdapterArguments) if part.name not in _SPELLED]
     add_fields(plan, AdapterArguments, only=others, hidden=True)
     plan.add_argument("--rows", type=int, default=1000, help="retained rows (default: 1000)")
-    plan.add_argument("--row-tokens", type=int, metavar="N", help="tokens of a row (default: its picture's and 64)")
+    plan.add_argument("--row-tokens", type=int, metavar="N", help="tokens per row (default: its picture's and 64)")
     plan.add_argument(
-        "--image-tokens", type=int, metavar="N", help="of a row's picture (default: as the config has it)"
+        "--image-tokens", type=int, metavar="N", help="tokens of a row's picture (default: from the config)"
     )
-    plan.add_argument("--steps", "--max-steps", "--max_steps", type=int, default=60, help="of training")
+    plan.add_argument("--steps", "--max-steps", "--max_steps", type=int, default=60, help="training steps")
     plan.add_argument(
         "--batch-size", "--per-device-train-batch-size", "--per_device_train_batch_size", type=int, default=16,
-        help="rows of a step",
+        help="rows per step",
     )  # fmt: skip
-    plan.add_argument("--dtype", choices=DTYPES, help="of weights (default: as saved; float32 on a CPU)")
+    plan.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: as saved; float32 on a CPU)")
     plan.add_argument("--device", choices=DEVICES, help="where it is to run (default: a GPU)")
     plan.add_argument(
         "--use_cpu", "--use-cpu", dest="device", action="store_const", const="cpu", help=argparse.SUPPRESS

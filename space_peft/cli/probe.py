@@ -36,8 +36,8 @@ def run_probe(args: argparse.Namespace) -> ServedResult:
     if args.adapter:
         if not Path(args.adapter, CANARY_NAME).is_file():
             raise FileNotFoundError(
-                f"there is no {CANARY_NAME} in {args.adapter!r}; `--adapter` takes the folder of an erasure. It is not needed: "
-                "without it your pictures alone are asked about."
+                f"there is no {CANARY_NAME} in {args.adapter!r}; `--adapter` takes the folder of an erasure. It may be left "
+                "out: then only your pictures are asked about."
             )
         canary = Canary.load(args.adapter)
     with stages(["server"]):
@@ -67,11 +67,11 @@ def probe_text(result: ServedResult, canary: bool = False) -> str:
     if result.answered is not None and result.answered.partition("@")[0] != result.asked.partition("@")[0]:
         lines.append(f"note: the server says that {result.answered!r} has answered")
     if result.shown is None:
-        lines.append(
-            "note: the server does not count tokens, so that it cannot be seen whether pictures reach the model"
-        )
+        lines.append("note: the server does not count tokens, so it is not known whether pictures reach the model")
     if canary and not result.canary:
-        lines.append("note: the canary says nothing here: no answer of it is another one with the adapter than without")
+        lines.append("note: the canary says nothing here: none of its answers differs with the adapter and without")
     if result.sensible < len(result.answers):
-        lines.append(f"note: {len(result.answers) - result.sensible} of {len(result.answers)} answers are no language")
+        lines.append(
+            f"note: {len(result.answers) - result.sensible} of {len(result.answers)} answers are not readable text"
+        )
     return "\n".join([*lines, "", result.verdict()])

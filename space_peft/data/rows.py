@@ -98,7 +98,7 @@ def check_loader(dataloader: Iterable[Mapping]) -> None:
                 else f"of type {type(row).__name__}"
             )
             raise TypeError(
-                f"the loader has no `collate_fn`, and its rows ({got}) were encoded by no processor, so that it cannot make "
+                f"the loader has no `collate_fn`, and its rows ({got}) were encoded by no processor, so it cannot make "
                 f"batches of them. Pass one: {COLLATOR}."
             )
 

@@ -67,8 +67,8 @@ def warn_if_not_named(model, processor, concept: str, probes: Sequence[Probe], *
     named, count = processes.divide([own], ask)[0]
     if named <= FORGOTTEN * count:
         warnings.warn(
-            f"{concept!r} was named on {named} of {count} of your test pictures. The model may not know it by this name, and then "
-            "there is nothing to forget, and nothing that the pictures could show. Ask it what it calls them, and give that name "
+            f"{concept!r} was named on {named} of {count} of your test pictures. The model may not know it by this name; then "
+            "there is nothing to forget, and the pictures can show nothing. Ask it what it calls them, and give that name "
             "(or `aliases`).",
             stacklevel=3,
         )

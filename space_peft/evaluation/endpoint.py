@@ -180,7 +180,7 @@ class Endpoint:
         if len(raw) > _MOST_BYTES:
             raise EndpointError(f"{where} sent more than {_MOST_BYTES} bytes; an answer is never that long.")
         try:
-            return parse_json(raw, where=f"what {where} sent", remedy="Is it a server of OpenAI's protocol?")
+            return parse_json(raw, where=f"what {where} sent", remedy="Does it speak OpenAI's protocol?")
         except ValueError as error:
             raise EndpointError(f"{error} It begins with {raw[:80]!r}.") from error
 
@@ -215,9 +215,9 @@ class Endpoint:
         if not asked:
             return (
                 text
-                + "Is the address right? It must be that of a server of OpenAI's protocol; or name the model (--model)."
+                + "Is the address right? It must be that of a server that speaks OpenAI's protocol; or name the model (--model)."
             )
-        return f"{text}Asked was the model {self.model!r}{self._hint()}"
+        return f"{text}The model asked was {self.model!r}{self._hint()}"
 
     def _hint(self) -> str:
         """The names that the server knows, if it lists them."""

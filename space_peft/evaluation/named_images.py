@@ -140,7 +140,7 @@ def _refuse_numbers(images: Dataset) -> None:
         if column in images.column_names and len(found := set(map(repr, images[column]))) > 1:
             shown = ", ".join(sorted(found)[:8]) + (", ..." if len(found) > 8 else "")
             raise ValueError(
-                f"the column {column!r} of the pictures holds {images.features[column]} ({shown}), which are no names, so that "
+                f"the column {column!r} of the pictures holds {images.features[column]} ({shown}), which are not names, so "
                 "nothing says which pictures show the target. Make texts or class labels of them (`cast_column` to "
                 "`ClassLabel(names=[...])`), or drop the column if all of them show the target."
             )

@@ -217,11 +217,11 @@ class ErasureReport:
         expected = ("concept", "seed", "settings", "versions", "before", "after", "seconds")
         missing = [key for key in expected if key not in content]
         if missing:
-            raise ValueError(f"{path} is no erasure report: it lacks {missing}.")
+            raise ValueError(f"{path} is not an erasure report: it lacks {missing}.")
         try:
             return cls(**{key: content[key] for key in expected})
         except (AttributeError, TypeError) as error:  # Scores that are no objects, values that are no numbers.
-            raise ValueError(f"{path} is no erasure report: {error}.") from error
+            raise ValueError(f"{path} is not an erasure report: {error}.") from error
 
 
 def _share(score: dict, *, measured: bool = True) -> str:

@@ -83,8 +83,8 @@ def model_class(config: PreTrainedConfig, *, text: bool = False):
             "...)."
         )
     raise ValueError(
-        f"a {kind.__name__} is not the config of a model that takes pictures and text (AutoModelForImageTextToText knows no "
-        "such one), so there is nothing to erase a concept from."
+        f"a {kind.__name__} is not the config of a model that takes pictures and text (AutoModelForImageTextToText does not "
+        "know it), so there is nothing to erase a concept from."
     )
 
 
@@ -101,8 +101,8 @@ def default_dtype(config: PreTrainedConfig, device: str | torch.device) -> torch
         return "auto"
     if (saved := saved_dtype(config)) in _HALF:
         logger.warning_once(
-            f"The model was saved in {str(saved).removeprefix('torch.')} and is loaded in float32, which is many times as fast "
-            "on a CPU and takes twice the memory; another `dtype` (--dtype) is taken as it is."
+            f"The model was saved in {str(saved).removeprefix('torch.')} and is loaded in float32, which is many times faster "
+            "on a CPU and takes twice the memory; set `dtype` (--dtype) for another precision."
         )
     return torch.float32
 

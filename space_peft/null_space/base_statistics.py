@@ -218,7 +218,7 @@ class Statistics(Mapping[str, SecondMoment]):
             )
         if missing := [name for name in inputs if name not in self]:
             raise ValueError(
-                f"the statistics hold nothing of {len(missing)} adapted layers, the first is {missing[0]!r}; leave them out "
+                f"the statistics hold nothing for {len(missing)} adapted layers, the first is {missing[0]!r}; leave them out "
                 "of target_modules, or collect statistics of them."
             )
         for name, dim in inputs.items():

@@ -135,7 +135,7 @@ class RetentionCertificate:
             ValueError: If it is no certificate of this version, or says what does not follow from its own counts.
         """
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f"this is no retention certificate: expected a JSON object with format {_FORMAT!r}.")
+            raise ValueError(f"this is not a retention certificate: expected a JSON object with format {_FORMAT!r}.")
         try:
             # Certificates of version 0.1.0 have none of these.
             optional = ("held_out", "weights_digest", "end_to_end", "calibration")

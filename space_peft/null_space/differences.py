@@ -105,10 +105,10 @@ def fit_differences(
 
 
 _SAID = {
-    "base": "the base model's weights are others than those they were fitted on",
-    "data": "the retained data are others than those they were fitted on",
-    "protect": "the statistics to protect are others than those they were fitted with",
-    "base_statistics": "the base model's statistics are others than those they were fitted with",
+    "base": "the base model's weights differ from those they were fitted on",
+    "data": "the retained data differ from those they were fitted on",
+    "protect": "the statistics to protect differ from those they were fitted with",
+    "base_statistics": "the base model's statistics differ from those they were fitted with",
 }
 # Where `max_rank` is "auto" for both.
 _AUTO_BEFORE = (

@@ -78,7 +78,7 @@ class FitProgress:
                     fitters[name].load_state_dict({**fitters[name].state_dict(), "counts": counts, "sums": sums})
         except (SafetensorError, ValueError, KeyError) as error:
             fitters.clear()
-            warnings.warn(f"{str(self._path)!r} cannot be used: {error}. Fitting starts anew.", stacklevel=4)
+            warnings.warn(f"{str(self._path)!r} cannot be used: {error}. Fitting starts again.", stacklevel=4)
             return
         owner.update(state["owner"])
         self._expected, self.resumed_at = state["checksum"], state["batches"]
@@ -99,7 +99,7 @@ class FitProgress:
         if self.batches == self.resumed_at and self._checksum != self._expected:
             raise RuntimeError(
                 f"the first {self.batches} retained batches are not those of the interrupted fit in "
-                f"{str(self._path)!r}; give the same data in the same order, or delete the file to start anew."
+                f"{str(self._path)!r}; give the same data in the same order, or delete the file to start again."
             )
         return False
 

@@ -108,7 +108,7 @@ def fit_null_space(
         missing = [name for name in fitters if name not in spaces]
         if missing:
             raise ValueError(
-                f"the statistics to protect as number {number} hold {len(missing)} of the adapted layers not, the first "
+                f"number {number} of the statistics to protect lacks {len(missing)} of the adapted layers, the first "
                 f"is {missing[0]!r}; use the `target_modules` they were made with."
             )
     settings = {"strength": config.strength, "energy": config.energy}

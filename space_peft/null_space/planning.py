@@ -364,7 +364,7 @@ def refusals(model: nn.Module, adapted: Mapping[str, nn.Module], *, shows_images
     inner = base_model(model)
     if not attends_to_images(getattr(inner, "model", None)) and not visual_tokens(inner):
         found.append(
-            f"the config of {type(inner).__name__} names no image token (`image_token_id`), so that the tokens of pictures "
+            f"the config of {type(inner).__name__} names no image token (`image_token_id`), so the tokens of pictures "
             "cannot be told from those of text; set it to the id of the processor's image token."
         )
     seeing = [name for name in adapted if side_of(name) == "vision"]

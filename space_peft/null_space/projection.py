@@ -334,22 +334,22 @@ def _constrained_weights(
             )
         if a.device.type == "meta":
             raise ValueError(
-                f"lora_A of layer {name!r} is on the meta device, for PEFT puts the adapter of an offloaded layer there, "
-                "and nothing is left to train. Keep adapted layers in memory (device_map), load the model in 8 or 4 "
+                f"lora_A of layer {name!r} is on the meta device, because PEFT puts the adapter of an offloaded layer "
+                "there, so there is nothing to train. Keep adapted layers in memory (device_map), load the model in 8 or 4 "
                 "bits, or leave offloaded layers out of target_modules."
             )
         if id(a) not in held:
             raise ValueError(
                 f"the optimiser does not hold lora_A of layer {name!r}, so its update cannot be projected. Build it "
                 "from this model's trainable parameters, after the adapter was added and the model prepared by "
-                "accelerate; optimisers that flatten parameters are not supported, but for DeepSpeed's ZeRO 1 and 2."
+                "accelerate; optimisers that flatten parameters are not supported, except for DeepSpeed's ZeRO 1 and 2."
             )
         weights[name] = a
     for name, module in quantised_4bit(model).items():
         if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
             raise ValueError(
                 f"the 4-bit weights of {name!r} are laid out for inference on a CPU, where gradients cannot pass; "
-                "bitsandbytes does so when a model is used in evaluation mode. Load it anew before training."
+                "bitsandbytes does so when a model is used in evaluation mode. Load it again before training."
             )
     low = {name: a.dtype for name, a in weights.items() if a.dtype.itemsize < 4}
     if low and any(null_spaces[name].acts for name in low):

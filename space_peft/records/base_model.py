@@ -62,7 +62,7 @@ def base_model_id(
     if local and not told:
         return None
     raise ValueError(
-        f"the adapter's base model is {name!r}, which is no id on the Hub: a path must not be published, and nobody else "
+        f"the adapter's base model is {name!r}, which is not an id on the Hub: a path must not be published, and nobody else "
         "could load it. Pass the id of the same model, such as 'llava-hf/llava-1.5-7b-hf', as `base_model` "
         "(`--base-model` on the command line)."
     )

@@ -234,7 +234,7 @@ class ErasureCardData:
             ValueError: If it is no card data of this version, or a value is refused by `check`.
         """
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f"this is no card data: expected a JSON object with format {_FORMAT!r}.")
+            raise ValueError(f"this is not card data: expected a JSON object with format {_FORMAT!r}.")
         values = {key: value for key, value in content.items() if key != "format"}
         _check_keys(values, cls, "the card data")
         records = values.get("datasets", [])
@@ -363,4 +363,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
-    raise ValueError(f"{type(value).__name__} is no JSON")
+    raise ValueError(f"{type(value).__name__} is not JSON")

@@ -33,10 +33,11 @@ def check_license(license: str | None, name: str | None = None, link: str | None
         ValueError: If the identifier is unknown, "other" comes without name or link, or one of them without "other".
     """
     if license is not None and license not in LICENSES:
-        hint = did_you_mean(license, LICENSES, most=3)
+        near = did_you_mean(license, LICENSES, most=3)
+        hint = f" D{near[1:]}" if near else ""
         raise ValueError(
-            f"`license` is {license!r}, which is no licence identifier of the Hub{f'; {hint}' if hint else '.'} For any other licence use "
-            "'other' with `license_name` and `license_link` "
+            f"`license` is {license!r}, which is not a licence identifier of the Hub.{hint} For any other licence "
+            "use 'other' with `license_name` and `license_link` "
             "(list: https://huggingface.co/docs/hub/repositories-licenses)."
         )
     if (license == "other") != (name is not None and link is not None) or (name is None) != (link is None):

@@ -122,13 +122,13 @@ def _unique(pairs: list[tuple]) -> dict:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {key[:80]!r} stands twice in one object")
+                raise ValueError(f"the key {key[:80]!r} appears twice in one object")
             seen.add(key)
     return result
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -169,7 +169,7 @@ def member_path(folder: str | os.PathLike, name: str | None) -> Path:
         )
 
     if not isinstance(name, str) or not name:
-        refuse("is no file name")
+        refuse("is not a file name")
     # A backslash or colon would mean something on Windows only: such a name is not the same file everywhere.
     if any(character in "\\:" or ord(character) < 32 or ord(character) == 127 for character in name):
         refuse("holds a backslash, a colon or a control character")

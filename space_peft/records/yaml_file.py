@@ -26,7 +26,7 @@ def read_yaml(path: str | os.PathLike, *, example: str = "concept: fox") -> dict
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; expected names with values, such as `{example}`.")
     return values

@@ -171,11 +171,11 @@ def warn_if_few(distinct: int, held_out: int, share: float, images: int = 0) -> 
         return
     if held_out == 0 and images == 1:
         what = (
-            "there will be no certificate, for only one of them is an image, which is needed for fitting. Retain more "
+            "there will be no certificate, because only one of them is an image, which is needed for fitting. Retain more "
             "images, or none"
         )
     elif held_out == 0:
-        what = "there will be no certificate, for none of them is held out"
+        what = "there will be no certificate, because none of them is held out"
     else:
         what = (
             f"the certificate will be measured on {held_out}, which say little: if none of them changes, up to "

@@ -437,8 +437,8 @@ class RetainedRows(torch.utils.data.Dataset):
             return
         lacking = "none shows an image" if rows >= FEW_ROWS else f"{images} of them with an image"
         warnings.warn(
-            f"the retained dataset has {rows} row{'s' * (rows != 1)}, {lacking}. They are all that says what must not change: "
-            "what is like none of them may be lost. Hundreds are usual, with images and without. No labels are needed: "
+            f"the retained dataset has {rows} row{'s' * (rows != 1)}, {lacking}. They alone say what must not change: anything "
+            "unlike them may be lost. Hundreds are usual, with images and without. No labels are needed: "
             "`retained_answers(model, processor, images)` asks the model itself, and with `statistics` of the base model no row is.",
             stacklevel=stacklevel + 1,
         )

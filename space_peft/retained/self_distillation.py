@@ -195,14 +195,16 @@ def answer_missing(
         try:
             return ask(cache)
         except OtherAnswers:
-            logger.warning("The answers in %s are of another model, or to something else; they are made anew.", cache)
+            logger.warning(
+                "The answers in %s come from another model, or answer something else, so they are made again.", cache
+            )
             os.remove(cache)
             return ask(cache)
 
     filled = retained.with_answers(processes.divide([cache], take_up)[0])
     if len(filled) == 0:
         raise ValueError(
-            f"the model's answers to all {len(retained)} retained rows are empty or name what is to be forgotten, so that "
+            f"the model's answers to all {len(retained)} retained rows are empty or name what is to be forgotten, so "
             "nothing is left to keep; give rows about other things."
         )
     done(f"asked the model about {len(retained.unanswered):,} retained rows without an answer")
@@ -326,7 +328,7 @@ def _read_cache(cache: str | os.PathLike | None, identity: str) -> list[tuple[st
     try:
         header, answers = json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no cache of answers ({error}); remove it.") from error
+        raise ValueError(f"{path} is not a cache of answers ({error}); remove it.") from error
     if not isinstance(header, dict) or header.get("identity") != identity:
         raise OtherAnswers(
             f"{path} holds answers of another model, or to other questions or numbers of images; remove it, or choose "

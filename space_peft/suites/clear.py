@@ -155,9 +155,7 @@ def _add_words(people: dict[str, dict], table: Table) -> tuple[str, ...]:
         )
     if not unnamed:
         return ()
-    return (
-        f"{unnamed} questions in words say the name of no person, or of several; they stand together under one subject.",
-    )
+    return (f"{unnamed} questions in words name nobody, or several people; they are kept together under one subject.",)
 
 
 def _built(people: dict[str, dict]) -> tuple[Subject, ...]:

@@ -66,8 +66,8 @@ def subject_eligibility(
     ]
     if not items:
         raise ValueError(
-            f"no subject in {split!r} of the suite {suite.name!r} has a classification question about a picture, so that "
-            "it cannot be told who is known by it."
+            f"no subject in {split!r} of the suite {suite.name!r} has a classification question about a picture, so it "
+            "cannot be told who is known by it."
         )
     right: dict[str, dict[str, list[bool]]] = {}
     for condition in CONDITIONS:

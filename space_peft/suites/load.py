@@ -49,5 +49,7 @@ def load_suite(name: str, source: str | os.PathLike | None = None, **options) ->
     if source is not None and name == "people":
         raise ValueError(f"the suite 'people' is in the package and has no other source, got {str(source)!r}.")
     if source is None and name in ("vlm_unbench", "own"):
-        raise ValueError(f"the suite {name!r} is on no Hub; pass the file, folder or Hub id that holds it as `source`.")
+        raise ValueError(
+            f"the suite {name!r} is not on the Hub; pass the file, folder or Hub id that holds it as `source`."
+        )
     return LOADERS[name](**({} if source is None else {"source": source}), **options)

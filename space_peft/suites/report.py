@@ -129,5 +129,5 @@ class SuiteReport:
         """
         content = read_json(path, kind="report of a suite")
         if missing := [key for key in KEYS if key not in content]:
-            raise ValueError(f"{path} is no report of a suite: it lacks {missing}.")
+            raise ValueError(f"{path} is not a report of a suite: it lacks {missing}.")
         return cls(**{key: content[key] for key in KEYS})

@@ -89,8 +89,8 @@ def _with_shots(items: list[Item], kind: str, people: int, protocol: Protocol, s
         return items
     if len(asked) <= people:
         raise ValueError(
-            f"{people} people shall be examples of kind {kind!r}, and {len(asked)} have such questions: nobody is left to be "
-            "asked. Use fewer `shots`, or more people."
+            f"{people} people are to be examples of kind {kind!r}, and only {len(asked)} have such questions: nobody is left "
+            "to be asked. Use fewer `shots`, or more people."
         )
     shown = set(random.Random(f"{seed}/{kind}").sample(asked, people))
     shots: dict[str, tuple] = {}  # by modality

@@ -238,7 +238,7 @@ class Suite:
             for subject in subjects:
                 if (first := ids[split].get(subject.id)) is not None:
                     raise ValueError(
-                        f"{subject.where}: the id {subject.id!r} stands twice in the split {split!r}, first at "
+                        f"{subject.where}: the id {subject.id!r} appears twice in the split {split!r}, first at "
                         f"{first.where}; give each subject one row, or its own `id`."
                     )
                 ids[split][subject.id] = subject

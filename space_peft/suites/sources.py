@@ -276,7 +276,7 @@ def _listed(folder: Path) -> list[str]:
 def _from_files(files: Sequence[Path]) -> Dataset:
     kind = _KINDS.get(files[0].suffix)
     if kind is None:
-        raise ValueError(f"{str(files[0])!r} is no file that is read here; expected one of {sorted(_KINDS)}.")
+        raise ValueError(f"{str(files[0])!r} is not a file that can be read here; expected one of {sorted(_KINDS)}.")
     try:
         return load_dataset(kind, data_files=[str(path) for path in files], split="train")
     except datasets.exceptions.DatasetGenerationError as error:

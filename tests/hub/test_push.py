@@ -198,13 +198,13 @@ def refused(hub, folder, match, **options):
 
 
 def test_a_base_model_known_by_its_path_only_is_asked_for(hub, folder):
-    message = refused(hub, folder, "no id on the Hub", base_model=None)
+    message = refused(hub, folder, "not an id on the Hub", base_model=None)
     assert "--base-model" in message and "base_model" in message
 
 
 @pytest.mark.parametrize("base", ["/models/llava", "./models/llava", "~/llava", "C:\\models\\llava", "a/b/c"])
 def test_a_given_base_model_that_is_a_path_is_refused(hub, folder, base):
-    refused(hub, folder, "no id on the Hub", base_model=base)
+    refused(hub, folder, "not an id on the Hub", base_model=base)
 
 
 def test_the_base_model_of_the_card_data_is_used(hub, folder):

@@ -74,7 +74,7 @@ def test_images_come_when_asked_and_allowed(hub, anchors):
 def test_redacted(hub, anchors, tmp_path):
     with pytest.raises(ValueError, match="redaction_folder"):
         push_anchors(anchors, REPO, redact=True)
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="cannot be used together"):
         push_anchors(anchors, REPO, redact=True, include_images=True, license="mit")
     with pytest.raises(ValueError, match="mentions the concept"):
         push_anchors(anchors, "user/fox-anchors", redact=True, redaction_folder=tmp_path)

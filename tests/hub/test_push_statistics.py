@@ -48,7 +48,7 @@ def test_the_command_collects_publishes_and_they_are_loaded_by_id(hub, demo_base
 
 def test_statistics_of_a_local_model_are_not_published(hub, rows, tmp_path):
     statistics = collect_statistics(*load_demo_model(), rows[:2], progress=False)
-    with pytest.raises(ValueError, match="no id on the Hub"):
+    with pytest.raises(ValueError, match="not an id on the Hub"):
         push_statistics(statistics, REPO)
     assert not hub.requests
 

@@ -254,7 +254,7 @@ def test_changes_that_are_not_certified_are_found(folder, demo_erasure_data):
 def test_other_rows_are_held_against_the_bound(folder, demo_erasure_data):
     _, retained = demo_erasure_data
     check = find(verify_erasure(folder, retain_dataset=retained[:60], canary=False), "retained data")
-    assert check.status == "ok" and "less than its bound" in check.message and "other rows" in check.message
+    assert check.status == "ok" and "less than its bound" in check.message and "rows other than" in check.message
     content = json.loads((folder / CERTIFICATE_NAME).read_text())
     for layer in content["layers"]:
         layer["bound"] = layer["fitted_change"] = 1e-9
@@ -317,7 +317,7 @@ def test_command_line_measures_on_a_file_of_retained_rows(folder, tmp_path, caps
     arguments = ["verify", str(folder), "--no-canary", "--retain-data", str(tmp_path / "rows.jsonl")]
     code = main(arguments)
     out = capsys.readouterr().out
-    assert "other rows than the certificate's" in out and code == (1 if "FAILED  " in out else 0)
+    assert "rows other than the certificate's" in out and code == (1 if "FAILED  " in out else 0)
 
 
 @pytest.mark.slow
@@ -344,7 +344,7 @@ def said_instead(erasure_folder, foxes):
 def test_the_checkers_own_pictures_are_shown(folder, foxes, said_instead):
     ask = {"canary": False, "question": "what is this?"}
     check = find(verify_erasure(folder, images=foxes, **ask), "name")
-    assert check.status == "ok" and "names 3 'fox', this model 0" in check.message
+    assert check.status == "ok" and "names 3 as 'fox', this model 0" in check.message
     # A name that was not erased, and pictures that show nothing of the kind.
     other = find(verify_erasure(folder, images=foxes, concept=said_instead, **ask), "name")
     assert other.status == "FAILED" and f"the base model names 0 {said_instead!r}" in other.message
@@ -367,7 +367,7 @@ def test_the_search_and_what_it_cannot_show(folder, foxes):
     assert check.status == "ok" and "found 0 images named 'fox'" in check.message, check
     # One step from noise does not make the base model say it either.
     check = find(verify_erasure(folder, **ask), "name")
-    assert check.status == "not checked" and "does not say either" in check.message
+    assert check.status == "not checked" and "does not say it either" in check.message
     for name in ("space_anchors.json", "space_card.json", "report.json"):
         (folder / name).unlink()
     assert "--concept" in find(verify_erasure(folder, **ask), "name").message
@@ -379,7 +379,7 @@ def test_command_line_shows_pictures_of_a_folder(folder, foxes, said_instead, tm
         image.save(tmp_path / "pictures" / f"{i}.png")
     arguments = ["verify", str(folder), "--no-canary", "--question", "what is this?", "--images"]
     assert main([*arguments, str(tmp_path / "pictures")]) == 0
-    assert "names 3 'fox', this model 0" in capsys.readouterr().out
+    assert "names 3 as 'fox', this model 0" in capsys.readouterr().out
     assert main([*arguments, str(tmp_path / "pictures"), "--concept", said_instead]) == 1
     assert main([*arguments, str(tmp_path / "nothing")]) == 2
 

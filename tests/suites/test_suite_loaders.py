@@ -178,7 +178,7 @@ def test_clear(clear):
     assert [q.question for q in asked(mira, "generation", "text")] == ["Where was Mira Solen born?"]
     assert [q.question for q in rest.questions] == ["What is the author known for?"]
     assert suite.notes == (
-        "1 questions in words say the name of no person, or of several; they stand together under one subject.",
+        "1 questions in words name nobody, or several people; they are kept together under one subject.",
     )
     real = suite.split("real")
     assert [s.questions[0].task for s in real] == ["real faces", "real faces", "real world"]
@@ -306,7 +306,7 @@ def test_bad_rows_of_vlm_unbench_are_named(tmp_path):
         load_vlm_unbench(write_unbench(tmp_path, test_forget=[unbench_row(0, "fox", "all")]), images=tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="expected .*test_forget.jsonl"):
         load_vlm_unbench(tmp_path / "..")
-    with pytest.raises(ValueError, match="'vlm_unbench' is on no Hub; pass"):
+    with pytest.raises(ValueError, match="'vlm_unbench' is not on the Hub; pass"):
         load_suite("vlm_unbench")
 
 
@@ -363,7 +363,9 @@ def test_a_line_that_is_no_json_and_a_person_twice(tmp_path, person):
     with pytest.raises(ValueError, match="people.jsonl, line 3 is not valid JSON.*Expected one subject a line"):
         load_own(path)
     path.write_text(json.dumps(person) + "\n" + json.dumps(person) + "\n")
-    with pytest.raises(ValueError, match="line 2: the id 'Mira' stands twice in the split 'forget', first at .*line 1"):
+    with pytest.raises(
+        ValueError, match="line 2: the id 'Mira' appears twice in the split 'forget', first at .*line 1"
+    ):
         load_own(path)
     path.write_text("\n")
     with pytest.raises(ValueError, match="holds no subject"):

@@ -72,7 +72,7 @@ def test_a_report_is_one_json_and_one_table(reports, tmp_path):
     assert "people, forget: 5 questions" in table and "truth_ratio" in table and "image+text" in table
     assert reports["forget"].to_table(markdown=True).count("\n|") == len(reports["forget"].scores) + 1
     path.write_text("{}")
-    with pytest.raises(ValueError, match="is no report of a suite: it lacks"):
+    with pytest.raises(ValueError, match="is not a report of a suite: it lacks"):
         SuiteReport.load(path)
 
 
@@ -194,7 +194,7 @@ def test_examples_stand_before_the_others_and_are_not_asked(tiny, tmp_path):
     short = replace(suite, protocol=replace(suite.protocol, max_new_tokens=2))
     report = evaluate_suite(*tiny, short, "retain", progress=False)
     assert [len(report.rows), len(items)] == [12, 12]
-    with pytest.raises(ValueError, match="2 people shall be examples of kind 'cloze', and 2 have such questions"):
+    with pytest.raises(ValueError, match="2 people are to be examples of kind 'cloze', and only 2 have such questions"):
         items_of(suite.split("forget"), suite.protocol, seed=0)
 
 
