@@ -31,7 +31,7 @@ class MediumConcept:
         from space_peft.demo.probes import demo_split
 
         self.concept, self.work, self.known = concept, work, known
-        images = load_demo_images()
+        self.images = images = load_demo_images()
         self.public, _ = demo_split(images, concept)
         self.model, self.processor = load(work)
         self.probes = probes_of(concept, images)
