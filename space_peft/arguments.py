@@ -41,7 +41,7 @@ class EraseArguments:
         more_concepts (`list[str]`, *optional*): Names to forget after it, one after another; see [`erase_several`].
         aliases (`list[str]`, *optional*): Other names of `concept`.
         anchors (`int`, defaults to 32): How many.
-        refine_steps (`int`, defaults to 60): Steps of their refinement.
+        refine_steps (`int`, defaults to 40): Steps of their refinement.
         dtype (`str`, *optional*): To load the model in; by default as saved on a GPU, float32 on a CPU.
         fresh (`bool`, defaults to `False`): Begin anew whatever an interrupted call left.
     """
@@ -56,7 +56,7 @@ class EraseArguments:
     more_concepts: list[str] = _told("Names to forget after it, one by one", [], metavar="NAME")
     aliases: list[str] = _told("Other names of it", [], metavar="NAME")
     anchors: int = _told("How many anchors", 32)
-    refine_steps: int = _told("Steps of their refinement", 60)
+    refine_steps: int = _told("Steps of their refinement", 40)
     dtype: DtypeName | None = _told("auto, float32, bfloat16, float16 (default: as saved)", metavar="TYPE")
     fresh: bool = _told("Begin anew whatever an interrupted call left", False)
 
