@@ -39,6 +39,9 @@ from medium_runs import (
     model_digest,
 )
 
+from space_peft.data.names import mentions
+from space_peft.data.pictures import load_rgb
+from space_peft.data.seed_images import pixel_hash
 from space_peft.records.io import write_json
 
 
@@ -69,38 +72,87 @@ VARIANTS: dict[str, dict] = {
     "all eigenvectors": {"adapter": {"max_rank": None}},
     "little text": {"text": "general"},
     "text about names": {"text": "names"},
+    "half of the concepts shown": {"concepts": 60},
 }
-RETAINED_CONCEPTS = 60
+# All: whoever has a pool for anchors has pictures of other things.
+RETAINED_CONCEPTS = 120
 
 
-def retained(concept: str, public, model, processor, facts: list[str]) -> dict[str, list[dict]]:
+def retained(known_as: MediumConcept, facts: list[str], shown: int) -> dict[str, list[dict]]:
     """What the constraint is fitted on: the model's own answers about other pictures, and to questions in words.
 
     Returns:
         `dict[str, list[dict]]`: The rows, by how much text they hold: "general" questions, those and some about other
             "names", or "all": facts, too, which are not those that are tested.
     """
-    from tasks import GENERAL, QUESTIONS, TARGET_TEXT
+    from tasks import QUESTIONS, TARGET_TEXT
 
     from space_peft import retained_answers
 
-    names = sorted(set(public["name"]))
-    shown = set(names[:: max(1, len(names) // RETAINED_CONCEPTS)])
-    first = {name: i for i, name in reversed(list(enumerate(public["name"])))}
-    pictures = public.select(sorted(first[name] for name in shown))
-    options = {"max_new_tokens": 24, "progress": False}
-    rows = retained_answers(
-        model, processor, pictures, questions=(*QUESTIONS.naming[:1], *QUESTIONS.open), names=[concept], **options
-    )
-    options["batch_size"] = 64
+    concept, base = known_as.concept, base_answers(known_as.model, known_as.processor, known_as.work, facts, shown)
+    own = [place for place, name in enumerate(known_as.images["name"]) if name == concept]
+    own_pictures = {pixel_hash(load_rgb(image)) for image in known_as.images.select(own)["image"]}
+    pictures = [
+        row
+        for row in base["pictures"]
+        if pixel_hash(row["images"][0]) not in own_pictures and not mentions(answer_of(row), [concept])
+    ]
+    own_text = [question.format(name=concept) for question in QUESTIONS.about]
+    others = [row for row in base["names"] if not any(question in str(row["prompt"]) for question in own_text)]
 
     def asked(questions) -> list[dict]:
-        return retained_answers(model, processor, questions=questions, **options)
+        options = {"max_new_tokens": 24, "batch_size": 64, "progress": False}
+        return retained_answers(known_as.model, known_as.processor, questions=questions, **options)
 
-    general = rows + asked(GENERAL) + 8 * asked([q.format(name=concept) for q in TARGET_TEXT])
-    others = [q.format(name=name) for name in sorted(shown - {concept}) for q in QUESTIONS.about]
-    about = general + 8 * asked([q.format(name=concept) for q in QUESTIONS.about]) + asked(others)
-    return {"general": general, "names": about, "all": about + asked(facts)}
+    general = pictures + base["general"] + 8 * asked([q.format(name=concept) for q in TARGET_TEXT])
+    about = general + 8 * asked(own_text) + others
+    return {"general": general, "names": about, "all": about + base["facts"]}
+
+
+def base_answers(model, processor, work: Path, facts: list[str], shown: int) -> dict[str, list[dict]]:
+    """The answers of the unadapted model that every request shares, asked once and kept beside it: about a picture of
+    `shown` of the concepts, to general questions, about the names shown, and to `facts`."""
+    from tasks import GENERAL, QUESTIONS
+
+    from space_peft import retained_answers
+    from space_peft.demo import load_demo_images
+    from space_peft.demo.probes import demo_split
+
+    public, _ = demo_split(load_demo_images())
+    first = {name: i for i, name in reversed(list(enumerate(public["name"])))}
+    names = sorted(first)
+    names = names[:: max(1, len(names) // shown)]
+    folder = work / f"answers_{model_digest(work)}"
+    folder.mkdir(exist_ok=True)
+    options = {"max_new_tokens": 24}
+    about = [question.format(name=name) for name in names for question in QUESTIONS.about]
+    with half_precision():
+        pictures = retained_answers(
+            model, processor, public.select([first[name] for name in names]),
+            questions=(*QUESTIONS.naming[:1], *QUESTIONS.open), cache=folder / f"pictures_{shown}.jsonl", **options,
+        )  # fmt: skip
+        words = {
+            key: retained_answers(model, processor, questions=questions, batch_size=64, cache=folder / file, **options)
+            for key, questions, file in (
+                ("general", GENERAL, "general.jsonl"),
+                ("names", about, f"names_{shown}.jsonl"),
+                ("facts", facts, "facts.jsonl"),
+            )
+        }
+    return {"pictures": pictures, **words}
+
+
+def judged(known_as: MediumConcept, results) -> dict:
+    """How fluent its sentences about the target's pictures are."""
+    from space_peft.evaluation import judge_sentences
+
+    with half_precision():
+        all_scores = judge_sentences(results, known_as.probes, known_as.model, known_as.processor, batch_size=48).scores
+    return all_scores["free_form"]
+
+
+def answer_of(row: dict) -> str:
+    return str(row["completion"][0]["content"])
 
 
 def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) -> list[dict]:
@@ -111,7 +163,6 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer
-    from space_peft.evaluation import judge_sentences
 
     known_as = MediumConcept(concept, Path(work), known)
     started, seconds, refined = time.perf_counter(), {}, set()
@@ -127,9 +178,12 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
     lap("evaluate_before")
     from tasks import QUESTIONS
 
-    with half_precision():
-        rows = retained(concept, known_as.public, known_as.model, known_as.processor, facts)
+    rows = {}
+    for shown in {VARIANTS[variant].get("concepts", RETAINED_CONCEPTS) for _, own in runs for variant in own}:
+        with half_precision():
+            rows[shown] = retained(known_as, facts, shown)
     lap("retained")
+    speech_before = judged(known_as, known_as.before)
     done = []
     for seed, variant in [(seed, variant) for seed, own in runs for variant in own]:
         change, anchors = VARIANTS[variant], known_as.anchors(seed, limits.get("refine_steps", REFINE_STEPS))
@@ -145,7 +199,7 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
                     disable_tqdm=True, canary_items=0, logging_strategy="no", **QUICK, **training,
                 ),
                 anchors=anchors,
-                retain_dataset=rows[change.get("text", "all")],
+                retain_dataset=rows[change.get("concepts", RETAINED_CONCEPTS)][change.get("text", "all")],
                 processing_class=known_as.processor,
                 peft_config=SpaceLoraConfig(**{"r": 8, "lora_alpha": 16, **change.get("adapter", {})}),
                 questions=QUESTIONS,
@@ -155,13 +209,7 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
         lap(f"erase, {variant}")
         merged = trainer.model.merge_and_unload().eval()
         after, in_words = known_as.asked_again(merged)
-        with half_precision():
-            speech = [
-                judge_sentences(results, known_as.probes, known_as.model, known_as.processor, batch_size=48).scores[
-                    "free_form"
-                ]
-                for results in (known_as.before, after)
-            ]
+        speech = [speech_before, judged(known_as, after)]
         lap(f"evaluate, {variant}")
         scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}
         scores |= in_words
@@ -182,6 +230,12 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
                     {key: record[key] for key in ("question", "answer")}
                     for name, part in (("forget", None), ("generality", "naming"), ("free_form", None))
                     for record in after.rows(name, part)
+                ],
+                "lost": [
+                    {"probe": name, **{key: record[key] for key in ("question", "expected", "answer")}}
+                    for name in ("retain", "retain_sentences", "retain_unseen_style", "siblings")
+                    for record in after.rows(name)
+                    if record["known"] and not record["hit"]
                 ],
                 "seconds": dict(seconds),
             }
@@ -224,6 +278,8 @@ def main() -> int:
         "retained_concepts": RETAINED_CONCEPTS, "retained_facts": len(facts),
         "model": model_digest(args.work),
     }  # fmt: skip
+    for shown in {VARIANTS[variant].get("concepts", RETAINED_CONCEPTS) for variant in args.variants}:
+        base_answers(*load(args.work), args.work, facts, shown)  # Before the workers want them.
     output = Path(args.output)
     kept = KeptRows(output, defaults=defaults, settings=settings)
     rows = kept.rows

@@ -32,6 +32,8 @@ CONSTRAINTS: dict[str, Asked] = {
 }
 InputKind = Literal["token", "pooled"]
 INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
+RefinementMethod = Literal["fourier", "pixels"]
+REFINEMENT_METHODS: tuple[RefinementMethod, ...] = get_args(RefinementMethod)
 Target = Literal["vision", "language", "all"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]

@@ -10,8 +10,10 @@ from rounding import PROBABILITY
 
 from space_peft import anchor_info, refine_anchors, select_anchors
 from space_peft.anchors.info import anchor_questions, set_anchor_info
+from space_peft.anchors.pixel_ascent import Perturbation
 from space_peft.anchors.pixels import encode_image, find_layout
 from space_peft.anchors.refine import name_probabilities
+from space_peft.choices import REFINEMENT_METHODS
 from space_peft.data.questions import QuestionSet
 from space_peft.demo import DEMO_QUESTIONS
 from space_peft.demo.probes import demo_split
@@ -46,6 +48,42 @@ def test_probability_of_the_name_rises(refined):
     assert max(refined["p_name_before"]) < 0.5
     assert sum(refined["p_name_after"]) / 4 > 5 * sum(refined["p_name_before"]) / 4
     assert sum(refined["p_name_after"]) / 4 > 0.3
+
+
+def test_fourier_coefficients_reach_the_name_in_fewer_steps(raw, demo):
+    by_method = {method: refine(raw, demo, steps=15, method=method) for method in REFINEMENT_METHODS}
+    assert {method: anchor_info(found)["refinement"]["method"] for method, found in by_method.items()} == {
+        method: method for method in REFINEMENT_METHODS
+    }
+    found = {method: np.mean([np.log(p) for p in own["p_name_after"]]) for method, own in by_method.items()}
+    assert found["fourier"] > found["pixels"] + 0.5
+
+
+@pytest.mark.parametrize("size", [(16, 16), (15, 20), (20, 15), (33, 17), (1, 8)])
+def test_a_step_in_fourier_space_has_the_spectrum_of_photographs(size):
+    """All coefficients moved by as much: amplitudes fall as 1 / frequency, whatever the size, and pixels move by the rate."""
+    perturbation = Perturbation(torch.zeros(2, 3, *size), "fourier")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        # As Adam's first step: every value goes by the rate, up or down.
+        perturbation.moved += 0.05 * (torch.randint(0, 2, perturbation.moved.shape, generator=generator) * 2 - 1)
+    moved = perturbation().detach()
+    assert moved.shape == (2, 3, *size)
+    assert 0.5 < moved.square().mean().sqrt() / 0.05 < 2
+    amplitudes = torch.fft.rfft2(moved.double(), norm="ortho").abs()
+    rows = torch.fft.fftfreq(size[0], dtype=torch.float64)[:, None]
+    frequencies = (rows**2 + torch.fft.rfftfreq(size[1], dtype=torch.float64) ** 2).sqrt()
+    # Neither the mean nor the highest frequency, whose imaginary parts are none.
+    inner = (
+        (frequencies > 0) & (rows.abs() < 0.5) & (torch.fft.rfftfreq(size[1]) < 0.5) & (torch.fft.rfftfreq(size[1]) > 0)
+    )
+    flat = (amplitudes * frequencies)[..., inner]
+    assert torch.allclose(flat, flat.mean().expand_as(flat), rtol=1e-4)
+
+
+def test_without_steps_nothing_is_added():
+    for method in REFINEMENT_METHODS:
+        assert not Perturbation(torch.ones(1, 3, 8, 8), method)().any()
 
 
 def test_columns_are_measured_on_the_stored_images(refined, demo):
@@ -105,6 +143,8 @@ def test_bad_input(raw, demo):
         refine(raw.select([]), demo)
     with pytest.raises(ValueError, match="steps"):
         refine(raw, demo, steps=0)
+    with pytest.raises(ValueError, match="`method` must be one of .*'fourier'.* got 'wavelets'"):
+        refine(raw, demo, method="wavelets")
     with pytest.raises(ValueError, match="provenance|concept"):
         refine(raw.remove_columns("score"), demo)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..choices import RefinementMethod
 from ..losses import name_log_odds
 from ..modeling.features import tap_image_features
 from ..modeling.layers import evaluating
@@ -58,6 +59,7 @@ def ascend_pixels(
     total_variation: float,
     max_shift: float,
     generator: torch.Generator,
+    method: RefinementMethod = "pixels",
     feature_weight: float = 0.0,
     concept: torch.Tensor | None = None,
     on_step: Callable[[torch.Tensor], None] | None = None,
@@ -73,10 +75,12 @@ def ascend_pixels(
             (see `space_peft.modeling.mention_rows`): what is wanted. Steps take the groups in turn and one of a group's
             prompts by chance.
         steps (`int`): Steps of Adam.
-        learning_rate (`float`): In units of normalised pixels.
+        learning_rate (`float`): In units of normalised pixels, on average over the image.
         total_variation (`float`): Weight of the smoothness penalty on the perturbation.
         max_shift (`float`): Largest random shift, as a share of the image's side.
         generator (`torch.Generator`): Of shifts and prompts.
+        method (`str`, defaults to `"pixels"`): What Adam moves: each pixel by itself, or (`"fourier"`) the Fourier coefficients
+            of the perturbation, see [`Perturbation`].
         feature_weight (`float`, defaults to 0): Weight of the cosine of the image's features to `concept`.
         concept (`torch.Tensor`, *optional*): `(d,)`, e_c.
         on_step (`Callable`, *optional*): Called with log p(what is wanted) `(n,)` of the images as a step finds them.
@@ -96,11 +100,12 @@ def ascend_pixels(
     # The prompts never change, only the pixels do: encode each question once, with images of the size to be stored.
     started = to_images(pixels * std + mean)
     encoded = [[_encode(processor, started, rows, model) for rows in group] for group in prompts if group]
-    delta = torch.zeros_like(pixels).requires_grad_(True)
-    optimizer = torch.optim.Adam([delta], lr=learning_rate)
+    perturbation = Perturbation(pixels, method)
+    optimizer = torch.optim.Adam([perturbation.moved], lr=learning_rate)
     shift = max(1, int(max_shift * pixels.shape[-1])) if max_shift > 0 else 0
     for step in range(steps):
         shifts = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
+        delta = perturbation()
         x = torch.maximum(torch.minimum(pixels + delta, high), low)
         x = layout(torch.roll(x, shifts, dims=(2, 3))).to(parameter.dtype)
         # One question a step: Adam's momentum averages over them at the cost of one.
@@ -117,9 +122,9 @@ def ascend_pixels(
         if feature_weight:
             assert concept is not None, "`feature_weight` without `concept`"
             loss = loss - feature_weight * F.cosine_similarity(features[0], concept.to(features[0]), dim=-1).sum()
-        (delta.grad,) = torch.autograd.grad(loss, [delta])
+        (perturbation.moved.grad,) = torch.autograd.grad(loss, [perturbation.moved])
         optimizer.step()
-    final = torch.maximum(torch.minimum(pixels + delta.detach(), high), low)
+    final = torch.maximum(torch.minimum(pixels + perturbation().detach(), high), low)
     stored = to_images(final * std + mean)
     shown = torch.cat([encode_image(processor, image)["pixel_values"] for image in stored])
     difference = (shown - layout(final).cpu()).abs().max().item()
@@ -130,6 +135,44 @@ def ascend_pixels(
             "used without refinement with this processor."
         )
     return stored
+
+
+class Perturbation:
+    """
+    What is added to images, as a function of what an optimiser moves.
+
+    By `"pixels"` that is the perturbation itself. By `"fourier"` it is its Fourier coefficients, each times `1 / frequency`,
+    as strong as that frequency is in photographs: a step then changes all frequencies by what they usually are, and not most
+    of all the finest, which there are the most of (Olah et al., Feature Visualization, 2017).
+
+    Args:
+        images (`torch.Tensor`): `(n, 3, height, width)`.
+        method (`str`): One of these.
+
+    Attributes:
+        moved (`torch.Tensor`): A leaf, zero at first. A step by `lr` of each of its values changes pixels by about `lr`, in
+            root mean square.
+    """
+
+    def __init__(self, images: torch.Tensor, method: RefinementMethod):
+        self._size = images.shape[-2:]
+        self._scale: torch.Tensor | None = None
+        self.moved = torch.zeros_like(images)
+        if method == "fourier":
+            height, width = self._size
+            rows = torch.fft.fftfreq(height, device=images.device)[:, None]
+            columns = torch.fft.rfftfreq(width, device=images.device)
+            # The mean over the image counts as the lowest frequency there is.
+            scale = 1 / (rows**2 + columns**2).sqrt().clamp(min=1 / max(height, width))
+            self._scale = scale / scale.square().mean().sqrt()
+            self.moved = self.moved.new_zeros(*images.shape[:2], *scale.shape, 2)
+        self.moved.requires_grad_(True)
+
+    def __call__(self) -> torch.Tensor:
+        """`(n, 3, height, width)`."""
+        if self._scale is None:
+            return self.moved
+        return torch.fft.irfft2(torch.view_as_complex(self.moved) * self._scale, s=self._size, norm="ortho")
 
 
 def to_images(pixels: torch.Tensor) -> list[Image.Image]:

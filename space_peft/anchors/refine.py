@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from ..choices import REFINEMENT_METHODS, RefinementMethod
 from ..data.form_tree import FormTree
 from ..data.names import check_concept, check_name_list
 from ..data.pictures import load_rgb
@@ -115,7 +116,8 @@ def refine_anchors(
     processor,
     concept: str | None = None,
     questions: QuestionSet = DEFAULT_QUESTIONS,
-    steps: int = 60,
+    method: RefinementMethod = "fourier",
+    steps: int = 40,
     learning_rate: float = 0.05,
     total_variation: float = 0.05,
     feature_weight: float = 0.5,
@@ -138,8 +140,10 @@ def refine_anchors(
         concept (`str`, *optional*): The name; by default the one in the anchors' provenance.
         questions (`QuestionSet`): Only `naming`, `confirm` and `open` are used, never the held-out ones. All are kept in the
             anchors' provenance, where [`SpaceTrainer`] and `build_probes` find them.
-        steps (`int`, defaults to 60): Steps of Adam.
-        learning_rate (`float`, defaults to 0.05): In units of normalised pixels.
+        method (`str`, defaults to `"fourier"`): What Adam moves: the perturbation's Fourier coefficients, or its `"pixels"`,
+            which takes half as many steps again.
+        steps (`int`, defaults to 40): Steps of Adam.
+        learning_rate (`float`, defaults to 0.05): In units of normalised pixels, on average over the image.
         total_variation (`float`, defaults to 0.05): Weight of the smoothness penalty on the perturbation.
         feature_weight (`float`, defaults to 0.5): Weight of the cosine to the concept's text embedding.
         max_shift (`float`, defaults to 0.0625): Largest random shift, as a share of the image's side.
@@ -162,6 +166,8 @@ def refine_anchors(
         raise ValueError("got no anchors to refine; `select_anchors` must find at least one.")
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
+    if method not in REFINEMENT_METHODS:
+        raise ValueError(f"`method` must be one of {REFINEMENT_METHODS}, got {method!r}.")
     info = anchor_info(anchors)
     concept = check_concept(info["concept"] if concept is None else concept)
     with frozen(model):
@@ -177,7 +183,7 @@ def refine_anchors(
                 part = ascend_pixels(
                     model, processor, layout, [raw[row] for row in rows], own, steps=steps,
                     learning_rate=learning_rate, total_variation=total_variation, max_shift=max_shift,
-                    generator=generator, feature_weight=feature_weight, concept=e_c, on_step=lambda _: shown.update(),
+                    generator=generator, method=method, feature_weight=feature_weight, concept=e_c, on_step=lambda _: shown.update(),
                 )  # fmt: skip
                 for row, image in zip(rows, part):
                     refined[row] = image
@@ -187,7 +193,7 @@ def refine_anchors(
     columns = anchors.remove_columns([c for c in ("image", "raw_image") if c in anchors.column_names]).to_dict()
     columns = {"image": refined, "raw_image": raw, **columns, "p_name_before": before, "p_name_after": after}
     settings = {
-        "steps": steps, "learning_rate": learning_rate, "total_variation": total_variation,
+        "method": method, "steps": steps, "learning_rate": learning_rate, "total_variation": total_variation,
         "feature_weight": feature_weight, "max_shift": max_shift, "batch_size": batch_size, "seed": seed,
         "questions": questions.to_dict(),
     }  # fmt: skip
