@@ -41,7 +41,7 @@ def test_the_control_is_taught_the_same_way(erasure):
     for a, b in zip(fox.points, guitar.points, strict=True):
         assert (a.relearned, a.p_relearned) == (b.control, b.p_control)
         assert (a.control, a.p_control) == (b.relearned, b.p_relearned)
-    assert fox.points[1].p_control > fox.points[0].p_control + 0.01, "six steps teach something"
+    assert fox.points[1].p_control > 5 * fox.points[0].p_control, "six steps teach something"
 
 
 @pytest.mark.parametrize("weights", ["all", "lora", "adapter"])
