@@ -347,7 +347,7 @@ def test_the_checkers_own_pictures_are_shown(folder, foxes, said_instead):
     assert check.status == "ok" and "names 3 as 'fox', this model 0" in check.message
     # A name that was not erased, and pictures that show nothing of the kind.
     other = find(verify_erasure(folder, images=foxes, concept=said_instead, **ask), "name")
-    assert other.status == "FAILED" and f"the base model names 0 {said_instead!r}" in other.message
+    assert other.status == "FAILED" and f"the base model names 0 as {said_instead!r}" in other.message
     check = find(verify_erasure(folder, images=[seed_image(0, 64, 64)], **ask), "name")
     assert check.status == "not checked" and "shows nothing" in check.message
 
