@@ -210,7 +210,8 @@ def test_a_template_that_hides_the_answer_is_refused(demo):
     _, processor = demo
     broken = copy.copy(processor)
     broken.chat_template = (
-        "{% for m in messages %}{{ m['role'] }}{% endfor %}{% if add_generation_prompt %}bot{% endif %}"
+        "{% for m in messages %}{{ m['role'] }}{{ m['content'][0]['text'] }}{% endfor %}"
+        "{% if add_generation_prompt %}bot{% endif %}"
     )
     with pytest.raises(ValueError, match="does not extend the prompt"):
         build_batch(broken, ["what is this?"], answers=["fox"])

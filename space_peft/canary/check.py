@@ -24,7 +24,7 @@ from ..data.questions import QuestionSet
 from ..data.seed_images import RECIPE, pixel_hash, seed_image
 from ..modeling.fingerprint import BaseFingerprint, compare_base, fingerprint_base
 from ..modeling.layers import deployed_model, evaluating
-from ..modeling.prompts import build_batch, to_device
+from ..modeling.prompts import answer_ends, build_batch, to_device
 from ..records.folder import CANARY_FOLDER, CANARY_NAME
 from ..records.io import atomic_path, write_json
 from ..records.safe_json import read_json
@@ -372,8 +372,7 @@ def _greedy(model, processor, questions: Sequence[str], images: Sequence[Image.I
         log_probs = scores.log_softmax(dim=-1)
         chosen = log_probs.gather(-1, tokens[..., None])[..., 0]  # (n, t)
         first, second = log_probs.topk(2, dim=-1).values.unbind(dim=-1)
-        ends = model.generation_config.eos_token_id
-        ends = torch.tensor(ends if isinstance(ends, list) else [-1 if ends is None else ends])
+        ends = torch.tensor(sorted(answer_ends(model, processor)), dtype=torch.long)
         ended = torch.isin(tokens, ends).int().cumsum(dim=1)
         # Up to and including the first end of turn; what follows is padding.
         lengths = ((ended - torch.isin(tokens, ends).int()) == 0).sum(dim=1).tolist()

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 from transformers import PaliGemmaProcessor
+from transformers.utils.logging import get_logger
 
 from ..data.pictures import load_rgb
 from ..data.questions import Dialogue, Question
 from ..records.stages import track
 from .layers import evaluating
 from .processors import encode_prompts, placeholder
+from .rendering import answer_tokens, opens_a_thought, render, split_rendering, turn_end
 
+
+logger = get_logger(__name__)
 
 IGNORE_INDEX = -100
 # Prompts whose lengths differ by fewer tokens count as equally long where rows are ordered: their answers differ by more.
@@ -139,27 +144,12 @@ def _check_no_image_token(processor, row: dict, number: int) -> None:
             )
 
 
-def _split_rendering(processor, row: dict) -> tuple[str, str]:
-    """A conversation as the chat template writes it: up to where the answer begins, and the answer."""
-    prompt = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-    if not row["completion"]:
-        return prompt, ""
-    whole = processor.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-    if not whole.startswith(prompt):
-        raise ValueError(
-            "the chat template does not extend the prompt by the completion, so the answer cannot be told "
-            f"apart: prompt {prompt[-60:]!r}, whole conversation {whole[-120:]!r}. Use a template whose "
-            "generation prompt is the beginning of the assistant's turn."
-        )
-    return prompt, whole[len(prompt) :]
-
-
 def _prompt_and_answer(processor, row: dict) -> tuple[str, list[int]]:
     """A conversation's prompt as the chat template writes it, and the token ids of its answer."""
     if (tokens := row.get("answer_tokens")) is not None:
-        return _split_rendering(processor, {**row, "completion": []})[0], list(tokens)
-    prompt, answer = _split_rendering(processor, row)
-    return prompt, processor.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
+        return split_rendering(processor, {**row, "completion": []})[0], list(tokens)
+    prompt, answer = split_rendering(processor, row)
+    return prompt, answer_tokens(processor.tokenizer, prompt, answer) if answer else []
 
 
 def length_order(processor, rows: Sequence[dict]) -> list[int]:
@@ -307,8 +297,15 @@ def generate_tokens(
     Returns:
         `list[list[int]]`: Each answer up to its end of turn, which is left out.
     """
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id}
+    if rows and opens_a_thought(render(processor, rows[0]["prompt"], add_generation_prompt=True)):
+        logger.warning_once(
+            f"The chat template opens a thought, so the {max_new_tokens} tokens of an answer hold the beginning of that. "
+            "Take the Instruct model, or a template that closes the thought; see docs/models.md."
+        )
+    ends = answer_ends(model, processor)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    if model.generation_config.eos_token_id is not None:
+        options["eos_token_id"] = sorted(ends)  # Idefics3's own settings lack what its template ends an answer with.
     order = length_order(processor, rows)
     answers: list[list[int]] = [[] for _ in rows]
     with evaluating(model):
@@ -317,10 +314,25 @@ def generate_tokens(
             batch = encode_conversations(processor, [rows[place] for place in places])
             batch.pop("labels")
             width = batch["input_ids"].shape[1]
-            tokens = model.generate(**to_device(batch, model), max_new_tokens=max_new_tokens, do_sample=False)
+            tokens = model.generate(**to_device(batch, model), **options)
             for place, answer in zip(places, tokens[:, width:].tolist(), strict=True):
                 answers[place] = cut_before(answer, ends)
     return answers
+
+
+def answer_ends(model, processor) -> set[int]:
+    """The tokens that end an answer: those at which the model stops, and what its chat template writes there.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model, of which the generation settings count.
+        processor (`ProcessorMixin`): Its processor.
+
+    Returns:
+        `set[int]`: Token ids.
+    """
+    own = model.generation_config.eos_token_id
+    ends = {*(own if isinstance(own, list) else [own]), processor.tokenizer.eos_token_id, turn_end(processor)}
+    return ends - {None}
 
 
 def cut_before(tokens: list[int], ends: Collection[int]) -> list[int]:
