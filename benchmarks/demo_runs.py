@@ -26,7 +26,7 @@ class DemoSettings:
     Args:
         selection (`str`, defaults to `"tpas"`): "tpas" (by the name) or "random".
         anchors (`int`, defaults to 32): K.
-        refine_steps (`int`, defaults to 40): Steps of refinement; 0 erases on raw anchors.
+        refine_steps (`int`, defaults to 60): Steps of refinement; 0 erases on raw anchors.
         threshold (`float`, *optional*): `S_th`, the lowest score of an anchor.
         lowest (`bool`, defaults to `False`): Take anchors from the bottom of the ranking: what a threshold set far
             too low lets in.
@@ -42,7 +42,7 @@ class DemoSettings:
 
     selection: str = "tpas"
     anchors: int = 32
-    refine_steps: int = 40
+    refine_steps: int = 60
     threshold: float | None = None
     lowest: bool = False
     rank: int = 8

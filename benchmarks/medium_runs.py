@@ -10,7 +10,7 @@ from pathlib import Path
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "medium_model"
 # To save time on two cores; everything else is the library's.
-ANCHORS, REFINE_STEPS, BATCH_SIZE = 12, 40, 6
+ANCHORS, REFINE_STEPS, BATCH_SIZE = 12, 60, 6
 # Trainer arguments of the same kind.
 QUICK = {"fit_batch_size": 48, "per_device_train_batch_size": BATCH_SIZE}
 

@@ -95,7 +95,7 @@ class Job:
     """
 
     anchors: int = 64
-    refine_steps: int = 40
+    refine_steps: int = 60
     prompts: int = 6
     asked_again: int = 2
     answer: int = 24

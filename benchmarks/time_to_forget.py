@@ -159,7 +159,7 @@ def run_space(concept: str, watch: Watch, model, processor, folder: Path, limits
             began = time.process_time()
             select_anchors(concept, public, k=32, cache_dir=cache, **given)
             again = time.process_time() - began
-    anchors = refine_anchors(anchors, questions=DEMO_QUESTIONS, steps=limits.get("refine_steps", 40), **given)
+    anchors = refine_anchors(anchors, questions=DEMO_QUESTIONS, steps=limits.get("refine_steps", 60), **given)
     trainer = SpaceTrainer(
         model,
         SpaceConfig(str(folder / "space"), **QUIET, seed=0, **limits.get("training", {})),

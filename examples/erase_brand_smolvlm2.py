@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--merged", help="a new folder for the model with the erasure in its weights; by default none")
     parser.add_argument("--repo_id", help="where to publish the adapter; by default nowhere")
     parser.add_argument("--anchors", type=int, default=32)
-    parser.add_argument("--refine_steps", type=int, default=40)
+    parser.add_argument("--refine_steps", type=int, default=60)
     parser.add_argument("--max_steps", type=int, default=60)
     args = parser.parse_args()
 

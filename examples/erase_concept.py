@@ -26,7 +26,7 @@ def main():
     parser.add_argument("--questions", help="a YAML file of what is asked about pictures; by default the library's")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--anchors", type=int, default=32)
-    parser.add_argument("--refine_steps", type=int, default=40)
+    parser.add_argument("--refine_steps", type=int, default=60)
     parser.add_argument("--max_steps", type=int, default=60)
     args = parser.parse_args()
 

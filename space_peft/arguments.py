@@ -41,7 +41,7 @@ class EraseArguments:
         more_concepts (`list[str]`, *optional*): Names to forget after it, one after another; see [`erase_several`].
         aliases (`list[str]`, *optional*): Other names of `concept`.
         anchors (`int`, defaults to 32): How many.
-        refine_steps (`int`, defaults to 40): Steps of refining them.
+        refine_steps (`int`, defaults to 60): Steps of refining them.
         dtype (`str`, *optional*): To load the model in; by default as saved on a GPU, float32 on a CPU.
         fresh (`bool`, defaults to `False`): Start again, ignoring what an interrupted call left.
     """
@@ -56,7 +56,7 @@ class EraseArguments:
     more_concepts: list[str] = _told("More names to forget, one after another", [], metavar="NAME")
     aliases: list[str] = _told("Other names for it", [], metavar="NAME")
     anchors: int = _told("How many anchors", 32)
-    refine_steps: int = _told("Steps of refining them", 40)
+    refine_steps: int = _told("Steps of refining them", 60)
     dtype: DtypeName | None = _told("auto, float32, bfloat16, float16 (default: as saved)", metavar="TYPE")
     fresh: bool = _told("Start again, ignoring what an interrupted call left", False)
 

@@ -228,7 +228,7 @@ def erase(
     questions: QuestionSet | None = None,
     probes: Sequence[Probe] | None = None,
     k: int = 32,
-    refine_steps: int = 40,
+    refine_steps: int = 60,
     selection: Mapping[str, Any] | None = None,
     args: SpaceConfig | None = None,
     peft_config: SpaceLoraConfig | None = None,
@@ -257,7 +257,7 @@ def erase(
         probes (`list[Probe]`, *optional*): From [`build_probes`]: what to ask before and after, of which pictures. If the model
             names the concept on next to none of them, a warning says so before anything is made.
         k (`int`, defaults to 32): Anchors.
-        refine_steps (`int`, defaults to 40): Steps of refining them.
+        refine_steps (`int`, defaults to 60): Steps of refining them.
         selection (`dict`, *optional*): Other arguments of [`select_anchors`], such as `caption_column`.
         args ([`SpaceConfig`], *optional*): Configuration of training; `output_dir` is "space-output" by default.
         peft_config ([`SpaceLoraConfig`], *optional*): The adapter; rank 8 by default.

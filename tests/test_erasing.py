@@ -375,7 +375,7 @@ def test_other_settings_for_names_that_were_erased_are_said(data, tmp_path):
     request = {"concept": "fox", "aliases": [], "method": "SPACE", "steps": 1, "date": "2026-01-01"}
     ledger = {"format": "space_peft.ledger.v1", "requests": [request]}
     (tmp_path / "requests" / "space_ledger.json").write_text(json.dumps(ledger))
-    settings = settings_of(quick(tmp_path, max_steps=1), SpaceLoraConfig(r=2)) | {"k": 2, "refine_steps": 40}
+    settings = settings_of(quick(tmp_path, max_steps=1), SpaceLoraConfig(r=2)) | {"k": 2, "refine_steps": 60}
     base = {"weights": base_checksum(load_demo_model()[0]), "settings": {"fox": settings}}
     (tmp_path / "requests" / "space_base.json").write_text(json.dumps(base))
     # There is no adapter to go on from.

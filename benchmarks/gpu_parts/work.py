@@ -51,7 +51,7 @@ class Sizes:
     """
 
     def __init__(self, smoke: bool):
-        self.rows, self.anchors, self.steps, self.refine_steps = (8, 2, 2, 1) if smoke else (1000, 64, 60, 40)
+        self.rows, self.anchors, self.steps, self.refine_steps = (8, 2, 2, 1) if smoke else (1000, 64, 60, 60)
         self.timed_steps, self.rounds = (4, 1) if smoke else (8, 3)
         self.fit_rows, self.asked = (8, 2) if smoke else (256, 64)
         self.pool, self.dim = (2000, 16) if smoke else (1_000_000, 512)

@@ -116,8 +116,8 @@ def refine_anchors(
     processor,
     concept: str | None = None,
     questions: QuestionSet = DEFAULT_QUESTIONS,
-    method: RefinementMethod = "fourier",
-    steps: int = 40,
+    method: RefinementMethod = "pixels",
+    steps: int = 60,
     learning_rate: float = 0.05,
     total_variation: float = 0.05,
     feature_weight: float = 0.5,
@@ -140,9 +140,9 @@ def refine_anchors(
         concept (`str`, *optional*): The name; by default the one in the anchors' provenance.
         questions (`QuestionSet`): Only `naming`, `confirm` and `open` are used, never the held-out ones. All are kept in the
             anchors' provenance, where [`SpaceTrainer`] and `build_probes` find them.
-        method (`str`, defaults to `"fourier"`): What Adam moves: the perturbation's Fourier coefficients, or its `"pixels"`,
-            which takes half as many steps again.
-        steps (`int`, defaults to 40): Steps of Adam.
+        method (`str`, defaults to `"pixels"`): What Adam moves: the pixels of what is added to an image, or its Fourier
+            coefficients (`"fourier"`), which may need fewer steps; it depends on the model.
+        steps (`int`, defaults to 60): Steps of Adam.
         learning_rate (`float`, defaults to 0.05): In units of normalised pixels, on average over the image.
         total_variation (`float`, defaults to 0.05): Weight of the smoothness penalty on the perturbation.
         feature_weight (`float`, defaults to 0.5): Weight of the cosine to the concept's text embedding.
