@@ -1,8 +1,9 @@
 """Tiny models and data sets under the ids and in the files of published ones.
 
 What lies on the Hub was written by older versions of transformers than today's `save_pretrained`: a flat
-`preprocessor_config.json`, the chat template in a file of its own, generation settings with sampling on. The values are the
-published ones but for sizes. Weights are made from a config, and words are whole tokens (`architectures.py`).
+`preprocessor_config.json`, the chat template in a file of its own and often in the tokenizer's as well, Qwen's generation
+settings with sampling on. The values are the published ones but for sizes; of tokenizers, the special tokens and who writes
+BOS (LLaVA's tokenizer does, no template). Weights are made from a config, and words are whole tokens (`architectures.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
 
 
 CLIP = {
@@ -37,10 +39,19 @@ SIDE = architectures.SIDE
 
 QWEN2_5_VL = {
     "architecture": "qwen2_5_vl",
+    "license": "apache-2.0",
     "tokens": ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-    "pad": "<|endoftext|>",
-    "ends": ("<|im_end|>", "<|endoftext|>"),
-    "generation": {"do_sample": True, "repetition_penalty": 1.05, "temperature": 0.000001},
+    "special": {"bos": None, "eos": "<|im_end|>", "pad": "<|endoftext|>", "unk": None},
+    "generation": {
+        "bos": "<|endoftext|>",
+        "pad": "<|endoftext|>",
+        "eos": ["<|im_end|>", "<|endoftext|>"],
+        "do_sample": True,
+        "repetition_penalty": 1.05,
+        "temperature": 0.000001,
+        "transformers_version": "4.37.0",
+    },
+    "also_in": ("tokenizer_config.json",),
     "template": (
         "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}"
         "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -70,10 +81,18 @@ QWEN2_5_VL = {
 
 LLAVA_1_5 = {
     "architecture": "llava",
+    "license": "llama2",
     "tokens": (),
-    "pad": "<pad>",
-    "ends": ("</s>",),
-    "generation": {},
+    "special": {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "unk": "<unk>"},
+    "written_by_tokenizer": "<s>",
+    "generation": {
+        "bos": "<s>",
+        "pad": "<pad>",
+        "eos": "</s>",
+        "_from_model_config": True,
+        "transformers_version": "4.36.0.dev0",
+    },
+    "also_in": ("chat_template.jinja",),
     "template": (
         "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
         "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
@@ -105,10 +124,17 @@ LLAVA_1_5 = {
 
 SMOLVLM2 = {
     "architecture": "smolvlm",
-    "tokens": ("<|im_start|>",),
-    "pad": "<pad>",
-    "ends": ("<end_of_utterance>",),
-    "generation": {},
+    "license": "apache-2.0",
+    "tokens": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    "special": {"bos": "<|im_start|>", "eos": "<end_of_utterance>", "pad": "<|im_end|>", "unk": "<|endoftext|>"},
+    "generation": {
+        "bos": "<|endoftext|>",
+        "pad": "<|im_end|>",
+        "eos": "<end_of_utterance>",
+        "_from_model_config": True,
+        "transformers_version": "4.47.1",
+    },
+    "also_in": ("tokenizer_config.json",),
     "template": (
         "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'][0]['type'] == "
         "'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}"
@@ -150,26 +176,34 @@ def write_model(published: dict, folder: Path) -> None:
     tokenizer = processor.tokenizer
     tokenizer.add_tokens([AddedToken(word, single_word=word.isalnum(), normalized=False) for word in WORDS])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in published["tokens"]], special_tokens=True)
-    tokenizer.add_special_tokens({"eos_token": published["ends"][0], "pad_token": published["pad"]})
+    for role, token in published["special"].items():
+        setattr(tokenizer, f"{role}_token", token)
+    if (first := published.get("written_by_tokenizer")) is not None:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, tokenizer.convert_tokens_to_ids(first))]
+        )
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     architectures.enliven(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    ends = [tokenizer.convert_tokens_to_ids(token) for token in published["ends"]]
-    generation = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": ends if len(ends) > 1 else ends[0],
-        **published["generation"],
-    }
+    generation = dict(published["generation"])
+    for role in ("bos", "pad", "eos"):
+        generation[f"{role}_token_id"] = tokenizer.convert_tokens_to_ids(generation.pop(role))
+    template = published["template"]
     files = {
         **published["files"],
-        "chat_template.json": {"chat_template": published["template"]},
+        "chat_template.json": {"chat_template": template},
         "generation_config.json": generation,
     }
+    if "tokenizer_config.json" in published["also_in"]:
+        own = json.loads((folder / "tokenizer_config.json").read_text())
+        files["tokenizer_config.json"] = {**own, "chat_template": template}
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2))
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\npipeline_tag: image-text-to-text\n---\n# Tiny\n")
+    if "chat_template.jinja" in published["also_in"]:
+        (folder / "chat_template.jinja").write_text(template)
+    card = f"---\nlicense: {published['license']}\npipeline_tag: image-text-to-text\n---\n# Tiny\n"
+    (folder / "README.md").write_text(card)
 
 
 def pictures(count: int, seed: int = 0) -> list[Picture.Image]:

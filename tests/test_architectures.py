@@ -10,6 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from rounding import logit_tolerance
+from tokenizers.processors import TemplateProcessing
 from transformers import Trainer, TrainingArguments
 
 from space_peft import SpaceConfig, SpaceLoraConfig, SpaceTrainer, refine_anchors, select_anchors
@@ -150,6 +151,32 @@ def test_a_row_does_not_depend_on_what_it_is_batched_with(name):
         for row, expected in zip(rows, together):
             alone = answer_logits(model, encode_conversations(processor, [row]))[0]
             torch.testing.assert_close(alone[:-1], expected[: len(alone) - 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bos", ["in the template", "by the tokenizer", "by both", "by nobody"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "paligemma"])  # Its processor writes BOS itself.
+def test_prompts_are_what_apply_chat_template_makes_of_them(name, bos):
+    """Whoever asks the model elsewhere calls that: LLaVA-1.5 gets its BOS from the tokenizer, others from the template."""
+    _, processor = build(name)
+    tokenizer = processor.tokenizer
+    written = processor.chat_template.startswith(tokenizer.bos_token)
+    if bos in ("by the tokenizer", "by nobody") and written:
+        processor.chat_template = processor.chat_template[len(tokenizer.bos_token) :]
+    if bos in ("by the tokenizer", "by both"):
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)]
+        )
+    image = Image.new("RGB", (20, 20), "red")
+    row = conversation("What is this?", image=image)
+    shown = [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]
+    wanted = processor.apply_chat_template(
+        [{"role": "user", "content": shown}], add_generation_prompt=True, tokenize=True, return_dict=True,
+        return_tensors="pt",
+    )  # fmt: skip
+    batch = encode_conversations(processor, [row])
+    assert batch["input_ids"].tolist() == wanted["input_ids"].tolist()
+    count = (batch["input_ids"] == tokenizer.bos_token_id).sum().item()
+    assert count == (bos != "by nobody")
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -40,6 +41,16 @@ def image_token(processor) -> str:
     return token
 
 
+def begins_with_bos(processor, prompt: str) -> bool:
+    """Whether the chat template has written BOS, so that the tokenizer must not write another one.
+
+    The rule of `apply_chat_template(tokenize=True)`, which is how a model is asked elsewhere. Where the template does not
+    write it (LLaVA-1.5), the tokenizer does, if it is one that does.
+    """
+    bos = processor.tokenizer.bos_token
+    return bos is not None and prompt.startswith(bos)
+
+
 def encode_prompts(
     processor, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]
 ) -> dict[str, torch.Tensor]:
@@ -47,7 +58,7 @@ def encode_prompts(
 
     Args:
         processor (`ProcessorMixin`): Of a multimodal model.
-        prompts (`list[str]`): As the chat template writes them, special tokens included.
+        prompts (`list[str]`): As the chat template writes them.
         images (`list[list[PIL.Image.Image]]`): Of each prompt.
 
     Returns:
@@ -65,8 +76,9 @@ def encode_prompts(
                 f"row {number} of a batch has {places} places for images in its prompt, and {len(shown)} images; as many "
                 "blocks of type 'image' are needed as there are images."
             )
-    # The template has already written the special tokens; adding them again would put two BOS in front.
-    options = {"padding": True, "padding_side": "left", "add_special_tokens": False, "return_tensors": "pt"}
+    options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    if begins_with_bos(processor, prompts[0]):
+        options["add_special_tokens"] = False
     if not all(images):
         if isinstance(processor, PaliGemmaProcessor):
             return _paligemma(processor, prompts, images, options)
@@ -78,9 +90,8 @@ def encode_prompts(
 def _paligemma(processor, prompts, images, options: dict) -> dict[str, torch.Tensor]:
     """PaliGemma's processor refuses text alone, and beside rows with images it writes BOS into the middle of a word."""
     bos = processor.tokenizer.bos_token
-    silent = dict(
-        processor.tokenizer([f"{bos}{prompt}\n" for prompt, own in zip(prompts, images) if not own], **options)
-    )
+    texts = [f"{bos}{prompt}\n" for prompt, own in zip(prompts, images) if not own]
+    silent = dict(processor.tokenizer(texts, **{**options, "add_special_tokens": False}))
     silent["token_type_ids"] = torch.zeros_like(silent["input_ids"])
     shown = _of_those_shown(processor, prompts, images, options) if any(images) else {}
     batch = _side_by_side(processor, silent, shown, images)
