@@ -7,6 +7,7 @@ Every part of the library that talks to a model (refinement, fitting, training, 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Sequence
 
 import torch
@@ -15,14 +16,17 @@ from transformers import PaliGemmaProcessor
 
 from ..data.pictures import load_rgb
 from ..data.questions import Dialogue, Question
+from ..data.written_tokens import Writing
 from ..records.stages import track
 from .layers import evaluating
-from .processors import encode_prompts, placeholder
+from .processors import encode_prompts, placeholder, read_prompt
 
 
 IGNORE_INDEX = -100
 # Prompts whose lengths differ by fewer tokens count as equally long where rows are ordered: their answers differ by more.
 ALIKE = 8
+# Characters of a prompt that are read to know how an answer goes on from it: more than any word at its end has.
+_TAIL = 32
 
 
 def answer_message(text: str) -> dict:
@@ -145,13 +149,18 @@ def _split_rendering(processor, row: dict) -> tuple[str, str]:
     if not row["completion"]:
         return prompt, ""
     whole = processor.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-    if not whole.startswith(prompt):
+    if whole.startswith(prompt):
+        return prompt, whole[len(prompt) :]
+    # LLaVA-OneVision's asks with "assistant\n" and writes "assistant \n" before an answer that is there.
+    words = r"\s+".join(map(re.escape, prompt.split()))
+    begun = re.match(rf"\s*{words}\s*" if prompt[-1:].isspace() else rf"\s*{words}", whole)
+    if begun is None:
         raise ValueError(
             "the chat template does not extend the prompt by the completion, so the answer cannot be told "
             f"apart: prompt {prompt[-60:]!r}, whole conversation {whole[-120:]!r}. Use a template whose "
             "generation prompt is the beginning of the assistant's turn."
         )
-    return prompt, whole[len(prompt) :]
+    return prompt, whole[begun.end() :]
 
 
 def _prompt_and_answer(processor, row: dict) -> tuple[str, list[int]]:
@@ -159,7 +168,24 @@ def _prompt_and_answer(processor, row: dict) -> tuple[str, list[int]]:
     if (tokens := row.get("answer_tokens")) is not None:
         return _split_rendering(processor, {**row, "completion": []})[0], list(tokens)
     prompt, answer = _split_rendering(processor, row)
-    return prompt, processor.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
+    return prompt, _continuation(processor, prompt, answer) if answer else []
+
+
+def _continuation(processor, prompt: str, answer: str) -> list[int]:
+    """The tokens of an answer as they go on from its prompt: those that a model writes which is asked with it.
+
+    By itself an answer is written as a text's beginning, which to LLaVA-1.5's tokenizer has a blank before it.
+    """
+    writing = Writing(processor.tokenizer)
+    before = read_prompt(processor, prompt)[-_TAIL:]
+    tokens = writing.after(before, answer)
+    if tokens is None and before[-1:].isspace():
+        # "\n" and "\nA fox" would be one token for both line breaks, but the model was asked with the one.
+        answer = answer.lstrip()
+        tokens = writing.after(before, answer)
+    if tokens is None:
+        tokens = writing.behind(answer) or writing.alone(answer)  # "Answer: " and "A fox": " A" is one token.
+    return list(tokens)
 
 
 def length_order(processor, rows: Sequence[dict]) -> list[int]:
