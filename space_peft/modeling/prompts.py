@@ -168,6 +168,10 @@ def _prompt_and_answer(processor, row: dict) -> tuple[str, list[int]]:
     if (tokens := row.get("answer_tokens")) is not None:
         return _split_rendering(processor, {**row, "completion": []})[0], list(tokens)
     prompt, answer = _split_rendering(processor, row)
+    said, end = answer_text(row).strip(), processor.tokenizer.eos_token_id
+    if said and end is not None and answer.rstrip().endswith(said):
+        # LLaVA-1.5's template writes a blank behind an answer, and no end: what is trained on that never ends.
+        return prompt, [*_continuation(processor, prompt, answer.rstrip()), end]
     return prompt, _continuation(processor, prompt, answer) if answer else []
 
 
