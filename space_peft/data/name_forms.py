@@ -31,6 +31,8 @@ MAX_FORMS = 64
 _APOSTROPHE = re.compile(f"[{APOSTROPHES}]")
 # What a name's blanks, and its hyphens and other separators, are written as; None leaves them.
 _SEPARATIONS = ((None, None), (None, " "), ("", ""), (None, ""), (None, "\u2011"), ("-", None), (None, "\u2013"))
+# A line may begin with one of these, and a name directly behind it.
+_MARKS = ('"', "\u201c", "'", "(", "*")
 _INITIALS = (None, (". ", "."), (".", "."), ("", ""))  # As given, "J. K.", "J.K.", "JK".
 
 
@@ -113,8 +115,9 @@ def written_forms(name: str) -> tuple[str, ...]:
 def surface_forms(names: str | Iterable[str], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], ...]:
     """Every token sequence with which a tokenizer writes one of the `written_forms` of the names.
 
-    At the start of an answer and inside it, behind a blank and without one. A sequence with the unknown token writes no
-    name and is left out. A name that is an added token ("<bo>") is that one token, special or not.
+    At the start of an answer and inside it, behind a blank and without one, and with a quotation mark, bracket or asterisk
+    before it where a token holds both. A sequence with the unknown token writes no name and is left out. A name that is an
+    added token ("<bo>") is that one token, special or not.
 
     Args:
         names (`str` or `Iterable[str]`): The concept's name, or its names.
@@ -135,6 +138,7 @@ def surface_forms(names: str | Iterable[str], tokenizer: PreTrainedTokenizerBase
     for name in names:
         forms = written_forms(name)
         ways = [sequence for form in forms for sequence in _sequences(form, writing)]
+        ways += [writing.merged(mark, form) for form in forms for mark in _MARKS]
         sequences = [sequence for sequence in ways if sequence and unknown not in sequence]
         if not sequences:
             raise ValueError(
