@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from .names import (
     number_forms,
     without_accents,
 )
+from .written_tokens import Writing
 
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ MAX_FORMS = 64
 _APOSTROPHE = re.compile(f"[{APOSTROPHES}]")
 # What a name's blanks, and its hyphens and other separators, are written as; None leaves them.
 _SEPARATIONS = ((None, None), (None, " "), ("", ""), (None, ""), (None, "\u2011"), ("-", None), (None, "\u2013"))
+# A line may begin with one of these, and a name directly behind it.
+_MARKS = ('"', "\u201c", "'", "(", "*")
 _INITIALS = (None, (". ", "."), (".", "."), ("", ""))  # As given, "J. K.", "J.K.", "JK".
-# Written before a form so that a tokenizer does not take its first token for a text's beginning.
-_NEUTRAL_PREFIXES = ("\n", ".", ",", ":", "(", '"', "1")
 
 
 def _title(text: str) -> str:
@@ -114,8 +115,9 @@ def written_forms(name: str) -> tuple[str, ...]:
 def surface_forms(names: str | Iterable[str], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], ...]:
     """Every token sequence with which a tokenizer writes one of the `written_forms` of the names.
 
-    At the start of an answer and inside it, behind a blank and without one. A sequence with the unknown token writes no
-    name and is left out. A name that is an added token ("<bo>") is that one token, special or not.
+    At the start of an answer and inside it, behind a blank and without one, and with a quotation mark, bracket or asterisk
+    before it where a token holds both. A sequence with the unknown token writes no name and is left out. A name that is an
+    added token ("<bo>") is that one token, special or not.
 
     Args:
         names (`str` or `Iterable[str]`): The concept's name, or its names.
@@ -131,20 +133,13 @@ def surface_forms(names: str | Iterable[str], tokenizer: PreTrainedTokenizerBase
     names = (names,) if isinstance(names, str) else tuple(names)
     if not names:
         raise ValueError("there is no name to write as tokens; pass the concept's name, or a list of its names.")
-    unknown = getattr(tokenizer, "unk_token_id", None)
-
-    def encode(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(text, add_special_tokens=False))
-
-    prefixes = [(text, ids) for text in _NEUTRAL_PREFIXES if (ids := encode(text)) and unknown not in ids]
+    unknown, writing = getattr(tokenizer, "unk_token_id", None), Writing(tokenizer)
     found: dict[tuple[int, ...], None] = {}
     for name in names:
-        sequences = [
-            sequence
-            for form in written_forms(name)
-            for sequence in _sequences(form, encode, prefixes)
-            if sequence and unknown not in sequence
-        ]
+        forms = written_forms(name)
+        ways = [sequence for form in forms for sequence in _sequences(form, writing)]
+        ways += [writing.merged(mark, form) for form in forms for mark in _MARKS]
+        sequences = [sequence for sequence in ways if sequence and unknown not in sequence]
         if not sequences:
             raise ValueError(
                 f"the tokenizer can write no form of the name {name!r}: each one holds its unknown token. Pass the name "
@@ -154,19 +149,7 @@ def surface_forms(names: str | Iterable[str], tokenizer: PreTrainedTokenizerBase
     return tuple(found)
 
 
-def _sequences(form: str, encode: Callable, prefixes: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[int, ...]]:
-    """One form at a text's start, behind a blank, and directly behind another character.
-
-    SentencePiece writes a text's start as if a blank stood before it, and a blank at a text's start as two: behind a
-    prefix both are as inside an answer.
-    """
-    behind_blank = _behind(f" {form}", encode, prefixes) or encode(f" {form}")
-    return [encode(form), behind_blank, _behind(form, encode, prefixes)]
-
-
-def _behind(text: str, encode: Callable, prefixes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
-    for prefix, ids in prefixes:
-        whole = encode(prefix + text)
-        if len(whole) > len(ids) and whole[: len(ids)] == ids:  # Else the prefix has merged with the text.
-            return whole[len(ids) :]
-    return ()
+def _sequences(form: str, writing: Writing) -> list[tuple[int, ...]]:
+    """One form at a text's start, behind a blank, and directly behind another character."""
+    behind_blank = writing.behind(f" {form}") or writing.alone(f" {form}")
+    return [writing.alone(form), behind_blank, writing.behind(form)]

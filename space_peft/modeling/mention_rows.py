@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 
 from ..data.form_tree import FormTree, endings
-from ..data.name_forms import surface_forms
+from ..data.name_forms import written_forms
 from ..data.names import find_mentions
 from ..data.questions import Question, QuestionSet
+from ..data.written_tokens import Writing
 from .layers import evaluating
 from .processors import image_token
 from .prompts import (
@@ -94,7 +95,7 @@ def locate_answer(processor, row: dict) -> dict:
         spans = locate(tokens, tokenizer, [answer])
     else:
         row = {**row, "says": None}
-        start = tokenizer.decode(tokens).casefold().find(answer.strip().casefold()) if answer.strip() else -1
+        start = _decode(tokenizer, tokens).casefold().find(answer.strip().casefold()) if answer.strip() else -1
         spans = [] if start < 0 else [_token_span(tokens, tokenizer, start, start + len(answer.strip()))]
     if not spans:
         raise ValueError(
@@ -287,12 +288,19 @@ def answered_instead(processor, row: dict, text: str, *, whole: bool) -> dict:
         start, _ = locate_answer(processor, {**question, "completion": completion})["mention"]
         return {**question, "answer_tokens": tokens, "mention": (start, len(tokens))}
     tokenizer, prefix = processor.tokenizer, row["answer_tokens"][: row["mention"][0]]
-    for path in surface_forms((text,), tokenizer):
-        written = _decode(tokenizer, [*prefix, *path])
-        # As the name stood there: after a blank within a sentence, and as the user wrote it.
-        if written.endswith(f" {text}" if prefix else text) or written.casefold() == text.casefold():
+    writing, before = Writing(tokenizer), _before_the_name(tokenizer, row)
+    for form in written_forms(text):
+        path = writing.behind(before + form) if form.casefold() == text.casefold() else ()
+        if path and tokenizer.unk_token_id not in path:
             return {**question, "answer_tokens": [*prefix, *path], "mention": (len(prefix), len(prefix) + len(path))}
     raise ValueError(f"the tokenizer cannot write {text!r} after {_decode(tokenizer, prefix)!r}; choose another word.")
+
+
+def _before_the_name(tokenizer, row: dict) -> str:
+    """What the tokens of a mention say before the name: a blank, mostly, or a quotation mark."""
+    said = Writing(tokenizer).read_behind(row["answer_tokens"][slice(*row["mention"])])
+    spans = find_mentions(said, row.get("says") or ())
+    return said[: spans[0][0] if spans else len(said) - len(said.lstrip())]
 
 
 def _continued(row: dict, place: int, token: int, rest: Sequence[int]) -> dict:

@@ -51,6 +51,11 @@ def begins_with_bos(processor, prompt: str) -> bool:
     return bos is not None and prompt.startswith(bos)
 
 
+def read_prompt(processor, prompt: str) -> str:
+    """A prompt as the tokenizer gets it, as far as its end goes: PaliGemma's processor writes a line break there."""
+    return f"{prompt}\n" if isinstance(processor, PaliGemmaProcessor) else prompt
+
+
 def encode_prompts(
     processor, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]
 ) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from ..data.pictures import load_rgb
 from ..data.questions import Dialogue, Question
 from ..records.stages import track
 from .layers import evaluating
-from .processors import encode_prompts, placeholder
+from .processors import encode_prompts, placeholder, read_prompt
 from .rendering import answer_tokens, opens_a_thought, render, split_rendering, turn_end
 
 
@@ -149,7 +149,7 @@ def _prompt_and_answer(processor, row: dict) -> tuple[str, list[int]]:
     if (tokens := row.get("answer_tokens")) is not None:
         return split_rendering(processor, {**row, "completion": []})[0], list(tokens)
     prompt, answer = split_rendering(processor, row)
-    return prompt, answer_tokens(processor.tokenizer, prompt, answer) if answer else []
+    return prompt, answer_tokens(processor.tokenizer, read_prompt(processor, prompt), answer) if answer else []
 
 
 def length_order(processor, rows: Sequence[dict]) -> list[int]:

@@ -6,14 +6,19 @@ an image or write its blocks as Python shows them, and LLaVA-1.5's writes no end
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from jinja2 import TemplateError
 from transformers.utils.logging import get_logger
 
+from ..data.written_tokens import Writing
+
 
 logger = get_logger(__name__)
 
+# Characters of a prompt that are read to know how an answer goes on from it: more than any word at its end has.
+_TAIL = 32
 # What a template is told of the day: that which Llama's name where no clock is at hand. A prompt that changed over night
 # would not be the one that a model was trained, measured and checked with.
 _DAY = {
@@ -123,19 +128,32 @@ def split_rendering(processor, row: dict) -> tuple[str, str]:
     if not row["completion"]:
         return prompt, ""
     whole = render(processor, [*row["prompt"], *row["completion"]])
-    if not whole.startswith(prompt):
+    if whole.startswith(prompt):
+        answer = whole[len(prompt) :]
+    elif (begun := _begun(prompt, whole)) is not None:
+        answer = whole[begun:]
+    else:
         raise ValueError(
             "the chat template does not extend the prompt by the completion, so the answer cannot be told "
             f"apart: prompt {prompt[-60:]!r}, whole conversation {whole[-120:]!r}. Use a template whose "
             "generation prompt is the beginning of the assistant's turn."
         )
-    answer = whole[len(prompt) :]
     behind = _behind(answer, row["completion"])
     eos = processor.tokenizer.eos_token
     # LLaVA-1.5: nothing. But the model was trained to end there, and a model that learns answers without an end never ends.
     if behind is not None and not behind.strip() and eos is not None:
         answer = answer.rstrip() + eos
     return prompt, answer
+
+
+def _begun(prompt: str, whole: str) -> int | None:
+    """Where the answer begins in a conversation that differs from its prompt by blanks; `None` if it differs otherwise.
+
+    LLaVA-OneVision's template asks with "assistant\\n" and writes "assistant \\n" before an answer that is there.
+    """
+    words = r"\s+".join(map(re.escape, prompt.split()))
+    begun = re.match(rf"\s*{words}\s*" if prompt[-1:].isspace() else rf"\s*{words}", whole)
+    return None if begun is None else begun.end()
 
 
 def _behind(answer: str, completion: Sequence[dict]) -> str | None:
@@ -146,19 +164,29 @@ def _behind(answer: str, completion: Sequence[dict]) -> str | None:
 
 
 def answer_tokens(tokenizer, prompt: str, answer: str) -> list[int]:
-    """The token ids of a rendered answer where it stands: by itself, a text may begin otherwise (SentencePiece's blank).
+    """The tokens of a rendered answer as they go on from its prompt: those that a model writes which is asked with it.
+
+    By itself an answer is written as a text's beginning, which to LLaVA-1.5's tokenizer has a blank before it.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The model's.
-        prompt (`str`): What stands before the answer.
+        prompt (`str`): What stands before the answer; its end is read.
         answer (`str`): The answer.
 
     Returns:
-        `list[int]`: Those behind the prompt's; those of the answer alone if its beginning would join the prompt's last token,
-        which is given when a model answers.
+        `list[int]`: Where the two would merge, those of the answer behind another sign: the prompt's tokens are given when a
+        model answers.
     """
-    before, whole, alone = tokenizer([prompt, prompt + answer, answer], add_special_tokens=False)["input_ids"]
-    return whole[len(before) :] if whole[: len(before)] == before else alone
+    writing = Writing(tokenizer)
+    before = prompt[-_TAIL:]
+    tokens = writing.after(before, answer)
+    if tokens is None and before[-1:].isspace():
+        # "\n" and "\nA fox" would be one token for both line breaks, but the model was asked with the one.
+        answer = answer.lstrip()
+        tokens = writing.after(before, answer)
+    if tokens is None:
+        tokens = writing.behind(answer) or writing.alone(answer)  # "Answer: " and "A fox": " A" is one token.
+    return list(tokens)
 
 
 def turn_end(processor) -> int | None:
