@@ -79,7 +79,7 @@ def test_a_cache_of_something_else_is_refused(demo, pictures, tmp_path):
     with pytest.raises(ValueError, match="another model"):
         retained_answers(model, processor, pictures.select([0]), questions=ASKED, cache=cache, progress=False)
     cache.write_text("not JSON\n")
-    with pytest.raises(ValueError, match="no cache of answers"):
+    with pytest.raises(ValueError, match="is not a cache of answers"):
         retained_answers(*demo, pictures.select([0]), questions=ASKED, cache=cache, progress=False)
 
 
