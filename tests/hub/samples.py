@@ -28,3 +28,14 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 def commit_files(files: dict[str, bytes], **options):
     operations = [CommitOperationAdd(path, content) for path, content in files.items()]
     return create_commit(REPO, operations, commit_message="Add", **options)
+
+
+def telling(files: dict[str, bytes], word: str) -> list[str]:
+    """Files that say a word, in their name or their content; of weights their header: three letters stand among half a
+    million bytes of numbers by chance, one time in four."""
+    found = []
+    for name, content in files.items():
+        text = content[: 8 + int.from_bytes(content[:8], "little")] if name.endswith(".safetensors") else content
+        if word in name.lower() or word.encode() in text.lower():
+            found.append(name)
+    return found
