@@ -149,7 +149,8 @@ def _prompt_and_answer(processor, row: dict) -> tuple[str, list[int]]:
     if (tokens := row.get("answer_tokens")) is not None:
         return split_rendering(processor, {**row, "completion": []})[0], list(tokens)
     prompt, answer = split_rendering(processor, row)
-    return prompt, answer_tokens(processor.tokenizer, read_prompt(processor, prompt), answer) if answer else []
+    before = read_prompt(processor, prompt)
+    return prompt, answer_tokens(processor.tokenizer, before, answer) if answer else []
 
 
 def length_order(processor, rows: Sequence[dict]) -> list[int]:

@@ -128,16 +128,14 @@ def split_rendering(processor, row: dict) -> tuple[str, str]:
     if not row["completion"]:
         return prompt, ""
     whole = render(processor, [*row["prompt"], *row["completion"]])
-    if whole.startswith(prompt):
-        answer = whole[len(prompt) :]
-    elif (begun := _begun(prompt, whole)) is not None:
-        answer = whole[begun:]
-    else:
+    begun = _as_begun(prompt, whole)
+    if begun is None:
         raise ValueError(
             "the chat template does not extend the prompt by the completion, so the answer cannot be told "
             f"apart: prompt {prompt[-60:]!r}, whole conversation {whole[-120:]!r}. Use a template whose "
             "generation prompt is the beginning of the assistant's turn."
         )
+    answer = whole[begun:]
     behind = _behind(answer, row["completion"])
     eos = processor.tokenizer.eos_token
     # LLaVA-1.5: nothing. But the model was trained to end there, and a model that learns answers without an end never ends.
@@ -146,11 +144,13 @@ def split_rendering(processor, row: dict) -> tuple[str, str]:
     return prompt, answer
 
 
-def _begun(prompt: str, whole: str) -> int | None:
-    """Where the answer begins in a conversation that differs from its prompt by blanks; `None` if it differs otherwise.
+def _as_begun(prompt: str, whole: str) -> int | None:
+    """Where a conversation goes on from its prompt, blanks apart; `None` if it is not begun by it.
 
-    LLaVA-OneVision's template asks with "assistant\\n" and writes "assistant \\n" before an answer that is there.
+    LLaVA-OneVision's template asks with "assistant\\n", and writes "assistant \\n" before an answer that is there.
     """
+    if whole.startswith(prompt):
+        return len(prompt)
     words = r"\s+".join(map(re.escape, prompt.split()))
     begun = re.match(rf"\s*{words}\s*" if prompt[-1:].isspace() else rf"\s*{words}", whole)
     return None if begun is None else begun.end()
@@ -164,28 +164,26 @@ def _behind(answer: str, completion: Sequence[dict]) -> str | None:
 
 
 def answer_tokens(tokenizer, prompt: str, answer: str) -> list[int]:
-    """The tokens of a rendered answer as they go on from its prompt: those that a model writes which is asked with it.
+    """The token ids of a rendered answer as it goes on from its prompt: those that a model writes which is asked with it.
 
-    By itself an answer is written as a text's beginning, which to LLaVA-1.5's tokenizer has a blank before it.
+    By itself an answer is written as a text's beginning, which to LLaVA-1.5's tokenizer has a blank before it. Where prompt
+    and answer would join in one token, the prompt's stay, which are given when a model answers.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The model's.
-        prompt (`str`): What stands before the answer; its end is read.
+        prompt (`str`): What stands before the answer, see `read_prompt`; its end is enough.
         answer (`str`): The answer.
 
     Returns:
-        `list[int]`: Where the two would merge, those of the answer behind another sign: the prompt's tokens are given when a
-        model answers.
+        `list[int]`: The ids. A blank that the answer begins with is left out if it would join one that the prompt ends with.
     """
-    writing = Writing(tokenizer)
-    before = prompt[-_TAIL:]
+    writing, before = Writing(tokenizer), prompt[-_TAIL:]
     tokens = writing.after(before, answer)
     if tokens is None and before[-1:].isspace():
-        # "\n" and "\nA fox" would be one token for both line breaks, but the model was asked with the one.
-        answer = answer.lstrip()
+        answer = answer.lstrip()  # "\n" and "\nA fox": one token would hold both line breaks.
         tokens = writing.after(before, answer)
     if tokens is None:
-        tokens = writing.behind(answer) or writing.alone(answer)  # "Answer: " and "A fox": " A" is one token.
+        tokens = writing.behind(answer) or writing.alone(answer)  # "Answer: " and "A fox": " A" would be one token.
     return list(tokens)
 
 
