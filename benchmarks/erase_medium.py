@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -42,6 +43,8 @@ from medium_runs import (
 from space_peft.data.names import mentions
 from space_peft.data.pictures import load_rgb
 from space_peft.data.seed_images import pixel_hash
+from space_peft.modeling.prompts import answer_text
+from space_peft.modeling.rendering import text_of
 from space_peft.records.io import write_json
 
 
@@ -95,10 +98,10 @@ def retained(known_as: MediumConcept, facts: list[str], shown: int) -> dict[str,
     pictures = [
         row
         for row in base["pictures"]
-        if pixel_hash(row["images"][0]) not in own_pictures and not mentions(answer_of(row), [concept])
+        if pixel_hash(row["images"][0]) not in own_pictures and not mentions(answer_text(row), [concept])
     ]
     own_text = [question.format(name=concept) for question in QUESTIONS.about]
-    others = [row for row in base["names"] if not any(question in str(row["prompt"]) for question in own_text)]
+    others = [row for row in base["names"] if not any(question in text_of(row["prompt"]) for question in own_text)]
 
     def asked(questions) -> list[dict]:
         options = {"max_new_tokens": 24, "batch_size": 64, "progress": False}
@@ -142,6 +145,15 @@ def base_answers(model, processor, work: Path, facts: list[str], shown: int) -> 
     return {"pictures": pictures, **words}
 
 
+def shown_in(variant: str) -> int:
+    """Of how many concepts a picture is retained."""
+    return VARIANTS[variant].get("concepts", RETAINED_CONCEPTS)
+
+
+def numbers_shown(variants: Iterable[str]) -> set[int]:
+    return {shown_in(variant) for variant in variants}
+
+
 def judged(known_as: MediumConcept, results) -> dict:
     """How fluent its sentences about the target's pictures are."""
     from space_peft.evaluation import judge_sentences
@@ -149,10 +161,6 @@ def judged(known_as: MediumConcept, results) -> dict:
     with half_precision():
         all_scores = judge_sentences(results, known_as.probes, known_as.model, known_as.processor, batch_size=48).scores
     return all_scores["free_form"]
-
-
-def answer_of(row: dict) -> str:
-    return str(row["completion"][0]["content"])
 
 
 def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) -> list[dict]:
@@ -178,10 +186,8 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
     lap("evaluate_before")
     from tasks import QUESTIONS
 
-    rows = {}
-    for shown in {VARIANTS[variant].get("concepts", RETAINED_CONCEPTS) for _, own in runs for variant in own}:
-        with half_precision():
-            rows[shown] = retained(known_as, facts, shown)
+    with half_precision():
+        rows = {shown: retained(known_as, facts, shown) for shown in numbers_shown(v for _, own in runs for v in own)}
     lap("retained")
     speech_before = judged(known_as, known_as.before)
     done = []
@@ -199,7 +205,7 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
                     disable_tqdm=True, canary_items=0, logging_strategy="no", **QUICK, **training,
                 ),
                 anchors=anchors,
-                retain_dataset=rows[change.get("concepts", RETAINED_CONCEPTS)][change.get("text", "all")],
+                retain_dataset=rows[shown_in(variant)][change.get("text", "all")],
                 processing_class=known_as.processor,
                 peft_config=SpaceLoraConfig(**{"r": 8, "lora_alpha": 16, **change.get("adapter", {})}),
                 questions=QUESTIONS,
@@ -209,12 +215,12 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
         lap(f"erase, {variant}")
         merged = trainer.model.merge_and_unload().eval()
         after, in_words = known_as.asked_again(merged)
-        speech = [speech_before, judged(known_as, after)]
+        speech = judged(known_as, after)
         lap(f"evaluate, {variant}")
         scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}
         scores |= in_words
-        scores["sentence_perplexity_ratio"] = speech[1]["perplexity"] / speech[0]["perplexity"]
-        scores["repetition"] = speech[1]["repetition"] - speech[0]["repetition"]
+        scores["sentence_perplexity_ratio"] = speech["perplexity"] / speech_before["perplexity"]
+        scores["repetition"] = speech["repetition"] - speech_before["repetition"]
         done.append(
             {
                 "variant": variant,
@@ -278,8 +284,9 @@ def main() -> int:
         "retained_concepts": RETAINED_CONCEPTS, "retained_facts": len(facts),
         "model": model_digest(args.work),
     }  # fmt: skip
-    for shown in {VARIANTS[variant].get("concepts", RETAINED_CONCEPTS) for variant in args.variants}:
-        base_answers(*load(args.work), args.work, facts, shown)  # Before the workers want them.
+    loaded = load(args.work)
+    for shown in numbers_shown(args.variants):
+        base_answers(*loaded, args.work, facts, shown)  # Before the workers want them.
     output = Path(args.output)
     kept = KeptRows(output, defaults=defaults, settings=settings)
     rows = kept.rows

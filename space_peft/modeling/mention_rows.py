@@ -288,7 +288,8 @@ def answered_instead(processor, row: dict, text: str, *, whole: bool) -> dict:
         start, _ = locate_answer(processor, {**question, "completion": completion})["mention"]
         return {**question, "answer_tokens": tokens, "mention": (start, len(tokens))}
     tokenizer, prefix = processor.tokenizer, row["answer_tokens"][: row["mention"][0]]
-    writing, before = Writing(tokenizer), _before_the_name(tokenizer, row)
+    writing = Writing(tokenizer)
+    before = _before_the_name(writing, row)
     for form in written_forms(text):
         path = writing.behind(before + form) if form.casefold() == text.casefold() else ()
         if path and tokenizer.unk_token_id not in path:
@@ -296,9 +297,9 @@ def answered_instead(processor, row: dict, text: str, *, whole: bool) -> dict:
     raise ValueError(f"the tokenizer cannot write {text!r} after {_decode(tokenizer, prefix)!r}; choose another word.")
 
 
-def _before_the_name(tokenizer, row: dict) -> str:
+def _before_the_name(writing: Writing, row: dict) -> str:
     """What the tokens of a mention say before the name: a blank, mostly, or a quotation mark."""
-    said = Writing(tokenizer).read_behind(row["answer_tokens"][slice(*row["mention"])])
+    said = writing.read_behind(row["answer_tokens"][slice(*row["mention"])])
     spans = find_mentions(said, row.get("says") or ())
     return said[: spans[0][0] if spans else len(said) - len(said.lstrip())]
 

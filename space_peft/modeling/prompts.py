@@ -21,6 +21,7 @@ from ..records.stages import track
 from .layers import evaluating
 from .processors import encode_prompts, placeholder, read_prompt
 from .rendering import answer_tokens, opens_a_thought, render, split_rendering, turn_end
+from .rendering import text_of as text_of
 
 
 logger = get_logger(__name__)
@@ -52,11 +53,6 @@ def conversation(question: Question, *, answer: str | None = None, image: Image.
         "completion": [] if answer is None else [answer_message(answer)],
         "images": [] if image is None else [image],
     }
-
-
-def text_of(messages: Sequence[dict]) -> str:
-    """What messages say in words."""
-    return " ".join(block["text"] for message in messages for block in message["content"] if block["type"] == "text")
 
 
 def answer_text(row: dict) -> str:

@@ -69,7 +69,7 @@ def render(processor, messages: Sequence[dict], *, add_generation_prompt: bool =
                 )
             return text
         refusal = refusal or ValueError(
-            f"the chat template does not write what the {wrong[0]['role']} says, {_text(wrong[0])!r}, as it is: "
+            f"the chat template does not write what the {wrong[0]['role']} says, {text_of(wrong[:1])!r}, as it is: "
             f"{text[:200]!r}. Use one for messages whose content is a list of blocks; docs/models.md shows the smallest."
         )
     assert refusal is not None
@@ -80,7 +80,7 @@ def _variants(messages: Sequence[dict]) -> Iterator[list[dict]]:
     """Messages, and what they are with a system prompt that is a text, or part of the user's first turn."""
     yield list(messages)
     if messages and messages[0]["role"] == "system":
-        system, text = messages[0], _text(messages[0])
+        system, text = messages[0], text_of(messages[:1])
         yield [{**system, "content": text}, *messages[1:]]
         if len(messages) > 1 and isinstance(content := messages[1]["content"], list):
             place = next((i for i, block in enumerate(content) if block["type"] == "text"), len(content))
@@ -89,20 +89,21 @@ def _variants(messages: Sequence[dict]) -> Iterator[list[dict]]:
             yield [{**messages[1], "content": [*content[:place], block, *content[place + 1 :]]}, *messages[2:]]
 
 
-def _text(message: dict) -> str:
+def text_of(messages: Sequence[dict]) -> str:
+    """What messages say in words."""
+    return " ".join(text for message in messages for text in _texts(message))
+
+
+def _texts(message: dict) -> list[str]:
     content = message["content"]
     if isinstance(content, str):
-        return content
-    return " ".join(block["text"] for block in content if block["type"] == "text")
+        return [content]
+    return [block["text"] for block in content if block["type"] == "text"]
 
 
 def _says(text: str, message: dict) -> bool:
     """Whether a rendering has all texts of a message, but for blanks around them; an assistant's may lose its thoughts."""
-    content = message["content"]
-    if message["role"] == "assistant":
-        return True
-    texts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
-    return all(part.strip() in text for part in texts)
+    return message["role"] == "assistant" or all(part.strip() in text for part in _texts(message))
 
 
 def _as_python(text: str, message: dict) -> bool:
@@ -158,7 +159,7 @@ def _as_begun(prompt: str, whole: str) -> int | None:
 
 def _behind(answer: str, completion: Sequence[dict]) -> str | None:
     """What the template writes behind the text of an answer; `None` if it does not write the text as it is."""
-    text = _text(completion[-1]).strip()
+    text = text_of(completion[-1:]).strip()
     start = answer.find(text)
     return None if start < 0 else answer[start + len(text) :]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..choices import did_you_mean
+from ..choices import nearest
 
 
 # https://huggingface.co/docs/hub/repositories-licenses
@@ -33,8 +33,8 @@ def check_license(license: str | None, name: str | None = None, link: str | None
         ValueError: If the identifier is unknown, "other" comes without name or link, or one of them without "other".
     """
     if license is not None and license not in LICENSES:
-        near = did_you_mean(license, LICENSES, most=3)
-        hint = f" D{near[1:]}" if near else ""
+        near = nearest(str(license), LICENSES, most=3)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(
             f"`license` is {license!r}, which is not a licence identifier of the Hub.{hint} For any other licence "
             "use 'other' with `license_name` and `license_link` "
