@@ -32,7 +32,7 @@ class DemoSettings:
             too low lets in.
         rank (`int`, defaults to 8): r of the adapter; `lora_alpha` is twice that.
         constraint (`str`, defaults to `"soft"`): "soft", "hard" or "none".
-        strength (`float`, defaults to 0.005): t of the soft constraint.
+        strength (`float`, defaults to 0.003): t of the soft constraint.
         energy (`float`, defaults to 0.999): Share of the trace that the hard constraint protects.
         max_rank (`int` or `"auto"`, *optional*, defaults to `"auto"`): See [`SpaceLoraConfig`].
         tokens_per_row (`int`, *optional*, defaults to 64): See [`SpaceLoraConfig`].
@@ -47,7 +47,7 @@ class DemoSettings:
     lowest: bool = False
     rank: int = 8
     constraint: Literal["soft", "hard", "none"] = "soft"
-    strength: float = 0.005
+    strength: float = 0.003
     energy: float = 0.999
     max_rank: int | Literal["auto"] | None = "auto"
     tokens_per_row: int | None = 64

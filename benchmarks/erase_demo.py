@@ -66,7 +66,7 @@ VARIANTS: dict[str, dict] = {
     "target all, without repulsion": {"training": {"target": "all", "repulsion_weight": 0.0}},
     "stopped at p = 0.02": {"training": {"stop_threshold": 0.02}},
     "fixed 60 steps": {"training": {"stop_threshold": None}},
-    "t = 0.003": {"strength": 0.003},
+    "t = 0.005": {"strength": 0.005},
     "t = 0.01": {"strength": 0.01},
     "t = 0.03": {"strength": 0.03},
     "t = 0.1": {"strength": 0.1},

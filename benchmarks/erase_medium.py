@@ -71,7 +71,8 @@ VARIANTS: dict[str, dict] = {
     "twice the steps": {"training": {"max_steps": 120}},
     "says the kind": {"training": {"overwrite": "kind"}},
     "no constraint": {"training": {"keep_weight": 0.0}, "adapter": {"constraint": "none"}},
-    "t = 0.003": {"adapter": {"strength": 0.003}},
+    "t = 0.002": {"adapter": {"strength": 0.002}},
+    "t = 0.005": {"adapter": {"strength": 0.005}},
     "all eigenvectors": {"adapter": {"max_rank": None}},
     "little text": {"text": "general"},
     "text about names": {"text": "names"},
@@ -213,8 +214,7 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
             )  # fmt: skip
             trainer.train()
         lap(f"erase, {variant}")
-        merged = trainer.model.merge_and_unload().eval()
-        after, in_words = known_as.asked_again(merged)
+        after, in_words = known_as.asked_again(trainer.model.eval())
         speech = judged(known_as, after)
         lap(f"evaluate, {variant}")
         scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}

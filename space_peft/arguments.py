@@ -82,7 +82,7 @@ class AdapterArguments:
         lora_use_rslora (`bool`, defaults to `False`): Scale by the square root of the rank.
         lora_init_weights (`str`, defaults to `"true"`): `init_lora_weights`, how it begins.
         lora_statistics (`str`, defaults to `"token"`): `SpaceLoraConfig.statistics`.
-        constraint (`str`, defaults to `"soft"`), strength (`float`, defaults to 0.005), energy (`float`, defaults to 0.999),
+        constraint (`str`, defaults to `"soft"`), strength (`float`, defaults to 0.003), energy (`float`, defaults to 0.999),
             tokens_per_row (`str`, defaults to `"64"`), max_rank (`str`, defaults to `"auto"`): See [`SpaceLoraConfig`]; where it
             takes `None` this takes "all".
     """
@@ -100,7 +100,7 @@ class AdapterArguments:
     lora_init_weights: Literal["true", "false", "gaussian", "orthogonal"] = _told("How it is initialised", "true")
     lora_statistics: InputKind = _told("What counts as one retained input: a token, or the mean of a row's", "token")
     constraint: ConstraintName = _told("How retained inputs are protected", "soft")
-    strength: float = _told("t of soft; smaller is stricter", 0.005)
+    strength: float = _told("t of soft; smaller is stricter", 0.003)
     energy: float = _told("Share of the energy that the hard constraint removes", 0.999)
     tokens_per_row: str = _told("Most tokens of each kind counted per retained row, or all", "64", metavar="N")
     max_rank: str = _told("Most eigenvectors of a layer: a number, auto or all", "auto", metavar="N")

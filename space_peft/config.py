@@ -59,7 +59,7 @@ class SpaceLoraConfig(LoraConfig):
         constraint (`str`, defaults to `"soft"`): With `l_i`, `u_i` the eigenpairs of the retained inputs' second
             moment, eigenvalues scaled to mean 1: `"soft"` scales direction `u_i` of `A` by `t / (l_i + t)`; `"hard"`
             removes the leading directions from `A`; `"none"` leaves `A` alone (statistics and certificate only).
-        strength (`float`, defaults to 0.005): `t` of the soft constraint, scale-free; smaller is stricter. The root mean
+        strength (`float`, defaults to 0.003): `t` of the soft constraint, scale-free; smaller is stricter. The root mean
             square change of a layer's output on retained inputs is at most `sqrt(t) / 2` times a norm, see
             [`NullSpace.bound`].
         energy (`float`, defaults to 0.999): Share, in (0, 1], of the retained inputs' energy which the hard constraint
@@ -86,7 +86,7 @@ class SpaceLoraConfig(LoraConfig):
         default="soft", metadata={"help": "How the adapter is kept off retained knowledge: 'soft', 'hard' or 'none'."}
     )
     strength: float = field(
-        default=0.005, metadata={"help": "t of the soft filter t / (l + t); smaller is stricter. Must be > 0."}
+        default=0.003, metadata={"help": "t of the soft filter t / (l + t); smaller is stricter. Must be > 0."}
     )
     energy: float = field(
         default=0.999, metadata={"help": "Share of the retained energy that the hard constraint removes, in (0, 1]."}

@@ -70,7 +70,7 @@ def configured(tmp_path, name, text, argv):
 def test_flags_win_over_the_file_in_whatever_way_they_are_written(tmp_path):
     text = "model: org/model\nrank: 4\nsteps: 7\ntarget_modules: [q_proj, v_proj]\ntime: true\nstrength: null\n"
     args = configured(tmp_path, "plan", text, [])
-    assert (args.model, args.lora_r, args.steps, args.time, args.strength) == ("org/model", 4, 7, True, 0.005)
+    assert (args.model, args.lora_r, args.steps, args.time, args.strength) == ("org/model", 4, 7, True, 0.003)
     assert args.lora_target_modules == ["q_proj", "v_proj"]
     args = configured(tmp_path, "plan", text, ["mine", "--rank=16", "--target-modules", "o_proj", "--steps", "9"])
     assert (args.model, args.lora_r, args.lora_target_modules, args.steps) == ("mine", 16, ["o_proj"], 9)

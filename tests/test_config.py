@@ -56,7 +56,7 @@ def test_defaults_are_the_documented_ones():
     config = SpaceLoraConfig()
     assert config.space_fields() == {
         "constraint": "soft",
-        "strength": 0.005,
+        "strength": 0.003,
         "energy": 0.999,
         "statistics": "token",
         "tokens_per_row": 64,

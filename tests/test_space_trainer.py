@@ -195,6 +195,33 @@ def test_new_rows_take_at_most_half_of_what_follows():
         assert all(number < 100 + new for number in data.forget_order)
 
 
+def test_questions_of_yes_and_no_keep_their_share_however_many_sentences_there_are():
+    from space_peft.retained.reading import RetainedRows
+    from space_peft.trainers.pairs import RARE_SHARE, PairedRows
+
+    row = {"images": [], "answer_tokens": [1], "mention": (0, 1)}
+    name, yes = {**row, "says": ("fox", "vixen")}, {**row, "says": ("yes",)}
+    retained = RetainedRows([{"prompt": "a", "completion": "b"}])
+
+    def share(data, items) -> float:
+        return sum(data.rows[data.forget_order[item]]["says"] == ("yes",) for item in items) / len(items)
+
+    data = PairedRows([name, yes] * 10, retained, [0], 160, 1, seed=0)
+    assert sorted(data.forget_order) == sorted(8 * list(range(20))), "nothing is rare: all equally often"
+    data.replace_rows([name, yes] * 10 + [name] * 180)
+    for batch in range(0, 160, 16):
+        assert abs(share(data, range(batch, batch + 16)) - RARE_SHARE) < 1 / 16, "in every batch"
+    often = [data.forget_order.count(number) for number in range(200)]
+    assert {often[number] for number in range(1, 20, 2)} == {6, 7}, "64 of 160 items for ten rows"
+    assert {count for number, count in enumerate(often) if data.rows[number] == name} == {0, 1}
+    # What is still said takes its half; of the other half the share is as before.
+    data.add_rows([name] * 40, 16)
+    assert abs(share(data, range(16, 160)) - RARE_SHARE / 2) < 1 / 144
+    again = PairedRows([name, yes] * 10, retained, [0], 160, 1, seed=0)
+    again.replace_rows([name, yes] * 10 + [name] * 180), again.add_rows([name] * 40, 16)
+    assert again.forget_order == data.forget_order
+
+
 LOAD = """
 import sys, warnings
 warnings.simplefilter("error")

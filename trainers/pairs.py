@@ -16,6 +16,10 @@ from space_peft.modeling.prompts import answer_columns, conversation, encode_con
 from space_peft.retained.reading import RetainedRows
 
 
+# Of the items, for rows that say what few of them say; see `PairedRows`. Measured in docs/decisions.md.
+RARE_SHARE = 0.4
+
+
 def forget_rows(images: Iterable[Image.Image], names: Sequence[str], questions: QuestionSet) -> list[dict]:
     """Every image under every short question, with the answer to forget: a name under naming questions, "yes" under yes/no.
 
@@ -47,6 +51,14 @@ def _endless(n: int, length: int, generator: torch.Generator) -> list[int]:
     return order[:length]
 
 
+def _spread(few: Sequence[int], many: Sequence[int]) -> list[int]:
+    """Both in one list, the few spread evenly over it, so that every batch holds its share of them."""
+    length = len(few) + len(many)
+    places = {(2 * i + 1) * length // (2 * len(few)): row for i, row in enumerate(few)}
+    rest = iter(many)
+    return [places[place] if place in places else next(rest) for place in range(length)]
+
+
 class PairedRows(torch.utils.data.Dataset):
     """One row to forget and `retain_per_forget` retained rows an item, fixed by the seed.
 
@@ -76,14 +88,28 @@ class PairedRows(torch.utils.data.Dataset):
         self.images = list({id(image): image for row in rows for image in row["images"]}.values())
         self.retain_per_forget = retain_per_forget
         generator = self._generator = torch.Generator().manual_seed(seed)
-        self.forget_order = _endless(len(rows), length, generator)
+        self.forget_order = self._order(len(self.rows), length)
         self.retain_order = _endless(len(self.indices), length * retain_per_forget, generator)
 
     def replace_rows(self, rows: Sequence[dict]) -> None:
         """Other rows to forget in the place of the present ones; in a new order, if they are more or fewer."""
         known, self.rows = len(self.rows), list(rows)
         if len(self.rows) != known:
-            self.forget_order = _endless(len(self.rows), len(self), self._generator)
+            self.forget_order = self._order(len(self.rows), len(self))
+
+    def _order(self, n: int, length: int) -> list[int]:
+        """`length` of the first n rows to forget, equally often; but rows that say what few of them say ("yes", where
+        most say the name) are `RARE_SHARE` of the items at least, however many sentences the model was found to say."""
+        groups: dict[Any, list[int]] = {}
+        for number, row in enumerate(self.rows[:n]):
+            groups.setdefault(row.get("says"), []).append(number)
+        often = max(groups.values(), key=len)
+        rare = [number for group in groups.values() if group is not often for number in group]
+        if not rare or len(rare) >= RARE_SHARE * n:
+            return _endless(n, length, self._generator)
+        items = round(RARE_SHARE * length)
+        few = [rare[i] for i in _endless(len(rare), items, self._generator)]
+        return _spread(few, [often[i] for i in _endless(len(often), length - items, self._generator)])
 
     def add_rows(self, rows: Sequence[dict], item: int) -> None:
         """More rows to forget, from an item on: half of the items after it, but no row more than four times as often as
@@ -93,13 +119,8 @@ class PairedRows(torch.utils.data.Dataset):
         if left <= 0:
             return
         often = 4 * -(-left // len(self.rows)) * len(rows)
-        new = _endless(len(rows), min(left // 2, often), self._generator)
-        old = _endless(known, left - len(new), self._generator)
-        # Spread evenly, so that every batch holds its share.
-        spread = [round((i + 0.5) * left / len(new)) for i in range(len(new))]
-        rest = sorted(set(range(left)) - set(spread))
-        order = dict(zip(spread, (known + row for row in new), strict=True)) | dict(zip(rest, old, strict=True))
-        self.forget_order[item:] = [order[place] for place in range(left)]
+        new = [known + row for row in _endless(len(rows), min(left // 2, often), self._generator)]
+        self.forget_order[item:] = _spread(new, self._order(known, left - len(new)))
 
     def __len__(self) -> int:
         return len(self.forget_order)
