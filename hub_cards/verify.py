@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +13,41 @@ from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from peft import PeftModel
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 
 from space_peft.attacks.audit import audit_concept
 from space_peft.attacks.models import answers_naming, check_vocabulary
-from space_peft.attacks.report import AttackReport
 from space_peft.canary.check import MIN_MARGIN, Canary, check_canary
 from space_peft.choices import DtypeName
-from space_peft.config import SpaceLoraConfig
 from space_peft.data.names import check_concept
 from space_peft.data.questions import QuestionSet, questions_of
-from space_peft.evaluation.report import ErasureReport
 from space_peft.modeling.layers import deployed_model
 from space_peft.modeling.loading import UnknownArchitectureError, check_dtype
 from space_peft.modeling.prompts import conversation
-from space_peft.null_space.certificate import RetentionCertificate
-from space_peft.null_space.space import load_null_spaces
 from space_peft.records.card_data import ErasureCardData
 from space_peft.records.escape import plain_line
 from space_peft.records.folder import (
-    ADAPTER_CONFIG_NAME,
-    ADAPTER_NAME,
     ANCHORS_NAME,
-    ATTACKS_NAME,
     CANARY_NAME,
     CARD_DATA_NAME,
-    CERTIFICATE_NAME,
-    LEDGER_NAME,
-    MANIFEST_NAME,
-    NULL_SPACES_NAME,
     REPORT_NAME,
-    SPACE_CONFIG_NAME,
     TOKENIZER_NAME,
-    known,
 )
 from space_peft.records.safe_json import read_json
 from space_peft.records.stages import STAGES, begin, done, in_stages
 from space_peft.retained.reading import RetainedRows
 
 from .certificate_checks import FAILED, NOT_CHECKED, OK, Check, check_bound, check_certificate, check_retained
+from .file_checks import check_contents, check_hashes, check_no_code
 from .load import (
     adapter_keys,
     attach_adapter,
     canary_conversations,
     canary_problems,
-    check_options,
     load_base,
 )
-from .manifest import LOADABLE, check_manifest, published_files
-from .processor import PROCESSOR_FILES, check_processor_file, load_processor, tokenizer_problem
-from .source import AdapterSource, fetch, recorded_base, unsafe_files
+from .processor import load_processor, tokenizer_problem
+from .source import AdapterSource, fetch, recorded_base
 
 
 _ASKED = ("canary", "retained data", "name")
@@ -175,10 +158,10 @@ def verify_erasure(
     searched = None
     if audit or images is not None:
         searched = _Audit(concept, tuple(images or ()), questions_of(question), steps if audit else None)
-    checks = [_executable(source), *_hashes(source)]
+    checks = [check_no_code(source), *check_hashes(source)]
     # Each stage trusts what the one before has found.
     stages = {
-        ("content",): lambda: _contents(source),
+        ("content",): lambda: check_contents(source),
         _BEHAVIOUR: lambda: _behaviour(
             source, base_model, token=token, rows=rows, ask=canary, audit=searched, dtype=dtype
         ),
@@ -199,92 +182,6 @@ class _Audit:
     images: tuple[Image.Image, ...]
     questions: QuestionSet
     steps: int | None
-
-
-def _executable(source: AdapterSource) -> Check:
-    unsafe = unsafe_files(source.files)
-    if unsafe:
-        return Check(
-            "no code", FAILED, f"would run whatever is in it when loaded ({len(unsafe)} such files)", unsafe[0]
-        )
-    return Check("no code", OK, f"nothing that is loaded is a pickle or a program ({len(source.files)} files)")
-
-
-def _hashes(source: AdapterSource) -> list[Check]:
-    try:
-        problems = check_manifest(source.folder)
-    except FileNotFoundError:
-        if source.repo_id is None:
-            return [Check("hashes", NOT_CHECKED, f"no {MANIFEST_NAME}: the folder was not published yet")]
-        return [Check("hashes", FAILED, "missing: it was removed, or not pushed with space-peft", MANIFEST_NAME)]
-    if problems:
-        return [Check("hashes", FAILED, problem.message, problem.file) for problem in problems]
-    return [Check("hashes", OK, "every file is as it was published")]
-
-
-def _readers(source: AdapterSource) -> dict[str, Callable[[], object]]:
-    """How each file that is published and says something is read and checked."""
-    folder = source.folder
-
-    def read_config() -> None:
-        recorded_base(source)
-        check_options(folder)
-
-    readers: dict[str, Callable[[], object]] = {
-        ADAPTER_CONFIG_NAME: read_config,
-        ADAPTER_NAME: lambda: _check_weights(folder),
-        SPACE_CONFIG_NAME: lambda: SpaceLoraConfig.from_pretrained(str(folder)),
-        CERTIFICATE_NAME: lambda: RetentionCertificate.load(folder),
-        CANARY_NAME: lambda: Canary.load(folder),
-        CARD_DATA_NAME: lambda: ErasureCardData.load(folder),
-        REPORT_NAME: lambda: ErasureReport.load(folder),
-        ATTACKS_NAME: lambda: AttackReport.load(folder),
-        ANCHORS_NAME: lambda: read_json(folder / ANCHORS_NAME, kind="anchors' provenance"),
-        LEDGER_NAME: lambda: read_json(folder / LEDGER_NAME, kind="ledger"),
-        NULL_SPACES_NAME: lambda: load_null_spaces(folder / NULL_SPACES_NAME),
-    }
-    return readers | {name: partial(check_processor_file, folder, name) for name in PROCESSOR_FILES}
-
-
-def _contents(source: AdapterSource) -> list[Check]:
-    """Whether each file that is there can be read, and says what such a file says."""
-    folder, readers = source.folder, _readers(source)
-    checks = [
-        Check("content", FAILED, "does not belong to an erasure, and some library would load it; remove it", name)
-        for name in _odd_files(source)
-    ]
-    for name, read in readers.items():
-        required = name in (ADAPTER_CONFIG_NAME, ADAPTER_NAME)
-        if not (folder / name).is_file() and not required:
-            continue
-        try:
-            read()
-        except (FileNotFoundError, ValueError, TypeError) as error:
-            checks.append(Check("content", FAILED, str(error), name))
-    if not checks:
-        found = [name for name in readers if (folder / name).is_file()]
-        checks.append(Check("content", OK, f"{', '.join(found)} can be read"))
-    return checks
-
-
-def _odd_files(source: AdapterSource) -> list[str]:
-    """Files of a published folder that `from_pretrained` would read though an adapter has none: a whole model, say."""
-    if source.repo_id is None and not (source.folder / MANIFEST_NAME).is_file():
-        return []  # What a trainer has left beside the adapter.
-    return [
-        name
-        for name in published_files(source.folder)
-        if "/" not in name
-        and Path(name).suffix.lower() in LOADABLE - {".txt", ".yaml", ".yml"}
-        and ((file := known(name)) is None or file.published == "never")
-    ]
-
-
-def _check_weights(folder: Path) -> None:
-    adapter_keys(folder)
-    bad = [name for name, weight in load_file(folder / ADAPTER_NAME).items() if not weight.isfinite().all()]
-    if bad:
-        raise ValueError(f"{len(bad)} weights hold NaN or infinity, the first is {min(bad)!r:.200}")
 
 
 def _behaviour(
@@ -335,15 +232,19 @@ def _behaviour(
         checks.append(Check("processor", FAILED, problem, TOKENIZER_NAME))
         return checks + [Check(rest, NOT_CHECKED, "the tokenizer is not the base model's") for rest in _ASKED]
     checks.append(Check("processor", OK, "the base model's, with nothing else in it"))
-    answered = _stage("questions", lambda: _canary(source, model, processor)) if ask else None
-    held = None if rows is None else _stage("change", lambda: check_retained(source, model, rows, processor))
-    checks.append(answered or Check("canary", NOT_CHECKED, "not asked for"))
-    checks.append(held or Check("retained data", NOT_CHECKED, "none given"))
-    checks.append(
-        Check("name", NOT_CHECKED, "not asked for: --audit searches for the name, --images shows your pictures")
-        if audit is None
-        else _stage("name", lambda: _said(source, model, processor, audit))
-    )
+    if ask:
+        checks.append(_stage("questions", lambda: _canary(source, model, processor)))
+    else:
+        checks.append(Check("canary", NOT_CHECKED, "not asked for"))
+    if rows is not None:
+        checks.append(_stage("change", lambda: check_retained(source, model, rows, processor)))
+    else:
+        checks.append(Check("retained data", NOT_CHECKED, "none given"))
+    if audit is not None:
+        checks.append(_stage("name", lambda: _said(source, model, processor, audit)))
+    else:
+        why = "not asked for: --audit searches for the name, --images shows your pictures"
+        checks.append(Check("name", NOT_CHECKED, why))
     return checks
 
 

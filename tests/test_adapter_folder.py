@@ -9,8 +9,8 @@ from huggingface_hub.errors import HFValidationError
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import trainer
 
+from space_peft.hub_cards.file_checks import readers
 from space_peft.hub_cards.source import AdapterSource
-from space_peft.hub_cards.verify import _readers
 from space_peft.records import folder
 from space_peft.records.base_model import base_model_id, is_hub_id
 from space_peft.records.card_data import ErasureCardData
@@ -85,7 +85,7 @@ def test_what_is_published():
 def test_every_published_file_that_says_something_is_read_before_it_is_trusted(tmp_path):
     published = to_publish(images=True, answers=True, null_spaces=True)
     says = {name for name in published if name.endswith((".json", ".safetensors")) and name not in VOCABULARIES}
-    assert says <= set(_readers(AdapterSource(tmp_path, None, None, ())))
+    assert says <= set(readers(AdapterSource(tmp_path, None, None, ())))
 
 
 @pytest.mark.parametrize(
