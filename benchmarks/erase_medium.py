@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
 from defaults import adapter_fields, training_fields
@@ -292,25 +292,33 @@ def main() -> int:
     rows = kept.rows
     unknown = {row["concept"] for row in rows if row["variant"] is None}
     concepts = VALIDATION if args.validation else [concept for concept in CONCEPTS if concept not in VALIDATION]
+    started: set[str] = set()
+
+    def to_start() -> list:
+        """Tasks of concepts that are wanted and not begun; one that is passed over makes room for another."""
+        finished = {(row["concept"], row["seed"], row["variant"]) for row in rows}
+        tasks = []
+        for concept in [concept for concept in concepts if concept not in unknown][: args.concepts]:
+            missing = {
+                seed: [v for v in args.variants if (concept, seed, v) not in finished] for seed in range(args.seeds)
+            }
+            missing = [(seed, own) for seed, own in missing.items() if own]
+            if missing and concept not in started:
+                tasks.append((concept, missing, str(args.work), limits, known, facts))
+        started.update(task[0] for task in tasks)
+        return tasks
+
     with ProcessPoolExecutor(args.workers) as executor:
-        while True:
-            chosen = [concept for concept in concepts if concept not in unknown][: args.concepts]
-            finished = {(row["concept"], row["seed"], row["variant"]) for row in rows}
-            tasks = []
-            for concept in chosen:
-                missing = {
-                    seed: [v for v in args.variants if (concept, seed, v) not in finished] for seed in range(args.seeds)
-                }
-                missing = [(seed, own) for seed, own in missing.items() if own]
-                tasks += [(concept, missing, str(args.work), limits, known, facts)] if missing else []
-            if not tasks:
-                break
-            for task in as_completed([executor.submit(run, task) for task in tasks]):
-                new = task.result()
+        pending = {executor.submit(run, task) for task in to_start()}
+        while pending:
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for new in [task.result() for task in finished]:
                 kept.add(new)
                 unknown |= {row["concept"] for row in new if row["variant"] is None}
                 for row in new:
                     print({key: row.get(key) for key in ("concept", "seed", "variant", *KEYS)}, flush=True)
+            pending |= {executor.submit(run, task) for task in to_start()}
+    chosen = [concept for concept in concepts if concept not in unknown][: args.concepts]
     wanted = [row for row in rows if row["concept"] in chosen and row["seed"] < args.seeds]
     groups = {variant: [row for row in wanted if row["variant"] == variant] for variant in args.variants}
     content = {

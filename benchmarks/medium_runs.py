@@ -127,7 +127,9 @@ def load(work: Path):
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(work / "model", dtype=torch.bfloat16 if fast_bf16() else torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(
+        work / "model", dtype=torch.bfloat16 if fast_bf16() else torch.float32
+    )
     return model.eval(), AutoProcessor.from_pretrained(work / "model")
 
 
