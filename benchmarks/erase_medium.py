@@ -214,7 +214,8 @@ def run(task: tuple[str, list[tuple[int, list[str]]], str, dict, list, list]) ->
             )  # fmt: skip
             trainer.train()
         lap(f"erase, {variant}")
-        after, in_words = known_as.asked_again(trainer.model.eval())
+        merged = trainer.model.merge_and_unload().eval()
+        after, in_words = known_as.asked_again(merged)
         speech = judged(known_as, after)
         lap(f"evaluate, {variant}")
         scores = {key: after.scores[key]["value"] for key in KEYS if key in after.scores}

@@ -88,11 +88,11 @@ class MediumConcept:
                 )
         return self._anchors[seed, steps]
 
-    def asked_again(self, erased) -> tuple:
+    def asked_again(self, merged) -> tuple:
         """What a model without the concept says.
 
         Args:
-            erased (`PreTrainedModel` or `PeftModel`): The model.
+            merged (`PreTrainedModel`): With the adapter in its weights, in which it answers faster.
 
         Returns:
             `tuple`: `ProbeResults`, and scores of what it knows in words (`text`, `text_target`, `perplexity_ratio`).
@@ -101,8 +101,8 @@ class MediumConcept:
 
         options = {"baseline": self.before, "progress": False, "batch_size": 48}
         with half_precision():
-            after = evaluate_probes(erased, self.processor, self.probes, **options)
-            text = measure_text(erased, self.processor, self.concept, self.known, self.text)
+            after = evaluate_probes(merged, self.processor, self.probes, **options)
+            text = measure_text(merged, self.processor, self.concept, self.known, self.text)
         scores = {key: text[key] for key in ("text", "text_target")}
         return after, {**scores, "perplexity_ratio": text["perplexity"] / self.text["perplexity"]}
 
@@ -122,14 +122,12 @@ def fast_bf16() -> bool:
 
 
 def load(work: Path):
-    """The medium model in the precision it is served in, bfloat16 where this processor multiplies in it, and its processor."""
+    """The medium model in float32, and its processor."""
     import efficientnet  # noqa: F401  (registers the tower)
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(
-        work / "model", dtype=torch.bfloat16 if fast_bf16() else torch.float32
-    )
+    model = AutoModelForImageTextToText.from_pretrained(work / "model", dtype=torch.float32)
     return model.eval(), AutoProcessor.from_pretrained(work / "model")
 
 

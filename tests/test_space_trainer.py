@@ -131,6 +131,24 @@ def test_what_the_model_still_says_becomes_rows(demo_model, demo_erasure_data, t
     assert len(added) == len(data.rows) - len(trainer.forget.given)
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_model_is_asked_in_the_precision_of_the_steps(demo_model, demo_erasure_data, tmp_path, bf16):
+    options = {"max_steps": 2, "own_answers": True, "bf16": bf16}
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, **options)
+    precise: list[bool] = []
+    handle = trainer.model.get_base_model().register_forward_pre_hook(
+        lambda *_: precise.append(not torch.is_autocast_enabled("cpu"))
+    )
+    try:
+        trainer.forget.find_rows()
+        asked_before = len(precise)
+        trainer.forget.refresh(step=1)
+    finally:
+        handle.remove()
+    assert 0 < asked_before < len(precise)
+    assert set(precise) == {not bf16}
+
+
 @pytest.mark.parametrize(
     "options, said",
     [

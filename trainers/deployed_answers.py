@@ -176,7 +176,8 @@ class DeployedAnswersMixin(TrainerPart):
             rows = data.rows[start:end]
             order = length_order(self.processing_class, rows)
             loader = forget_loader(self.processing_class, rows, self.args.fit_batch_size, order)
-            answers.observe(answers.watch_forget(loader, [start + row for row in order]))
+            with self.accelerator.autocast():  # As it was when they were found.
+                answers.observe(answers.watch_forget(loader, [start + row for row in order]))
         if not answers.faithful:
             self.deployed_answers = None
         elif self.null_space is not None and self.keep_model is None:

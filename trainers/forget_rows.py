@@ -78,7 +78,8 @@ class ForgetRows:
         self._trees = {says: FormTree.of(says, tokenizer) for says in kinds}
 
         def look(_) -> list[dict]:
-            with deployed_model(self._model) as deployed:
+            # In the precision of training steps, which compare with what is found.
+            with trainer.accelerator.autocast(), deployed_model(self._model) as deployed:
                 rows = list(self.given)
                 if trainer.own_answers:
                     own = rows_of_answers(
@@ -112,12 +113,12 @@ class ForgetRows:
         trainer, data = self._trainer, self._trainer.train_dataset
         processor, size = trainer.processing_class, trainer.args.fit_batch_size
         prompts = (trainer.questions.naming, trainer.questions.open)
-        with evaluating(self._model) as model:
+        with trainer.accelerator.autocast(), evaluating(self._model) as model:
             answers = own_answers(
                 model, processor, data.images, *prompts, batch_size=size, max_new_tokens=trainer.args.answer_tokens
             )
         rows = mentions_in(answers, processor.tokenizer, self._names, self._trees[self._names])
-        with deployed_model(self._model) as deployed:
+        with trainer.accelerator.autocast(), deployed_model(self._model) as deployed:
             rows = self._branched(deployed, distinct(rows, data.rows), len(data.rows))
         processes.reshard(self._model)
         # All processes ask the same; rank 0 decides where rounding made them differ.
