@@ -71,20 +71,21 @@ def test_every_place_is_looked_for(command, option):
     check_places(command, {option: None})
 
 
-@pytest.mark.parametrize("command", ["plan", "bench", "erase", "anchors"])
+@pytest.mark.parametrize("command", ["plan", "bench", "erase", "anchors", "stats"])
 def test_the_embedded_model_has_a_name(command):
     check_places(command, {"model": "demo"})
     assert Path(model_place("demo"), "config.json").is_file() and model_place("org/demo") == "org/demo"
 
 
 @pytest.mark.parametrize(
-    ("command", "option"), [("plan", "model"), ("erase", "model"), ("bench", "reference"), ("verify", "base_model")]
+    ("command", "option"),
+    [("plan", "model"), ("erase", "model"), ("stats", "model"), ("bench", "reference"), ("verify", "base_model")],
 )
 def test_its_mistyped_name_is_known(command, option):
     with pytest.raises(FileNotFoundError, match=r"'dmeo' here, and no model .* Did you mean 'demo'\?$"):
         check_places(command, {option: "dmeo"})
     with pytest.raises(FileNotFoundError) as found:
-        check_places("stats", {"model": "dmeo"})  # It takes no such word.
+        check_places("verify", {"adapter": "dmeo"})  # It takes no such word.
     assert "Did you mean" not in str(found.value)
 
 

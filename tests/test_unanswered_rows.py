@@ -10,7 +10,7 @@ from space_peft import SpaceConfig, SpaceLoraConfig, erase
 from space_peft.cli import main
 from space_peft.data.loading import load_rows
 from space_peft.data.questions import DEFAULT_QUESTIONS
-from space_peft.demo import DEMO_QUESTIONS, demo_model_path, load_demo_model
+from space_peft.demo import DEMO_QUESTIONS, load_demo_model
 from space_peft.demo.probes import demo_split
 from space_peft.modeling.prompts import answer_text, conversation, generate_answers
 from space_peft.retained import self_distillation
@@ -209,7 +209,7 @@ def test_the_commands_take_a_folder_of_pictures(pictures, pool, tmp_path, monkey
     assert main(["erase", *job, "--retain", str(pictures), "--use_cpu", "true"]) == 2
     # For `erase` to answer: it knows the questions.
     assert len(given[0]) == 6 and len(given[0].unanswered) == 6
-    command = ["stats", str(demo_model_path()), "--data", str(pictures), "--output", str(tmp_path / "stats")]
+    command = ["stats", "demo", "--data", str(pictures), "--output", str(tmp_path / "stats")]
     assert main(command) == 2
     assert len(given[1]) == 12 and not given[1].unanswered
     assert len((tmp_path / ".stats.answers.jsonl").read_text().splitlines()) == 13

@@ -226,7 +226,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     stats = commands.add_parser(
         "stats", help="write statistics of a model, with which it is erased without retained data"
     )
-    stats.add_argument("model", help="folder or Hub id of the base model")
+    stats.add_argument("model", help="folder or Hub id of the base model; demo: the embedded one")
     stats.add_argument(
         "--data",
         required=True,

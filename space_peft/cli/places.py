@@ -35,7 +35,7 @@ PLACES["anchors"] = PLACES["erase"]
 # Commands that load a model, and so may need a class of it.
 LOADING = ("merge", "stats", "verify", "audit", "plan", "bench", "evaluate", "attack")
 EMBEDDED = "demo"  # The embedded model, in place of an id.
-TAKE_EMBEDDED = ("plan", "bench", "erase", "anchors")
+TAKE_EMBEDDED = ("model", "base_model", "reference")  # Options.
 
 
 def model_place(model: str) -> str:
@@ -57,11 +57,10 @@ def check_places(command: str, options: Mapping[str, Any]) -> None:
     """
     for name, kind in PLACES.get(command, {}).items():
         place = options.get(name)
-        if not isinstance(place, str) or kind == "model" and place == EMBEDDED and command in TAKE_EMBEDDED:
+        if not isinstance(place, str) or name in TAKE_EMBEDDED and place == EMBEDDED:
             continue
-        embedded = name == "base_model" or name in ("model", "reference") and command in TAKE_EMBEDDED
         try:
-            check_place(place, kind, [EMBEDDED] if embedded else [])
+            check_place(place, kind, [EMBEDDED] if name in TAKE_EMBEDDED else [])
         except (OSError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
 

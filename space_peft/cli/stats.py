@@ -15,6 +15,7 @@ from ..null_space.collecting import collect_statistics
 from ..records.stages import begin, done, stages
 from ..retained.reading import RetainedRows
 from ..retained.self_distillation import answer_missing
+from .places import model_place
 
 
 # Beside the statistics while they are made; a call that was killed goes on from there.
@@ -35,13 +36,13 @@ def run_stats(args: argparse.Namespace) -> Statistics:
     output = Path(args.output)
     Statistics.check_folder(output)
     rows = RetainedRows(load_rows(args.data), unanswered=True)
-    answers = output.with_name(_ANSWERS.format(name=output.name))
+    place, answers = model_place(args.model), output.with_name(_ANSWERS.format(name=output.name))
     with stages(["read", "load", *(["retain"] if rows.unanswered else []), "collect"]):
         begin("read")
         done(f"read {len(rows):,} retained rows")
         begin("load")
-        model = load_model(args.model, args.device, **({"dtype": args.dtype} if args.dtype else {}))
-        processor = AutoProcessor.from_pretrained(args.model)
+        model = load_model(place, args.device, **({"dtype": args.dtype} if args.dtype else {}))
+        processor = AutoProcessor.from_pretrained(place)
         rows = answer_missing(model, processor, rows, batch_size=args.batch_size, cache=answers)
         begin("collect")
         statistics = collect_statistics(
