@@ -62,7 +62,7 @@ def check_certificate(source: AdapterSource, model: PeftModel) -> Check:
     name = "certificate"
     if not (source.folder / CERTIFICATE_NAME).is_file():
         return Check(name, NOT_CHECKED, f"no {CERTIFICATE_NAME}: trained without the constraint, or not measured")
-    certificate = RetentionCertificate.load(source.folder)
+    certificate = source.read(CERTIFICATE_NAME, RetentionCertificate.load)
 
     def failed(message: str) -> Check:
         return Check(name, FAILED, message, CERTIFICATE_NAME)
@@ -128,7 +128,8 @@ def check_bound(source: AdapterSource, model: PeftModel) -> Check:
             f"no {NULL_SPACES_NAME}: bound, fitted change and directions in the certificate are its author's word "
             "(they are published with --include-null-spaces)",
         )
-    certificate, spaces = RetentionCertificate.load(folder), load_null_spaces(folder / NULL_SPACES_NAME)
+    certificate = source.read(CERTIFICATE_NAME, RetentionCertificate.load)
+    spaces = load_null_spaces(folder / NULL_SPACES_NAME)  # Not kept meanwhile: they may be large.
     layers = {layer.name: layer for layer in certificate.layers}
     adapted = adapted_layers(model)
     if missing := sorted(set(adapted) - set(spaces)):
@@ -235,7 +236,7 @@ def check_retained(source: AdapterSource, model: PeftModel, rows: RetainedRows, 
     name = "retained data"
     if not (source.folder / CERTIFICATE_NAME).is_file():
         return Check(name, NOT_CHECKED, f"no {CERTIFICATE_NAME} to compare with")
-    certificate = RetentionCertificate.load(source.folder)
+    certificate = source.read(CERTIFICATE_NAME, RetentionCertificate.load)
     every = range(len(rows))
     split = None if certificate.held_out is None else certificate.held_out.split(rows)
     fitted, indices = split or (every, every)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
@@ -25,6 +26,7 @@ _CODE = (".py", ".pyc", ".so", ".dll")
 # Trainer writes it beside every model; nothing that loads an adapter reads it, and it is not downloaded.
 _HARMLESS = (TRAINING_ARGUMENTS_NAME,)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,18 @@ class AdapterSource:
     repo_id: str | None
     commit: str | None
     files: tuple[str, ...]
+    _read: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def read(self, name: str, reader: Callable[[Path], _T]) -> _T:
+        """What a file says: read once, so that what was checked is what is used.
+
+        Args:
+            name (`str`): The file, always of the same reader.
+            reader (`Callable`): Given the folder; returns what the file says, or raises what is wrong with it.
+        """
+        if name not in self._read:
+            self._read[name] = reader(self.folder)
+        return self._read[name]
 
 
 def fetch(

@@ -214,7 +214,8 @@ def _behaviour(
     begin("claims")
     checks += [check_certificate(source, model), check_bound(source, model)]
     done(f"checked certificate and bound: {', '.join(check.status for check in checks[1:])}")
-    asked = canary_conversations(Canary.load(source.folder)) if (source.folder / CANARY_NAME).is_file() else []
+    stored = source.read(CANARY_NAME, Canary.load) if (source.folder / CANARY_NAME).is_file() else None
+    asked = [] if stored is None else canary_conversations(stored)
     if rows is not None:
         asked += [rows[i]["prompt"] + rows[i]["completion"] for i in range(len(rows))]
     if audit is not None:
@@ -260,7 +261,7 @@ def _canary(source: AdapterSource, model: PeftModel, processor: Any) -> Check:
     name = "canary"
     if not (source.folder / CANARY_NAME).is_file():
         return Check(name, NOT_CHECKED, f"no {CANARY_NAME}")
-    canary = Canary.load(source.folder)
+    canary = source.read(CANARY_NAME, Canary.load)
     result = check_canary(model, processor, canary)
     if problems := canary_problems(result):
         return Check(name, FAILED, " ".join(problems), CANARY_NAME)
@@ -304,7 +305,7 @@ def _canary(source: AdapterSource, model: PeftModel, processor: Any) -> Check:
 def _said(source: AdapterSource, model: PeftModel, processor: Any, audit: _Audit) -> Check:
     """Whether the name is said about the checker's pictures, and whether a search finds one about which it is."""
     name = "name"
-    concept = audit.concept or _recorded_concept(source.folder)
+    concept = audit.concept or _recorded_concept(source)
     if concept is None:
         return Check(name, NOT_CHECKED, "the folder does not say which name was erased; give it (--concept)")
     try:
@@ -344,11 +345,11 @@ def _said(source: AdapterSource, model: PeftModel, processor: Any, audit: _Audit
     return Check(name, NOT_CHECKED, "; ".join(idle) + ": the base model does not say it either, so this shows nothing")
 
 
-def _recorded_concept(folder: Path) -> str | None:
+def _recorded_concept(source: AdapterSource) -> str | None:
     """The erased name as the author says; not one that is withheld."""
-    names = []
+    folder, names = source.folder, []
     if (folder / CARD_DATA_NAME).is_file():
-        data = ErasureCardData.load(folder)
+        data = source.read(CARD_DATA_NAME, ErasureCardData.load)
         if data.redact or data.redaction is not None:
             return None
         names.append(data.concept)

@@ -59,7 +59,11 @@ def _demo(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    report = run_demo(args.concept, args.output, seed=args.seed)
+    try:
+        report = run_demo(args.concept, args.output, seed=args.seed)
+    except FileExistsError as error:  # Of the user's own; what else goes wrong here is ours.
+        print(f"space-peft demo: {error}", file=sys.stderr)
+        return 2
     lines = [report.to_table(), "", "In sentences:"]
     for question, before, after in report.sentences(4):
         lines.append(f"  {question}\n    before: {before}\n    after:  {after}")

@@ -22,6 +22,8 @@ from space_peft.hub_cards.manifest import write_manifest
 from space_peft.hub_cards.source import AdapterSource, fetch, recorded_base
 from space_peft.hub_cards.verify import Check, VerifyReport
 from space_peft.modeling.prompts import build_batch, generate_answers
+from space_peft.null_space.certificate import RetentionCertificate
+from space_peft.records.card_data import ErasureCardData
 from space_peft.records.folder import CANARY_NAME, CERTIFICATE_NAME
 
 
@@ -76,6 +78,17 @@ def test_the_whole_report_of_an_unpublished_folder(folder, demo_erasure_data):
     assert report.exit_code == 0
     assert "the certificate's rows" in find(report, "retained data").message
     assert "not published yet" in find(report, "hashes").message
+
+
+def test_what_was_checked_is_what_is_used(folder, demo_erasure_data, monkeypatch):
+    """A file is read once: it could be another one the next time."""
+    read = []
+    for kind in (RetentionCertificate, Canary, ErasureCardData):
+        load = kind.load
+        monkeypatch.setattr(kind, "load", lambda place, load=load, kind=kind: read.append(kind) or load(place))
+    report = verify_erasure(folder, retain_dataset=demo_erasure_data[1], images=[seed_image(0, 64, 64)])
+    assert find(report, "retained data").status == find(report, "canary").status == "ok"
+    assert sorted(kind.__name__ for kind in read) == ["Canary", "ErasureCardData", "RetentionCertificate"]
 
 
 def test_the_command_shows_a_line_for_each_part_and_how_it_ended(folder, tmp_path, capsys):
