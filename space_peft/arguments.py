@@ -57,7 +57,7 @@ class EraseArguments:
     aliases: list[str] = _told("Other names for it", [], metavar="NAME")
     anchors: int = _told("How many anchors", 32)
     refine_steps: int = _told("Steps of refining them", 60)
-    dtype: DtypeName | None = _told("auto, float32, bfloat16, float16 (default: as saved)", metavar="TYPE")
+    dtype: DtypeName | None = _told("float32, bfloat16 (default: as saved; CPU: float32)", metavar="TYPE")
     fresh: bool = _told("Start again, ignoring what an interrupted call left", False)
 
 

@@ -1,6 +1,9 @@
 """`space-peft plan`: a model's config is enough."""
 
 import json
+import re
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +55,9 @@ def test_seven_billion_parameters_are_planned_from_a_config_alone(seven_billion,
     assert (down["count"], down["kept"], down["left"]) == (28, 1024, 18944 - 1024)
     assert plan["refused"] == [] and plan["seconds"] is None
     assert "85.1 GiB" not in out and "second moments" in out
+    page = (Path(__file__).parents[1] / "docs" / "plan.md").read_text()
+    (shown,) = re.findall(r"^The first prints:\n\n((?:    .*\n|\n)+)", page, re.MULTILINE)
+    assert textwrap.dedent(shown).strip() in out, "docs/plan.md shows what it prints"
 
 
 def test_target_modules_and_settings_count(seven_billion, tmp_path, capsys):

@@ -70,6 +70,20 @@ def test_every_page_is_in_the_navigation():
     assert re.search(r"mkdocs build\n", recipe), "strict needs the warnings that --quiet hides"
 
 
+def test_the_recipes_name_the_files_that_their_table_counts():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text.partition("| recipe |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| an? (\w+) \|(.*)$", table, re.MULTILINE)
+    assert len(rows) == 4
+    for what, cells in rows:
+        recipe = text.partition(f"## A new {what}\n")[2].partition("\n## ")[0]
+        assert not [file for file in re.findall(r"`([\w./]+)`", cells) if file not in recipe], what
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
 @pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page):
     links = [link for link in LINK.findall(page.read_text()) if "://" not in link and not link.startswith("mailto:")]

@@ -70,6 +70,15 @@ def test_nothing_is_made_for_what_is_refused(demo, nothing_is_made, tmp_path, op
     assert not (tmp_path / "out").exists() and [name for name, _ in demo[0].named_modules()] == names
 
 
+def test_a_model_that_crawls_on_a_cpu_is_said_before_anything_is_made(nothing_is_made, tmp_path, monkeypatch):
+    model, processor = load_demo_model()
+    said = []
+    monkeypatch.setattr("space_peft.modeling.loading.logger.warning_once", said.append, raising=False)
+    with pytest.raises(ValueError, match="zyzzyva"):
+        job((model.half(), processor), tmp_path, aliases=["zyzzyva"])
+    assert any("in float16" in text for text in said)
+
+
 def test_rows_and_arguments_are_looked_at_before_the_model_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr("space_peft.erasing.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     demo = (str(tmp_path), None)  # A folder without a model, in the place of one.

@@ -128,6 +128,15 @@ def test_rows_of_an_evaluation_pass(make):
     assert make(fit_batch_size=5).get_eval_dataloader().batch_size == 5
 
 
+def test_a_model_that_crawls_on_a_cpu_is_said(make, monkeypatch):
+    said = []
+    monkeypatch.setattr("space_peft.modeling.loading.logger.warning_once", said.append, raising=False)
+    make()
+    assert not said
+    make(load_demo_model()[0].half())
+    assert said and "in float16, in which a CPU takes many times as long" in said[0]
+
+
 # Epochs
 
 

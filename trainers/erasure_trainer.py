@@ -21,7 +21,7 @@ from space_peft.data.names import check_target
 from space_peft.data.questions import DEFAULT_QUESTIONS, QuestionSet
 from space_peft.distributed import processes
 from space_peft.modeling.features import image_token_id, multimodal_core
-from space_peft.modeling.loading import load_model
+from space_peft.modeling.loading import load_model, warn_if_slow
 from space_peft.null_space.base_statistics import Statistics, load_statistics
 from space_peft.null_space.callback import NullSpaceCallback
 from space_peft.null_space.leaks import measure_leaks
@@ -194,6 +194,7 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
         if isinstance(model, str):
             model = load_model(model, args.device, place=False, **args.init_kwargs)
         multimodal_core(model)
+        warn_if_slow(model, args.device)
         processes.check_supported(model)
         set_seed(args.seed)  # Before the adapter is initialised.
         self._adapter_of = lambda model: add_adapter(model, peft_config, args.target, args.output_dir)

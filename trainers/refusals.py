@@ -16,6 +16,7 @@ from space_peft.config import SpaceLoraConfig
 from space_peft.data.questions import QuestionSet
 from space_peft.modeling.checksum import base_checksum
 from space_peft.modeling.features import multimodal_core
+from space_peft.modeling.loading import warn_if_slow
 from space_peft.modeling.targets import linear_modules
 from space_peft.null_space.base_statistics import Statistics
 from space_peft.null_space.planning import refusals
@@ -101,6 +102,7 @@ def check_model(
     """
     check_processor(processor)
     multimodal_core(model)
+    warn_if_slow(model, args.device)
     located_rows(processor, forget_rows([_PICTURE], names, questions))
     if isinstance(model, PeftModel):
         return

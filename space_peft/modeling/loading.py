@@ -107,6 +107,20 @@ def default_dtype(config: PreTrainedConfig, device: str | torch.device) -> torch
     return torch.float32
 
 
+def warn_if_slow(model, device: str | torch.device) -> None:
+    """Says that a model in float16 crawls on a CPU: one that somebody has loaded so, for here it would be float32.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        device (`str` or `torch.device`): Where it will run.
+    """
+    if torch.device(device).type == "cpu" and any(part.dtype == torch.float16 for part in model.parameters()):
+        logger.warning_once(
+            "The model is in float16, in which a CPU takes many times as long as in float32; load it with dtype=\"float32\" "
+            "(--dtype float32)."
+        )
+
+
 def saved_dtype(config: PreTrainedConfig) -> torch.dtype:
     """The precision in which a model was saved, as its configuration has it; float32 if it does not say."""
     for own in (config, getattr(config, "text_config", None)):
