@@ -116,7 +116,7 @@ def warn_if_slow(model, device: str | torch.device) -> None:
     """
     if torch.device(device).type == "cpu" and any(part.dtype == torch.float16 for part in model.parameters()):
         logger.warning_once(
-            "The model is in float16, in which a CPU takes many times as long as in float32; load it with dtype=\"float32\" "
+            'The model is in float16, in which a CPU takes many times as long as in float32; load it with dtype="float32" '
             "(--dtype float32)."
         )
 
