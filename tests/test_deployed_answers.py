@@ -66,10 +66,34 @@ def test_finding_rows_shows_the_answers_as_well(demo_model, demo_erasure_data, t
     # In the same batches, the answers that a pass of their own gives are the same, bit by bit.
     rows, shared, again = trainer.train_dataset.rows, trainer.deployed_answers, DeployedAnswers(trainer.model)
     order = length_order(trainer.processing_class, rows)
-    again.observe(again.watch_forget(forget_loader(trainer.processing_class, rows, 8, order), order))
+    again.observe(forget_loader(trainer.processing_class, rows, 8, order), again.of_forget(order))
     for number, row in enumerate(rows):
         kept, own = (answers.logits("forget", [number], len(row["answer_tokens"])) for answers in (shared, again))
         assert kept is not None and torch.equal(kept, own)
+
+
+def test_nothing_is_left_on_the_model_by_a_pass_that_ends_early(trained, monkeypatch):
+    """An error, a full memory: who looks on is told, and the hooks are gone."""
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    model, answers = trained.model, DeployedAnswers(trained.model)
+    before = [len(module._forward_hooks) for module in model.modules()]
+    loader = forget_loader(trained.processing_class, trained.train_dataset.rows, 8)
+    observer = answers.of_forget(range(len(trained.train_dataset.rows)))
+    monkeypatch.setattr("space_peft.trainers.deployed_answers.answer_logits", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        answers.observe(loader, observer)
+    assert [len(module._forward_hooks) for module in model.modules()] == before
+    assert answers.logits("forget", [0], 1) is None
+    # Rows of another loader that come before its own are not taken for these.
+    monkeypatch.undo()
+    observer.skip(8)
+    answers.observe(loader, observer)
+    columns = len(trained.train_dataset.rows[8]["answer_tokens"])
+    kept, own = answers.logits("forget", [0], columns), trained.deployed_answers.logits("forget", [8], columns)
+    assert kept is not None and (kept - own).abs().max() < 1e-4
 
 
 def test_rows_of_like_length_share_a_batch(trained, monkeypatch):

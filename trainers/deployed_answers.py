@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -51,24 +51,24 @@ class DeployedAnswers:
         self._retained: tuple[DataLoader, set[int]] | None = None
         self.faithful = True
 
-    def watch_forget(self, loader: Iterable[dict], rows: Sequence[int]) -> Iterable[dict]:
-        """The same batches for who puts them through the deployed model, from which their answers are kept.
+    def of_forget(self, rows: Sequence[int]) -> AnswerObserver:
+        """Keeps the answers of a `forget_loader`'s rows, for who puts its batches through the deployed model.
 
         Args:
-            loader (iterable of `dict[str, torch.Tensor]`): From `forget_loader`.
             rows (`list[int]`): What its rows are called, in order.
         """
-        return _Watched(self, loader, "forget", rows, set(rows), check=True)
+        return AnswerObserver(self, "forget", rows, check=True)
 
-    def watch_retained(self, loader: DataLoader, wanted: Collection[int]) -> Iterable[dict]:
-        """The same batches for fitting the null space, from which the answers of the `wanted` rows are kept.
+    def of_retained(self, loader: DataLoader, wanted: Collection[int]) -> AnswerObserver:
+        """Keeps the answers of the `wanted` rows, for who fits the null space.
 
         Args:
             loader (`DataLoader`): From `retained_loader`.
             wanted (collection of `int`): Retained rows that training is going to use.
         """
-        self._retained = (loader, set(wanted))
-        return _Watched(self, loader, "retain", loader.dataset.indices, set(wanted))
+        wanted = set(wanted)
+        self._retained = (loader, wanted)
+        return AnswerObserver(self, "retain", _only(loader.dataset.indices, wanted))
 
     def complete_retained(self) -> None:
         """Puts those batches through the model in which `wanted` rows are that nobody has put through it.
@@ -86,17 +86,20 @@ class DeployedAnswers:
         every = [list(range(start, min(start + loader.batch_size, len(rows)))) for start in starts]
         batches = [places for places in every if missing & {rows[place] for place in places}]
         part = with_batches(loader, batches)
-        self.observe(_Watched(self, part, "retain", [rows[place] for places in batches for place in places], wanted))
+        shown = _only([rows[place] for places in batches for place in places], wanted)
+        self.observe(part, AnswerObserver(self, "retain", shown))
 
-    def observe(self, batches: Iterable[dict]) -> None:
+    def observe(self, batches: Iterable[Mapping], observer: AnswerObserver) -> None:
         """Puts batches of which the answers are to be kept through the deployed model.
 
         Args:
-            batches (iterable of `dict[str, torch.Tensor]`): From `watch_forget` or `watch_retained`.
+            batches (iterable of `dict[str, torch.Tensor]`): From the loader that the observer is of.
+            observer ([`AnswerObserver`]): From `of_forget` or `of_retained`.
         """
-        with deployed_model(self._model) as deployed:
+        with deployed_model(self._model) as deployed, observer:
             for batch in batches:
-                answer_logits(deployed, to_device(batch, deployed))
+                answer_logits(deployed, to_device(observer.before(batch), deployed))
+                observer.after()
 
     def logits(self, kind: str, rows: Sequence[int], columns: int) -> torch.Tensor | None:
         """The deployed model's logits of rows' answers, aligned as `answer_logits` aligns them.
@@ -123,29 +126,6 @@ class DeployedAnswers:
         with torch.no_grad(), deployed_model(self._model) if adapted else contextlib.nullcontext():
             return self._head(hidden.to(device, non_blocking=True))
 
-    @contextlib.contextmanager
-    def _listening(self, check: bool) -> Iterator[list[torch.Tensor]]:
-        """What the output layer was given last; with `check`, what the model makes of its output is compared with that."""
-        heard: list[torch.Tensor] = []
-
-        def listen(module, args, output):
-            heard[:] = [args[0].detach(), output.detach()]
-
-        def compare(module, args, output):
-            logits = output.logits
-            self.faithful = self.faithful and torch.allclose(
-                heard[1][:, -logits.shape[1] :].to(logits), logits, rtol=1e-5, atol=1e-5
-            )
-
-        handles = [self._head.register_forward_hook(listen)]
-        if check:
-            handles.append(self._model.register_forward_hook(compare))
-        try:
-            yield heard
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def _keep(self, kind: str, rows: Sequence[int | None], labels: torch.Tensor, hidden: torch.Tensor) -> None:
         hidden = hidden[:, -answer_columns(labels) :]
         lengths = (answer_labels(labels) != IGNORE_INDEX).sum(dim=1).tolist()
@@ -165,23 +145,27 @@ class DeployedAnswersMixin(TrainerPart):
             return None  # Rows without images answer otherwise beside rows that have one.
         return DeployedAnswers(self.accelerator.unwrap_model(self.model))
 
-    def _keep_deployed_answers(self) -> None:
-        """Looks at the rows to forget that nobody has looked at yet, and at the retained ones while the null space is
-        fitted."""
+    def _keep_deployed_answers(self) -> AnswerObserver | None:
+        """Looks at the rows to forget that nobody has looked at yet.
+
+        Returns:
+            [`AnswerObserver`], *optional*: Who is to look at the retained ones while the null space is fitted.
+        """
         answers, data = self.deployed_answers, self.train_dataset
         if answers is None:
-            return
+            return None
         # A resumed run in the batches of the one that found the rows: beside others they would be rounded otherwise.
         for start, end in self.forget.found_while_training():
             rows = data.rows[start:end]
             order = length_order(self.processing_class, rows)
             loader = forget_loader(self.processing_class, rows, self.args.fit_batch_size, order)
             with self.accelerator.autocast():  # As it was when they were found.
-                answers.observe(answers.watch_forget(loader, [start + row for row in order]))
+                answers.observe(loader, answers.of_forget([start + row for row in order]))
         if not answers.faithful:
             self.deployed_answers = None
         elif self.null_space is not None and self.keep_model is None:
-            self.null_space.retain_dataloader = answers.watch_retained(self.fit_loader, data.retained_rows())
+            return answers.of_retained(self.fit_loader, data.retained_rows())
+        return None
 
     def _deployed_logits(self, kind: str, batch: dict, rows: Sequence[int], columns: int | None = None) -> torch.Tensor:
         """What the unadapted model answers to a batch: from what was kept of it, or from a forward pass.
@@ -223,33 +207,62 @@ class DeployedAnswersCallback(TrainerCallback):
             answers.complete_retained()
 
 
-class _Watched:
+def _only(rows: Iterable[int], wanted: Collection[int]) -> list[int | None]:
+    return [row if row in wanted else None for row in rows]
+
+
+class AnswerObserver:
     """
-    The batches of a loader, each to be put through the deployed model once before the next is asked for; what the
-    output layer is given meanwhile is kept. May be gone through again.
+    Keeps what the output layer is given for the answers of rows; a [`~space_peft.modeling.batch_observer.BatchObserver`].
+
+    Args:
+        answers ([`DeployedAnswers`]): Where it is kept.
+        kind (`str`): "forget" or "retain".
+        rows (`list[int or None]`): What the rows of all batches are called, in order; `None` for those that nobody wants.
+        check (`bool`, defaults to `False`): Whether to compare what the model makes of its output layer's output with that.
     """
 
-    def __init__(
-        self, answers: DeployedAnswers, loader, kind: str, rows: Sequence[int], wanted: set[int], check: bool = False
-    ):
-        self._answers, self._loader, self._kind = answers, loader, kind
-        self._rows, self._wanted, self._check = list(rows), wanted, check
+    def __init__(self, answers: DeployedAnswers, kind: str, rows: Sequence[int | None], check: bool = False):
+        self._answers, self._kind, self._rows, self._check = answers, kind, list(rows), check
 
-    def __len__(self) -> int:
-        return len(self._loader)
+    def skip(self, rows: int) -> None:
+        """So many rows of another loader are seen before its own."""
+        self._rows[:0] = [None] * rows
 
-    def __iter__(self) -> Iterator[dict]:
-        few_logits = takes_logits_to_keep(self._answers._model)
-        start = 0
-        with self._answers._listening(self._check) as heard:
-            for batch in self._loader:
-                labels = batch["labels"]
-                rows = [row if row in self._wanted else None for row in self._rows[start : start + len(labels)]]
-                start += len(labels)
-                yield {**batch, "logits_to_keep": answer_columns(labels)} if few_logits else batch
-                if heard:
-                    self._answers._keep(self._kind, rows, labels, heard[0])
-                    heard.clear()  # Logits are large.
+    def __enter__(self) -> AnswerObserver:
+        self._next = 0
+        self._heard: list[torch.Tensor] = []  # What went into the output layer last, and what came out.
+        model = self._answers._model
+        self._few_logits = takes_logits_to_keep(model)
+        self._handles = [self._answers._head.register_forward_hook(self._listen)]
+        if self._check:
+            self._handles.append(model.register_forward_hook(self._compare))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._heard.clear()
+
+    def _listen(self, module, args, output) -> None:
+        self._heard[:] = [args[0].detach(), output.detach()]
+
+    def _compare(self, module, args, output) -> None:
+        made, logits = self._heard[1], output.logits
+        alike = torch.allclose(made[:, -logits.shape[1] :].to(logits), logits, rtol=1e-5, atol=1e-5)
+        self._answers.faithful = self._answers.faithful and alike
+
+    def before(self, batch: Mapping) -> dict:
+        self._labels = batch["labels"]
+        self._own = self._rows[self._next : self._next + len(self._labels)]
+        self._next += len(self._labels)
+        self._heard.clear()
+        return {**batch, "logits_to_keep": answer_columns(self._labels)} if self._few_logits else dict(batch)
+
+    def after(self) -> None:
+        if self._heard:
+            self._answers._keep(self._kind, self._own, self._labels, self._heard[0])
+            self._heard.clear()  # Logits are large.
 
 
 @torch.no_grad()

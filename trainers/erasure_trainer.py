@@ -371,9 +371,14 @@ class ErasureTrainer(CertifyingMixin, DeployedAnswersMixin, EvaluationMixin, Pub
             self.null_space.retain_dataloader = self.fit_loader
         self.deployed_answers = self._new_deployed_answers()
         self.forget.find_rows(resume_from_checkpoint)
-        self._keep_deployed_answers()
+        observer = self._keep_deployed_answers()
+        if self.null_space is not None:
+            self.null_space.observer = observer
         if self.null_space is not None and self.statistics is not None:
-            several: list[Any] = [self._about(), self.null_space.retain_dataloader]
+            about = self._about()
+            if observer is not None:
+                observer.skip(len(about.dataset))
+            several: list[Any] = [about, self.null_space.retain_dataloader]
             loaders = [loader for loader in several if len(loader)]
             self.null_space.retain_dataloader = Chained(loaders) if loaders else None
         self.certificate = self.canary = None  # They are of the adapter as it was.

@@ -136,10 +136,13 @@ class ForgetRows:
         """Rows with their branches; of the same passes the deployed model's answers are kept, as those of rows `first` on."""
         processor, size = self._trainer.processing_class, self._trainer.args.fit_batch_size
         order, answers = length_order(processor, rows), self._trainer.deployed_answers
-        batches = None
+        batches = observer = None
         if rows and answers is not None:
-            batches = answers.watch_forget(forget_loader(processor, rows, size, order), [first + row for row in order])
-        done = add_branches(deployed, processor, [rows[row] for row in order], self._trees, size, batches=batches)
+            batches = forget_loader(processor, rows, size, order)
+            observer = answers.of_forget([first + row for row in order])
+        done = add_branches(
+            deployed, processor, [rows[row] for row in order], self._trees, size, batches=batches, observer=observer
+        )
         return [row for _, row in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
 
     def found_while_training(self) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ by `space_peft.modeling.prompts.conversation`, with
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -24,6 +25,7 @@ from ..data.name_forms import written_forms
 from ..data.names import find_mentions
 from ..data.questions import Question, QuestionSet
 from ..data.written_tokens import Writing
+from .batch_observer import BatchObserver
 from .layers import evaluating
 from .processors import image_token
 from .prompts import (
@@ -319,6 +321,7 @@ def add_branches(
     batch_size: int = 32,
     look_into: float = LOOK_INTO,
     batches: Iterable[dict] | None = None,
+    observer: BatchObserver | None = None,
 ) -> list[dict]:
     """Adds to each row what the other forms of its names are worth at each token of its mention.
 
@@ -330,8 +333,9 @@ def add_branches(
         batch_size (`int`, defaults to 32): Rows a forward pass.
         look_into (`float`, defaults to 0.01): A token that only begins a form is looked into if it holds this share of
             what is left beside the forms whose chance is known; others count as not saying the name.
-        batches (iterable of `dict[str, torch.Tensor]`, *optional*): The rows in order, encoded: for who looks on while they
-            are put through the model. By default they are encoded here, `batch_size` at a time.
+        batches (iterable of `dict[str, torch.Tensor]`, *optional*): The rows in order, encoded. By default they are encoded
+            here, `batch_size` at a time.
+        observer ([`BatchObserver`], *optional*): Who looks on while they are put through the model.
 
     Returns:
         `list[dict]`: The rows with `branches`: for each token from `kept_from` on a list of `(token, share)`. Before the
@@ -352,30 +356,34 @@ def add_branches(
         batches = (encode_conversations(processor, rows[start : start + batch_size]) for start in starts)
     first = 0
     with evaluating(model):
-        for batch in batches:
-            probabilities = answer_logits(model, to_device(batch, model)).float().softmax(-1)
-            for i, p in enumerate(probabilities, first):
-                begin, end = rows[i]["mention"]
-                tree = trees.get(rows[i].get("says") or ())
-                path, shift = rows[i]["answer_tokens"][begin:end], begin - done[i]["kept_from"]
-                # From the path's end: the chance that the path goes on to the name's end.
-                on_path = p[torch.arange(begin, end), torch.tensor(path)].flip(0).cumprod(0).flip(0).tolist()
-                for j, node in enumerate(tree.nodes(path) if tree else []):
-                    others = {token: child for token, child in node.items() if token != path[j]}
-                    complete = [(token, 1.0) for token, child in others.items() if child is None]
-                    done[i]["branches"][shift + j] = complete
-                    open_ends = [token for token, child in others.items() if child is not None]
-                    if not open_ends:
-                        continue
-                    values = p[begin + j]
-                    known = on_path[j] + sum(float(values[token]) for token, _ in complete)
-                    for token in open_ends:
-                        if float(values[token]) >= look_into * max(1 - known, 0.0):
-                            for rest in endings(others[token]):
-                                row = _continued(rows[i], begin + j, token, rest)
-                                continued.setdefault(row_key(row), row)
-                                asked.append((i, j, token, row_key(row)))
-            first += len(probabilities)
+        with contextlib.nullcontext() if observer is None else observer:
+            for batch in batches:
+                batch = batch if observer is None else observer.before(batch)
+                probabilities = answer_logits(model, to_device(batch, model)).float().softmax(-1)
+                if observer is not None:
+                    observer.after()
+                for i, p in enumerate(probabilities, first):
+                    begin, end = rows[i]["mention"]
+                    tree = trees.get(rows[i].get("says") or ())
+                    path, shift = rows[i]["answer_tokens"][begin:end], begin - done[i]["kept_from"]
+                    # From the path's end: the chance that the path goes on to the name's end.
+                    on_path = p[torch.arange(begin, end), torch.tensor(path)].flip(0).cumprod(0).flip(0).tolist()
+                    for j, node in enumerate(tree.nodes(path) if tree else []):
+                        others = {token: child for token, child in node.items() if token != path[j]}
+                        complete = [(token, 1.0) for token, child in others.items() if child is None]
+                        done[i]["branches"][shift + j] = complete
+                        open_ends = [token for token, child in others.items() if child is not None]
+                        if not open_ends:
+                            continue
+                        values = p[begin + j]
+                        known = on_path[j] + sum(float(values[token]) for token, _ in complete)
+                        for token in open_ends:
+                            if float(values[token]) >= look_into * max(1 - known, 0.0):
+                                for rest in endings(others[token]):
+                                    row = _continued(rows[i], begin + j, token, rest)
+                                    continued.setdefault(row_key(row), row)
+                                    asked.append((i, j, token, row_key(row)))
+                first += len(probabilities)
         chances: dict[tuple, float] = {}
         keys = list(continued)
         for start in range(0, len(keys), batch_size):

@@ -13,6 +13,7 @@ from transformers.utils.logging import get_logger
 
 from ..data.rows import check_loader
 from ..distributed.processes import divide
+from ..modeling.batch_observer import BatchObserver
 from ..modeling.checksum import weights_at_rest
 from ..modeling.layers import adapted_layers, adapter_config
 from ..records.folder import FIT_PROGRESS_NAME, NULL_SPACES_NAME, SPACE_CONFIG_NAME
@@ -121,6 +122,7 @@ class NullSpaceCallback(TrainerCallback):
         self.fit_save_steps = fit_save_steps
         self.protect = protect
         self.statistics = statistics
+        self.observer: BatchObserver | None = None  # Who looks on while it fits.
         self.resumed_from: str | os.PathLike | None = None  # where a Trainer knows it; it does not tell its callbacks
         self._given = null_spaces is not None
         self._attached: AttachedNullSpace | None = None
@@ -196,6 +198,7 @@ class NullSpaceCallback(TrainerCallback):
             progress=self.progress and not args.disable_tqdm,
             protect=self.protect,
             statistics=self.statistics,
+            observer=self.observer,
             **saving,
         )
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..choices import InputKind
 from ..distributed import processes
+from ..modeling.batch_observer import BatchObserver
 from ..modeling.checksum import base_checksum
 from ..modeling.layers import adapted_layers, adapter_config, check_untied
 from ..records.stages import bar
@@ -42,6 +43,7 @@ def fit_null_space(
     statistics: Statistics | None = None,
     save_to: str | os.PathLike | None = None,
     save_every: int = 50,
+    observer: BatchObserver | None = None,
 ) -> dict[str, NullSpace]:
     """Fits the null space of every adapted layer to retained data, in one pass.
 
@@ -67,6 +69,7 @@ def fit_null_space(
         save_to (`str` or `os.PathLike`, *optional*): A file to keep the sums in while fitting, from which the next call
             goes on if this one is killed: as large as the sums, and deleted at the end. One process only.
         save_every (`int`, defaults to 50): Batches between two saves.
+        observer ([`BatchObserver`], *optional*): Who looks on while the deployed model is given the batches.
 
     Returns:
         `dict[str, NullSpace]`: By the layer's name in the base model.
@@ -101,6 +104,7 @@ def fit_null_space(
             save_to=save_to,
             save_every=save_every,
             unseen_allowed=statistics is not None,
+            observer=observer,
         )
     if statistics is not None:
         fitters = _apart(fitters, statistics)
@@ -187,6 +191,7 @@ def collect_moments(
     digest: DataDigest | None = None,
     layers: Mapping[str, nn.Module] | None = None,
     unseen_allowed: bool = False,
+    observer: BatchObserver | None = None,
 ) -> dict[str, NullSpaceFitter]:
     """Observes the inputs of every adapted layer; see [`fit_null_space`] for the other arguments.
 
@@ -255,6 +260,7 @@ def collect_moments(
         adapted=adapted,
         on_batch=start_forward,
         after_batch=None if saved is None else lambda: saved.end_batch(fitters, sharing.owner),
+        observer=observer,
     )
     if saved is not None:
         saved.remove()

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data.rows import check_all_read, check_batch, check_loader
 from ..distributed import processes
+from ..modeling.batch_observer import BatchObserver
 from ..modeling.features import attends_to_images
 from ..modeling.layers import base_model, deployed_model
 from ..modeling.prompts import takes_logits_to_keep, to_device
@@ -34,6 +35,7 @@ def observe_inputs(
     adapted: bool = False,
     on_batch: Callable[[dict, bool], bool] | None = None,
     after_batch: Callable[[], None] | None = None,
+    observer: BatchObserver | None = None,
 ) -> int:
     """Runs the deployed model over batches and shows `visit` what goes into modules.
 
@@ -49,6 +51,7 @@ def observe_inputs(
         adapted (`bool`, defaults to `False`): Whether adapters are on while it runs.
         on_batch (`Callable`, *optional*): Given the inputs and whether they count here; says whether to run them.
         after_batch (`Callable`, *optional*): Called after every forward pass.
+        observer ([`BatchObserver`], *optional*): Who looks on.
 
     Returns:
         `int`: Number of batches.
@@ -83,10 +86,13 @@ def observe_inputs(
         for name, module in modules.items():
             handle = module.register_forward_pre_hook(hook_of(name, module), with_kwargs=True)
             stack.callback(handle.remove)
+        if observer is not None:
+            stack.enter_context(observer)
         shares = processes.share_batches(dataloader, model)
         total = processes.share_length(dataloader)
         for batch, counted in track(shares, desc or "", total=total, show=shows_progress(progress)):  # noqa: B007
             check_batch(batch, batches)
+            batch = batch if observer is None else observer.before(batch)
             inputs = to_device({key: value for key, value in batch.items() if key != "labels"}, model)
             masks[:] = _token_masks(inputs, visual)
             batches += 1
@@ -97,6 +103,8 @@ def observe_inputs(
             else:
                 inputs.pop("logits_to_keep", None)
             model(**inputs)
+            if observer is not None:
+                observer.after()
             if after_batch is not None:
                 after_batch()
     check_all_read(dataloader, batches, total)
