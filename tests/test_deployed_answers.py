@@ -8,6 +8,7 @@ from rounding import divergence_tolerance
 from test_space_trainer import make_trainer
 from transformers import TrainerCallback
 
+from space_peft import collect_statistics
 from space_peft.demo import load_demo_model
 from space_peft.losses import IGNORE_INDEX, answer_labels
 from space_peft.modeling.layers import adapted_layers, deployed_model, lora_weights
@@ -94,6 +95,17 @@ def test_nothing_is_left_on_the_model_by_a_pass_that_ends_early(trained, monkeyp
     columns = len(trained.train_dataset.rows[8]["answer_tokens"])
     kept, own = answers.logits("forget", [0], columns), trained.deployed_answers.logits("forget", [8], columns)
     assert kept is not None and (kept - own).abs().max() < 1e-4
+
+
+def test_rows_about_the_concept_are_not_taken_for_retained_ones(demo_model, demo_erasure_data, tmp_path):
+    """With statistics they are read first, in the same pass."""
+    statistics = collect_statistics(*load_demo_model(), demo_erasure_data[1][:40], progress=False)
+    trainer = make_trainer(demo_model, demo_erasure_data, tmp_path, max_steps=1)
+    trainer.statistics = trainer.null_space.statistics = statistics
+    trainer.train()
+    assert len(trainer.null_space.retain_dataloader) > len(trainer.fit_loader)
+    batch = trainer.data_collator([trainer.train_dataset[item] for item in range(4)])
+    assert largest_difference(trainer, "retain", batch["retain"], batch["retain_rows"]) < 1e-4
 
 
 def test_rows_of_like_length_share_a_batch(trained, monkeypatch):
