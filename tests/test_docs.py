@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import runpy
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -112,6 +113,16 @@ def test_files_of_the_repository_that_are_named_are_there(page):
     )
     # NAME stands for what somebody is going to add.
     assert not [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+
+
+def test_names_in_docstrings_are_links_on_the_site():
+    hook = runpy.run_path(str(ROOT / ".ci" / "site_links.py"))
+    page = "<p>[<code>erase</code>], [<code>Erasure.save</code>], [<code>~peft.PeftModel</code>], <code>list[str]</code> [1]</p>"
+    assert hook["on_page_content"](page, {"docs_dir": str(ROOT / "docs")}, page=None, files=None) == (
+        '<p><autoref identifier="space_peft.erasing.erase" optional><code>erase</code></autoref>, '
+        '<autoref identifier="space_peft.erasing.Erasure" optional><code>Erasure.save</code></autoref>, '
+        "<code>peft.PeftModel</code>, <code>list[str]</code> [1]</p>"
+    )
 
 
 def undescribed(text):
