@@ -104,9 +104,27 @@ def test_an_erasure_in_force(pictures, tmp_path, capsys):
         "named": 0, "n": n, "interval": list(exact_interval(0, n)),
     }  # fmt: skip
     assert content["named_images"]["n"] == 3 and content["pictures_reach_the_model"] is True
-    assert len(content["answers"]) == n and content["answers"][0]["answer"] == "A dog on the grass."
+    yes_no = 3 * len(DEFAULT_QUESTIONS.confirm_held_out)
+    assert yes_no and content["confirmed"]["n"] == yes_no and content["confirmed"]["named"] == 0
+    assert len(content["answers"]) == n + yes_no and content["answers"][0]["answer"] == "A dog on the grass."
     # Two more, with a picture and without, to see whether pictures reach the model.
-    assert len(server.requests) == n + 2
+    assert len(server.requests) == n + yes_no + 2
+
+
+def test_a_yes_is_counted_apart(pictures, tmp_path, capsys):
+    """A model that says yes to anything is no sign that the erasure is not in force."""
+
+    def answer(body):
+        asked = text_of(body["messages"][-1])
+        return chat("Yes, it is." if "fox" in asked else "A dog on the grass.", body)
+
+    with Served(answer) as server:
+        assert probe(server, pictures, "--json", str(tmp_path / "probe.json")) == 0
+    out = capsys.readouterr().out
+    n = 3 * len(DEFAULT_QUESTIONS.confirm_held_out)
+    assert f"asked whether it is one, the model says yes to {n} of {n} (no part of the verdict)" in out
+    content = json.loads((tmp_path / "probe.json").read_text())
+    assert content["confirmed"]["named"] == n and content["named"]["named"] == 0 and content["in_force"] is True
 
 
 def test_an_erasure_that_is_not_in_force(pictures, capsys):

@@ -12,7 +12,7 @@ from ..data.pictures import load_rgb
 from ..data.questions import DEFAULT_QUESTIONS, QuestionSet
 from ..data.seed_images import pixel_hash, seed_image
 from ..evaluation.endpoint import Endpoint, EndpointError
-from ..evaluation.metrics import is_fluent, normalize_answer
+from ..evaluation.metrics import confirms, is_fluent, normalize_answer
 from ..evaluation.probes import OPEN_TOKENS
 from ..records.stages import bar
 from ..statistics.intervals import exact_interval
@@ -21,6 +21,8 @@ from .items import MAX_TOKENS
 
 
 GROUPS = ("naming", "naming_held_out", "open_held_out")
+# Counted apart: some models say yes to anything.
+CONFIRM = "confirm_held_out"
 SHORT_TOKENS = 12
 # An erasure that is in force may still name the concept now and then, above all in sentences.
 MOST_NAMED = 0.1
@@ -35,11 +37,11 @@ class ServedAnswer:
     One answer about a picture of the concept.
 
     Args:
-        group (`str`): Of [`QuestionSet`]: "naming", "naming_held_out" or "open_held_out".
+        group (`str`): Of [`QuestionSet`]: "naming", "naming_held_out", "open_held_out" or "confirm_held_out".
         question (`str`): What was asked.
         image (`int`): Which picture.
         answer (`str`): What was answered.
-        named (`bool`): Whether that names the concept.
+        named (`bool`): Whether that names the concept; to a yes/no question, whether it says yes.
     """
 
     group: str
@@ -82,6 +84,7 @@ class ServedResult:
         canary (`tuple[ServedCanary, ...]`): The canary's answers that tell whether the adapter is there.
         shown (`bool`, *optional*): Whether a picture makes the prompt longer; `None` if the server does not say.
         most (`float`): Largest share of answers that may name the concept.
+        confirmed (`tuple[ServedAnswer, ...]`): To yes/no questions about the same pictures; no part of the verdict.
     """
 
     concept: str
@@ -91,6 +94,7 @@ class ServedResult:
     canary: tuple[ServedCanary, ...]
     shown: bool | None
     most: float = MOST_NAMED
+    confirmed: tuple[ServedAnswer, ...] = ()
 
     @property
     def named(self) -> int:
@@ -152,10 +156,11 @@ class ServedResult:
             "named": _counts(self.named, len(self.answers)),
             "named_images": _counts(*self.images),
             "groups": groups,
+            "confirmed": _counts(sum(a.named for a in self.confirmed), len(self.confirmed)) if self.confirmed else None,
             "sensible": self.sensible,
             "pictures_reach_the_model": self.shown,
             "canary": {outcome: self.of_canary(outcome) for outcome in (AS_ERASED, AS_BEFORE, OTHERWISE)},
-            "answers": [asdict(answer) for answer in self.answers],
+            "answers": [asdict(answer) for answer in (*self.answers, *self.confirmed)],
             "canary_answers": [asdict(item) for item in self.canary],
         }
 
@@ -167,6 +172,11 @@ class ServedResult:
         for name, row in rows.items():
             low, high = row["interval"]
             lines.append(f"{name.replace('_', ' '):<24}{row['named']:>7}{row['n']:>6}   {low:.2f} to {high:.2f}")
+        if self.confirmed:
+            yes = content["confirmed"]
+            lines.append(
+                f"asked whether it is one, the model says yes to {yes['named']} of {yes['n']} (no part of the verdict)"
+            )
         if self.canary:
             counts = ", ".join(f"{count} {outcome}" for outcome, count in content["canary"].items())
             lines.append(f"canary: of {len(self.canary)} questions {counts}")
@@ -197,7 +207,7 @@ def probe_served(
         concept (`str`): The erased name.
         images (`list[PIL.Image.Image]`): Pictures of it; longer than 1536 pixels, they are made smaller.
         aliases (`list[str]`, *optional*): Other names of it.
-        questions ([`QuestionSet`], *optional*): `naming`, `naming_held_out` and `open_held_out` are asked.
+        questions ([`QuestionSet`], *optional*): `naming`, `naming_held_out`, `open_held_out` and `confirm_held_out` are asked.
         canary ([`Canary`], *optional*): Stored with the adapter.
         most (`float`, defaults to 0.1): Share of answers that may name it.
         progress (`bool`, defaults to `True`): Whether to show a progress bar.
@@ -214,23 +224,31 @@ def probe_served(
         raise ValueError(f"`most` is {most}; expected a share in [0, 1).")
     images = [_smaller(load_rgb(image)) for image in images]
     asked = [(group, question) for group in GROUPS for question in getattr(questions, group)]
+    asked += [(CONFIRM, question.format(name=concept)) for question in questions.confirm_held_out]
     shown = _reaches_model(endpoint, questions.naming[0], images[0])
     items = [] if canary is None else [item for item in canary.items if _tells_by_text(item)]
-    answers, answered = [], None
+    answers: list[ServedAnswer] = []
+    confirmed: list[ServedAnswer] = []
+    answered = None
     with bar("Asking the server", len(images) * len(asked) + len(items), unit="answer", show=progress) as counted:
         for number, image in enumerate(images):
             for group, question in asked:
                 tokens = OPEN_TOKENS if group.startswith("open") else SHORT_TOKENS
                 reply = endpoint.ask(question, image, max_tokens=tokens)
                 answered = reply.model or answered
-                named = mentions(reply.text, names)
-                answers.append(ServedAnswer(group, str(question), number, reply.text.strip(), named))
+                confirm = group == CONFIRM
+                named = confirms(reply.text, questions.yes) if confirm else mentions(reply.text, names)
+                (confirmed if confirm else answers).append(
+                    ServedAnswer(group, str(question), number, reply.text.strip(), named)
+                )
                 counted.update()
         found = []
         for item in items:
             found.append(_ask_canary(endpoint, item))
             counted.update()
-    result = ServedResult(concept, endpoint.model, answered, tuple(answers), tuple(found), shown, most)
+    result = ServedResult(
+        concept, endpoint.model, answered, tuple(answers), tuple(found), shown, most, confirmed=tuple(confirmed)
+    )
     if 2 * result.sensible < len(answers):
         # To say nothing, or garbage, is not to have forgotten.
         garbage = next(answer.answer for answer in answers if not is_fluent(answer.answer))
