@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset, load_from_disk
 
 from space_peft.anchors import anchor_info
+from space_peft.anchors.info import anchor_questions
 from space_peft.demo import demo_model_path
 from space_peft.demo.probes import demo_retain_rows, demo_split
 from space_peft.retained.reading import RetainedRows
@@ -37,11 +38,13 @@ def test_erase_concept_script(demo_images, tmp_path):
     Dataset.from_list(demo_retain_rows("fox", public)[:60]).to_parquet(tmp_path / "retain" / "data.parquet")
     arguments = {
         "model": demo_model_path(), "concept": "fox", "pool": tmp_path / "pool", "retain": tmp_path / "retain",
-        "output_dir": tmp_path / "out", "anchors": 2, "refine_steps": 1, "max_steps": 1,
+        "output_dir": tmp_path / "out", "anchors": 2, "refine_steps": 1, "max_steps": 1, "questions": tmp_path / "own.yaml",
     }  # fmt: skip
+    (tmp_path / "own.yaml").write_text("naming: ['what is this?']\nopen: [describe the picture.]\n")
     command = [sys.executable, str(SCRIPT)] + [part for k, v in arguments.items() for part in (f"--{k}", str(v))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_model.safetensors", "space_config.json", "space_anchors.json", "anchors"} <= names
-    assert anchor_info(load_from_disk(tmp_path / "out" / "anchors"))["stage"] == "refined"
+    anchors = load_from_disk(tmp_path / "out" / "anchors")
+    assert anchor_info(anchors)["stage"] == "refined" and anchor_questions(anchors).naming == ("what is this?",)

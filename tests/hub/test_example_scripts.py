@@ -47,8 +47,6 @@ SCRIPTS = {
         {"test_images": "bottles"},
     ),
 }
-# The one whose processor needs no torchvision shows in every run that the examples work.
-EACH = [name if "llava" in name else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS]
 REPO = "user/erasure"
 
 
@@ -87,7 +85,7 @@ def check(hub, output: Path, model: str) -> None:
     assert changed and all("language_model" in key or "text_model" in key for key in changed)
 
 
-@pytest.mark.parametrize("script", EACH)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script(script, hub, tmp_path, monkeypatch, capsys):
     needs(script)
     allow_pictures_without_torchvision(monkeypatch.setattr)
@@ -113,7 +111,6 @@ def test_a_script(script, hub, tmp_path, monkeypatch, capsys):
         assert base.keys() == merged.keys() and changed and all("text_model" in name for name in changed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_yaml_file(script, hub, tmp_path, monkeypatch, capsys):
     needs(script)
