@@ -106,6 +106,20 @@ def test_a_file_says_it_as_yaml_does():
     assert args.output_dir == "space-output"
 
 
+def test_a_script_of_ones_own_parses_them_as_trl_does(tmp_path, capsys):
+    parser = pytest.importorskip("trl").TrlParser((SpaceConfig, AdapterArguments))
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"output_dir: {tmp_path}\nuse_cpu: true\nlora_r: 3\nlora_rank_pattern: {{q_proj: 5}}\nconstraint: hard\n"
+    )
+    args, adapter = parser.parse_args_and_config(["--config", str(path), "--lora_r", "6"])
+    config = get_space_config(adapter)
+    assert (config.r, config.rank_pattern, config.constraint, args.use_cpu) == (6, {"q_proj": 5}, "hard", True)
+    with pytest.raises(SystemExit):
+        parser.parse_args_and_config(["--output_dir", str(tmp_path), "--constraint", "sotf"])
+    assert "'soft', 'hard', 'none'" in capsys.readouterr().err.replace("soft, hard, none", "'soft', 'hard', 'none'")
+
+
 @pytest.mark.parametrize("pattern", ["q_proj", '{"q_proj": "many"}', "[1]"])
 def test_a_pattern_that_is_none_is_refused(pattern):
     with pytest.raises(ValueError, match="`lora_rank_pattern` is .*(not JSON|expected numbers by layer)"):
